@@ -1,0 +1,331 @@
+//! The checkpoint: moves inline bytes home, writes the checksum pages and the index, and so lets
+//! the log be recycled. A few disk operations at a time, beside everything else; nothing waits
+//! for it unless the log's ring is full.
+//!
+//! Steps, and what a crash after each leaves: (1) bytes are written home - nothing refers to
+//! them; (2) the cut: index and pages as of one position of the log are frozen in memory;
+//! (3) pages are written to the older of their twins - the other twin is good, and the log still
+//! has the new checksums; (4) sync; (5) the older checkpoint file is overwritten - the other is
+//! good; (6) sync: from here on this one counts, and the log before the cut may be recycled.
+
+use crate::io::{FileRef, Outbox};
+use crate::node::Node;
+use crate::state::ChunkState;
+use crate::store::alloc::Blocks;
+use crate::store::crc::PageKey;
+use crate::store::format::{
+    CHECKPOINT_BLOCK_BYTES, CHECKPOINT_HEAD_BYTES, CheckpointEntry, FormatVersion, PAGE_PAIR_BYTES, Page,
+};
+use crate::store::index::{Extent, Freed, Home};
+use crate::store::recover::checkpoint_block;
+use crate::store::{CheckpointDone, PieceTicket};
+use common::checksum::{first_mismatch, slice_crcs};
+use common::limits::{BLOCK_BYTES, PIECE_BYTES_MAX};
+use common::{ChunkHandle, Epoch};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Disk operations of a checkpoint at a time.
+const OPS_MAX: usize = 8;
+/// Floors in one entry.
+const FLOORS_PER_ENTRY: usize = 4096;
+
+/// Bytes on their way home.
+#[derive(Clone, Debug)]
+struct Homing {
+    handle: ChunkHandle,
+    from: u32,
+    to: u32,
+    /// The extents that they replace, if those still stand.
+    old: Vec<Extent>,
+    blocks: Blocks,
+    crcs: Vec<u32>,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Idle,
+    Homing { chunks: VecDeque<ChunkHandle> },
+    Pages { todo: Vec<PageKey>, left: usize },
+    PagesSync,
+    Index { done: bool },
+    IndexSync,
+}
+
+/// The checkpoint under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Checkpoint {
+    phase: Phase,
+    wanted: bool,
+    /// The last one that is durable.
+    sequence: u64,
+    /// Operations under way.
+    pending: usize,
+    homing: BTreeMap<u64, Homing>,
+    next_homing: u64,
+    /// The cut: position of the log, chunks, floors.
+    position: u64,
+    chunks: VecDeque<Arc<ChunkState>>,
+    floors: VecDeque<(ChunkHandle, Epoch)>,
+    segments: u32,
+    block_index: u32,
+    /// Entries that did not fit into the last block.
+    entries: VecDeque<Vec<u8>>,
+}
+
+impl Checkpoint {
+    pub fn new(sequence: u64) -> Checkpoint {
+        Checkpoint {
+            phase: Phase::Idle,
+            wanted: false,
+            sequence,
+            pending: 0,
+            homing: BTreeMap::new(),
+            next_homing: 1,
+            position: 0,
+            chunks: VecDeque::new(),
+            floors: VecDeque::new(),
+            segments: 0,
+            block_index: 0,
+            entries: VecDeque::new(),
+        }
+    }
+
+    pub fn request(&mut self) {
+        self.wanted = true;
+    }
+
+    /// The next entry of the index, encoded.
+    fn next_entry(&mut self) -> Option<Vec<u8>> {
+        if self.entries.is_empty() {
+            if let Some(chunk) = self.chunks.pop_front() {
+                self.entries = chunk.dump().iter().map(common::wire::to_vec).collect();
+            } else if !self.floors.is_empty() {
+                let n = self.floors.len().min(FLOORS_PER_ENTRY);
+                let floors = CheckpointEntry::Floors(self.floors.drain(..n).collect());
+                self.entries.push_back(common::wire::to_vec(&floors));
+            }
+        }
+        self.entries.pop_front()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle) && !self.wanted
+    }
+}
+
+impl Node {
+    /// Starts a checkpoint when the log wants one, and feeds the one under way.
+    pub(crate) fn drive_checkpoint(&mut self, out: &mut Outbox) {
+        if self.store.failed().is_some() {
+            return;
+        }
+        loop {
+            match &mut self.checkpoint.phase {
+                Phase::Idle => {
+                    let due = self.store.log.used() > self.store.log.capacity() / 4;
+                    if !(due || self.checkpoint.wanted) || !self.store.log_moved() {
+                        self.checkpoint.wanted = false;
+                        return;
+                    }
+                    self.checkpoint.wanted = false;
+                    let inline = |e: &Extent| matches!(e.home, Home::Memory(_));
+                    let has_inline = self.chunks.iter().filter(|(_, c)| c.state.extents.iter().any(inline));
+                    let chunks = has_inline.map(|(handle, _)| *handle).collect();
+                    self.checkpoint.phase = Phase::Homing { chunks };
+                }
+                Phase::Homing { chunks } => {
+                    if self.checkpoint.homing.len() >= OPS_MAX {
+                        return;
+                    }
+                    match chunks.pop_front() {
+                        Some(handle) => self.move_home(handle, out),
+                        None if !self.checkpoint.homing.is_empty() => return,
+                        None => self.cut_checkpoint(),
+                    }
+                }
+                Phase::Pages { todo, left } => {
+                    if *left == 0 {
+                        self.checkpoint.phase = Phase::PagesSync;
+                        self.checkpoint.pending = 1;
+                        self.store.checkpoint_sync(FileRef::Extents(0), out);
+                        return;
+                    }
+                    if self.checkpoint.pending >= OPS_MAX {
+                        return;
+                    }
+                    let Some(key) = todo.pop() else { return };
+                    self.checkpoint.pending += 1;
+                    match self.store.crcs.cached(key).cloned() {
+                        Some(page) => self.write_page(key, &page, out),
+                        None => self.store.checkpoint_read_page(key, out),
+                    }
+                }
+                Phase::Index { done } => {
+                    if self.checkpoint.pending > 0 {
+                        return;
+                    }
+                    if *done {
+                        self.checkpoint.phase = Phase::IndexSync;
+                        self.checkpoint.pending = 1;
+                        let file = self.checkpoint_file();
+                        self.store.checkpoint_sync(file, out);
+                        return;
+                    }
+                    self.write_index_block(out);
+                }
+                Phase::PagesSync | Phase::IndexSync => return,
+            }
+        }
+    }
+
+    fn checkpoint_file(&self) -> FileRef {
+        FileRef::Checkpoint(((self.checkpoint.sequence + 1) % 2) as u32)
+    }
+
+    /// Step 1: the inline bytes of a chunk, run by run.
+    fn move_home(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let mut runs: Vec<Vec<Extent>> = vec![];
+        for extent in chunk.state.extents.iter().filter(|e| matches!(e.home, Home::Memory(_))) {
+            let joins = |run: &Vec<Extent>| {
+                let (first, last) = (&run[0], &run[run.len() - 1]);
+                let bytes = extent.offset + extent.len - first.offset;
+                last.offset + last.len == extent.offset && bytes as usize <= PIECE_BYTES_MAX
+            };
+            match runs.last_mut().filter(|run| joins(run)) {
+                Some(run) => run.push(extent.clone()),
+                None => runs.push(vec![extent.clone()]),
+            }
+        }
+        for old in runs {
+            self.move_run_home(handle, old, out);
+        }
+    }
+
+    fn move_run_home(&mut self, handle: ChunkHandle, old: Vec<Extent>, out: &mut Outbox) {
+        let mut bytes = vec![];
+        for extent in &old {
+            let Home::Memory(inline) = &extent.home else { unreachable!("only inline extents are moved") };
+            assert_eq!(first_mismatch(&inline.data, &inline.crcs), None, "{handle}: memory does not match its checksum");
+            bytes.extend_from_slice(&inline.data[extent.skip as usize..(extent.skip + extent.len) as usize]);
+        }
+        let crcs = slice_crcs(&bytes);
+        // No room: they stay in memory and go into the checkpoint as they are.
+        let Ok(blocks) = self.store.take(bytes.len() as u32) else { return };
+        let number = self.checkpoint.next_homing;
+        self.checkpoint.next_homing += 1;
+        let from = old[0].offset;
+        let to = from + bytes.len() as u32;
+        self.checkpoint.homing.insert(number, Homing { handle, from, to, old, blocks, crcs });
+        self.store.write_piece(blocks, bytes.into(), PieceTicket::Homed(number), out);
+    }
+
+    /// Bytes are home: the index says so, unless they were overwritten meanwhile.
+    pub(crate) fn homed(&mut self, number: u64) {
+        let Homing { handle, from, to, old, blocks, crcs } =
+            self.checkpoint.homing.remove(&number).expect("moved once");
+        let stands = self.chunks.get(&handle).is_some_and(|c| c.state.extents.range(from, to) == old);
+        if !stands {
+            return self.store.free(vec![blocks]);
+        }
+        self.store.crcs.set(blocks.segment, blocks.block, &crcs);
+        let last = old.iter().map(|e| e.last).max().expect("something was moved");
+        let home = Home::Disk { segment: blocks.segment, block: blocks.block };
+        let extent = Extent { offset: from, len: to - from, skip: 0, run: to - from, home, last };
+        let mut freed = Freed::default();
+        self.chunks.get_mut(&handle).expect("it stands").state_mut().extents.put_one(extent, &mut freed);
+        assert_eq!(freed, Freed::default(), "inline extents have no blocks");
+    }
+
+    /// Step 2: freezes what the checkpoint will say.
+    fn cut_checkpoint(&mut self) {
+        let todo = self.store.crcs.freeze();
+        let checkpoint = &mut self.checkpoint;
+        checkpoint.position = self.store.log.head();
+        let real = self.chunks.values().filter(|c| c.state.config.epoch.number() > 0);
+        checkpoint.chunks = real.map(|c| c.state.clone()).collect();
+        checkpoint.floors = self.floors.iter().map(|(h, e)| (*h, *e)).collect();
+        checkpoint.segments = self.store.alloc.segments();
+        checkpoint.block_index = 0;
+        checkpoint.pending = 0;
+        checkpoint.phase = Phase::Pages { left: todo.len(), todo };
+    }
+
+    /// Step 3: a page goes to the older of its twins.
+    fn write_page(&mut self, key: PageKey, base: &Page, out: &mut Outbox) {
+        let page = self.store.crcs.merged(key, base);
+        let twin = page.version % 2 * BLOCK_BYTES as u64;
+        let offset = key.1 as u64 * PAGE_PAIR_BYTES + twin;
+        let data = page.encode().into();
+        self.store.crcs.loaded(key, page);
+        self.store.checkpoint_write(FileRef::Extents(key.0), offset, data, out);
+    }
+
+    pub(crate) fn checkpoint_event(&mut self, done: CheckpointDone, out: &mut Outbox) {
+        match (done, &mut self.checkpoint.phase) {
+            (CheckpointDone::PageRead(key, page), _) => {
+                // A rotten page loses the checksums of its old blocks; they fail as corrupt.
+                let lost = Page { version: 2, ..Page::empty(key.1) };
+                let base = page.unwrap_or(lost);
+                self.write_page(key, &base, out);
+            }
+            (CheckpointDone::Wrote, Phase::Pages { left, .. }) => {
+                *left -= 1;
+                self.checkpoint.pending -= 1;
+            }
+            (CheckpointDone::Wrote, _) => self.checkpoint.pending -= 1,
+            (CheckpointDone::Synced, Phase::PagesSync) => {
+                self.checkpoint.pending = 0;
+                self.checkpoint.phase = Phase::Index { done: false };
+            }
+            (CheckpointDone::Synced, Phase::IndexSync) => {
+                // Step 6: this checkpoint counts.
+                self.checkpoint.pending = 0;
+                self.checkpoint.sequence += 1;
+                self.store.log.truncate(self.checkpoint.position);
+                self.store.crcs.thaw();
+                self.checkpoint.phase = Phase::Idle;
+            }
+            (done, phase) => panic!("{done:?} in {phase:?}"),
+        }
+    }
+
+    /// Step 5: the next block of the index.
+    fn write_index_block(&mut self, out: &mut Outbox) {
+        const ROOM: usize = CHECKPOINT_BLOCK_BYTES - CHECKPOINT_HEAD_BYTES;
+        let mut entries: Vec<Vec<u8>> = vec![];
+        let mut bytes = 0;
+        if self.checkpoint.block_index == 0 {
+            let head = CheckpointEntry::Head {
+                version: FormatVersion::V1,
+                position: self.checkpoint.position,
+                store_tag: self.store.config().tag,
+                segments: self.checkpoint.segments,
+            };
+            entries.push(common::wire::to_vec(&head));
+            bytes += entries[0].len() + 4;
+        }
+        let mut last = false;
+        loop {
+            let Some(entry) = self.checkpoint.next_entry() else {
+                last = true;
+                break;
+            };
+            assert!(entry.len() + 4 <= ROOM, "an entry of {} bytes is too long", entry.len());
+            if bytes + entry.len() + 4 > ROOM {
+                self.checkpoint.entries.push_front(entry);
+                break;
+            }
+            bytes += entry.len() + 4;
+            entries.push(entry);
+        }
+        let index = self.checkpoint.block_index;
+        self.checkpoint.block_index += 1;
+        self.checkpoint.pending = 1;
+        self.checkpoint.phase = Phase::Index { done: last };
+        let block = checkpoint_block(self.checkpoint.sequence + 1, index, last, &entries);
+        let file = self.checkpoint_file();
+        self.store.checkpoint_write(file, index as u64 * CHECKPOINT_BLOCK_BYTES as u64, block.into(), out);
+    }
+}

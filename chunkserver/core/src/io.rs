@@ -1,0 +1,206 @@
+//! Everything the world can tell a chunk node, and everything a node asks of the world.
+
+use bytes::Bytes;
+use common::wire::ChunkConfig;
+use common::wire::chunk_chunk::Peer;
+use common::wire::chunk_master::Order;
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::{ChunkHandle, Epoch, Refusal, Serial, SessionId, StoreId, Time};
+
+/// A client's connection, as the shell numbers them.
+pub type ConnId = u64;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A client asks. The payload's checksums have been verified by the shell.
+    Client {
+        /// On which connection.
+        conn: ConnId,
+        /// Which request of it.
+        request: u64,
+        /// The epoch under which it asks.
+        epoch: Epoch,
+        /// What.
+        msg: ClientChunk,
+        /// The payload.
+        data: Bytes,
+    },
+    /// Another store says something. The payload's checksums have been verified by the shell.
+    Peer {
+        /// Who.
+        from: StoreId,
+        /// What.
+        msg: Peer,
+        /// The payload.
+        data: Bytes,
+    },
+    /// The connection to a store broke and stands again: what was under way may be lost.
+    PeerReset {
+        /// Which.
+        peer: StoreId,
+    },
+    /// The connection to a store broke and cannot be made again.
+    PeerLost {
+        /// Which.
+        peer: StoreId,
+    },
+    /// The masters answer `MasterAsk` about this chunk.
+    Master {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Its configuration, or no.
+        answer: Result<ChunkConfig, Refusal>,
+    },
+    /// The store's session: which, and until when it may serve.
+    Session {
+        /// Which.
+        session: SessionId,
+        /// Until when.
+        until: Time,
+    },
+    /// What the masters want; answered by `Output::Confirmed`.
+    Orders(Vec<Order>),
+    /// The disk has done something.
+    Disk(DiskDone),
+    /// The shell was asked to stop: write a checkpoint, so that the next start is quick.
+    Checkpoint,
+    /// `deadline()` has come; harmless otherwise.
+    Wake,
+}
+
+/// What a node wants done, in no particular order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Answers a client.
+    Reply {
+        /// On which connection.
+        conn: ConnId,
+        /// Which request of it.
+        request: u64,
+        /// What.
+        msg: ClientChunkReply,
+        /// The payload, in parts.
+        data: Vec<Bytes>,
+    },
+    /// Says something to another store.
+    Peer {
+        /// To whom.
+        to: StoreId,
+        /// What.
+        msg: Peer,
+        /// The payload, in parts.
+        data: Vec<Bytes>,
+    },
+    /// Asks the masters; answered by `Input::Master`.
+    Master(MasterAsk),
+    /// Orders that are carried out, durably.
+    Confirmed(Vec<Order>),
+    /// The disk does something; answered by `Input::Disk`.
+    Disk(DiskOp),
+    /// The disk has failed: the store is out of service.
+    Failed(String),
+}
+
+/// What a node asks of the masters about a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MasterAsk {
+    /// The chunk.
+    pub handle: ChunkHandle,
+    /// What.
+    pub what: Ask,
+}
+
+/// The question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// May I serve it, and how does it stand?
+    Confirm,
+    /// I lead it and have lost track: a new epoch, please.
+    Takeover {
+        /// The epoch I know.
+        epoch: Epoch,
+    },
+    /// This member does not answer.
+    Silent {
+        /// The epoch I know.
+        epoch: Epoch,
+        /// The member.
+        accused: StoreId,
+    },
+    /// I have stopped admitting: seal it here.
+    Seal {
+        /// The epoch I know.
+        epoch: Epoch,
+        /// Bytes.
+        length: u64,
+        /// Last serial.
+        serial: Serial,
+    },
+}
+
+/// A file of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FileRef {
+    /// A slot of the log's ring.
+    Log(u32),
+    /// A segment of extents.
+    Extents(u32),
+    /// One of the two checkpoints.
+    Checkpoint(u32),
+}
+
+/// Names a disk operation until it is done.
+pub type Token = u64;
+
+/// One operation of the disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DiskOp {
+    /// Names it.
+    pub token: Token,
+    /// Which file.
+    pub file: FileRef,
+    /// What.
+    pub kind: DiskKind,
+}
+
+/// What the disk does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DiskKind {
+    /// Reads; a short file reads as zeros.
+    Read {
+        /// First byte; a multiple of the block.
+        offset: u64,
+        /// Bytes; a multiple of the block.
+        len: u32,
+    },
+    /// Writes whole blocks; data that ends within a block is padded with zeros.
+    Write {
+        /// First byte; a multiple of the block.
+        offset: u64,
+        /// What.
+        data: Bytes,
+        /// Durable when done (this write only).
+        durable: bool,
+    },
+    /// Makes durable what was completed before, of this file and, as all files of a store are on
+    /// one device, of all of them.
+    Sync,
+    /// Makes the file with this many written zeros, durably, its name included.
+    Allocate {
+        /// Bytes.
+        len: u64,
+    },
+}
+
+/// The end of an operation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DiskDone {
+    /// Which.
+    pub token: Token,
+    /// The bytes of a read, nothing for the others, or what went wrong.
+    pub result: Result<Bytes, String>,
+}
+
+/// Where a step puts its outputs.
+pub type Outbox = Vec<Output>;

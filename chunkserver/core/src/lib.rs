@@ -1,0 +1,17 @@
+//! The chunk node: chain, primary, secondary, takeover, store - pure.
+//!
+//! `Node::step` is the only door: an input and the time go in, outputs come out, and what must
+//! come after durability is said only after the disk said so. `deadline` names the next wake.
+
+mod checkpoint;
+mod held;
+pub mod io;
+mod node;
+mod primary;
+mod reads;
+mod secondary;
+pub mod state;
+pub mod store;
+mod takeover;
+
+pub use node::{ChunkView, Node, Stats};

@@ -1,0 +1,627 @@
+//! The node of one store: routes what happens, keeps the clock, and tidies up after each step.
+
+use crate::checkpoint::Checkpoint;
+use crate::held::{HeldPieces, Upstream, piece_len};
+use crate::io::{Ask, ConnId, Input, MasterAsk, Outbox, Output};
+use crate::primary::Lead;
+use crate::reads::{PendingRead, ReadFor};
+use crate::secondary::Follow;
+use crate::state::ChunkState;
+use crate::store::format::Record;
+use crate::store::{Event, PieceTicket, Recovered, Store, Ticket};
+use bytes::Bytes;
+use common::limits::{CHUNK_WAITING_MAX, REPLICATION_MAX};
+use common::wire::chunk_chunk::Peer;
+use common::wire::chunk_master::Order;
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::{ChunkConfig, Piece};
+use common::{ChunkHandle, Code, Epoch, Refusal, RequestId, Serial, SessionId, Span, StoreId, Time};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A client's request that waits for its chunk.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub conn: ConnId,
+    pub request: u64,
+    pub epoch: Epoch,
+    pub msg: ClientChunk,
+    pub data: Bytes,
+}
+
+/// A chunk at this store.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunk {
+    pub state: Arc<ChunkState>,
+    /// The session in which the masters confirmed the configuration.
+    pub confirmed: Option<SessionId>,
+    /// Everything up to here is durable here.
+    pub durable: Serial,
+    /// The highest commit point that the log says or will say.
+    pub logged_commit: Serial,
+    /// If this store leads the chunk.
+    pub lead: Option<Box<Lead>>,
+    /// What came from the primary and is not in the log yet.
+    pub follow: Follow,
+    /// A question to the masters is under way.
+    pub asking: bool,
+    /// Client requests that wait.
+    pub waiting: Vec<Waiting>,
+    /// Reads that wait for the primary's commit point.
+    pub reads: Vec<PendingRead>,
+}
+
+impl Chunk {
+    fn new(state: Arc<ChunkState>) -> Chunk {
+        Chunk {
+            durable: state.last_point().1,
+            logged_commit: state.committed(),
+            state,
+            confirmed: None,
+            lead: None,
+            follow: Follow::default(),
+            asking: false,
+            waiting: vec![],
+            reads: vec![],
+        }
+    }
+
+    pub(crate) fn config(&self) -> &ChunkConfig {
+        &self.state.config
+    }
+
+    pub(crate) fn state_mut(&mut self) -> &mut ChunkState {
+        Arc::make_mut(&mut self.state)
+    }
+}
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    /// Members should have answered the primary by now.
+    Answers(ChunkHandle),
+    /// Tell the secondaries the commit point, if nothing else did.
+    IdleCommit(ChunkHandle),
+    /// A removed member's session is over.
+    Hold(ChunkHandle),
+    /// Ask the masters again.
+    AskAgain(ChunkHandle),
+    /// A piece that was promised has not come.
+    Piece(ChunkHandle),
+    /// The primary has not answered a read's question.
+    Read(ChunkHandle),
+}
+
+/// A chunk as administrators see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkView {
+    /// Its configuration here.
+    pub config: ChunkConfig,
+    /// Committed bytes.
+    pub length: u64,
+    /// Commit point.
+    pub committed: Serial,
+    /// Last durable serial.
+    pub durable: Serial,
+}
+
+/// Figures of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Chunks.
+    pub chunks: u64,
+    /// Bytes of data in extents.
+    pub used_bytes: u64,
+    /// Bytes of the log since the last checkpoint.
+    pub log_bytes: u64,
+    /// Bytes held for commits.
+    pub held_bytes: u64,
+    /// Checksum mismatches found on reads.
+    pub corrupt: u64,
+}
+
+/// The node of one store.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub(crate) id: StoreId,
+    pub(crate) now: Time,
+    session: Option<(SessionId, Time)>,
+    pub(crate) store: Store,
+    pub(crate) chunks: BTreeMap<ChunkHandle, Chunk>,
+    pub(crate) floors: BTreeMap<ChunkHandle, Epoch>,
+    pub(crate) held: HeldPieces,
+    pub(crate) reads: BTreeMap<u64, ReadFor>,
+    pub(crate) checkpoint: Checkpoint,
+    timers: BTreeSet<(Time, Timer)>,
+    /// Chunks that this store leads and that are not at rest.
+    pub(crate) busy: BTreeSet<ChunkHandle>,
+    /// Chunks whose secondaries' durability must be told to their primary.
+    pub(crate) acks: BTreeSet<ChunkHandle>,
+    pub(crate) corrupt: u64,
+    reported_failure: bool,
+    held_check: Time,
+}
+
+/// Pieces without a commit are looked for this often.
+const HELD_CHECK_MS: u64 = 1000;
+
+impl Node {
+    /// A node on a recovered store.
+    pub fn new(id: StoreId, recovered: Recovered) -> Node {
+        let chunks = recovered.chunks.into_iter().map(|(h, s)| (h, Chunk::new(s))).collect();
+        Node {
+            id,
+            now: Time(0),
+            session: None,
+            store: recovered.store,
+            chunks,
+            floors: recovered.floors,
+            held: HeldPieces::default(),
+            reads: BTreeMap::new(),
+            checkpoint: Checkpoint::new(recovered.checkpoint),
+            timers: BTreeSet::new(),
+            busy: BTreeSet::new(),
+            acks: BTreeSet::new(),
+            corrupt: 0,
+            reported_failure: false,
+            held_check: Time(0),
+        }
+    }
+
+    /// The masters gave the store its id.
+    pub fn set_id(&mut self, id: StoreId) {
+        self.id = id;
+    }
+
+    /// The only door.
+    pub fn step(&mut self, now: Time, input: Input, out: &mut Outbox) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Client { conn, request, epoch, msg, data } => {
+                self.client(Waiting { conn, request, epoch, msg, data }, out)
+            }
+            Input::Peer { from, msg, data } => self.peer(from, msg, data, out),
+            Input::PeerReset { peer } => self.peer_reset(peer, out),
+            Input::PeerLost { peer } => self.peer_lost(peer, out),
+            Input::Master { handle, answer } => self.master_answers(handle, answer, out),
+            Input::Session { session, until } => self.session = Some((session, until)),
+            Input::Orders(orders) => self.orders(orders, out),
+            Input::Disk(done) => {
+                for event in self.store.done(done, out) {
+                    self.event(event, out);
+                }
+            }
+            Input::Checkpoint => self.checkpoint.request(),
+            Input::Wake => {}
+        }
+        self.settle(out);
+    }
+
+    fn settle(&mut self, out: &mut Outbox) {
+        while let Some((at, timer)) = self.timers.first().copied().filter(|(at, _)| *at <= self.now) {
+            self.timers.remove(&(at, timer));
+            self.fire(timer, out);
+        }
+        if self.held_check <= self.now {
+            self.held_check = self.now + Span::from_ms(HELD_CHECK_MS);
+            let expired = self.held.expire(self.now);
+            self.store.free(expired);
+        }
+        self.send_acks(out);
+        self.drive_checkpoint(out);
+        self.store.settle(out);
+        if let Some(why) = self.store.failed().map(str::to_owned).filter(|_| !self.reported_failure) {
+            self.reported_failure = true;
+            self.session = None;
+            out.push(Output::Failed(why));
+        }
+    }
+
+    fn fire(&mut self, timer: Timer, out: &mut Outbox) {
+        match timer {
+            Timer::Answers(handle) => self.answers_are_late(handle, out),
+            Timer::IdleCommit(handle) => self.tell_commit(handle, out),
+            Timer::Hold(handle) => self.try_commit(handle, out),
+            Timer::AskAgain(handle) => self.ask_again(handle, out),
+            Timer::Piece(handle) => self.drain(handle, out),
+            Timer::Read(handle) => self.reads_are_late(handle, out),
+        }
+    }
+
+    pub(crate) fn timer(&mut self, at: Time, timer: Timer) {
+        self.timers.insert((at, timer));
+    }
+
+    /// When `step` must be called again at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        let held = (self.held.bytes() > 0).then_some(self.held_check);
+        self.timers.first().map(|(at, _)| *at).into_iter().chain(held).min()
+    }
+
+    /// The session, if it still holds.
+    pub(crate) fn in_session(&self) -> Option<SessionId> {
+        self.session.filter(|(_, until)| self.now < *until).map(|(session, _)| session)
+    }
+
+    // --- clients -------------------------------------------------------------------------
+
+    fn client(&mut self, ask: Waiting, out: &mut Outbox) {
+        if self.store.failed().is_some() {
+            return refuse(&ask, Code::DiskFailed, out);
+        }
+        if self.in_session().is_none() {
+            return refuse(&ask, Code::NotInSession, out);
+        }
+        match &ask.msg {
+            ClientChunk::Push { request, index, total, chain, piece, .. } => {
+                let (request, index, total) = (*request, *index, *total);
+                let upstream = Upstream::Client(ask.conn, ask.request);
+                let (chain, piece, handle) = (chain.clone(), piece.clone(), handle_of(&ask.msg));
+                self.push(request, handle, (index, total), chain, piece, ask.data, upstream, out)
+            }
+            ClientChunk::Write { .. } => self.write(ask, out),
+            ClientChunk::Read { .. } => self.read(ask, out),
+            ClientChunk::Stat { .. } => self.stat(ask, out),
+            ClientChunk::Seal { .. } => self.client_seal(ask, out),
+        }
+    }
+
+    /// A piece comes, from a client or along the chain: check, forward at once, write.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(crate) fn push(
+        &mut self,
+        request: RequestId,
+        handle: ChunkHandle,
+        (index, total): (u16, u32),
+        chain: Vec<StoreId>,
+        piece: Piece,
+        data: Bytes,
+        upstream: Upstream,
+        out: &mut Outbox,
+    ) {
+        let fits = piece_len(total, index) == Some(piece.len)
+            && data.len() == piece.len as usize
+            && total as usize <= common::limits::WRITE_BYTES_MAX
+            && self.held.total(request).is_none_or(|t| t == total)
+            && chain.len() < REPLICATION_MAX as usize
+            && !chain.contains(&self.id);
+        if !fits {
+            return self.tell_held(request, index, upstream, Some(Code::BadArgument), out);
+        }
+        let next = chain.first().copied();
+        if let Some(known) = self.held.get_mut(request, index) {
+            // A retry: answer again when it is held; it is here already.
+            known.upstream = Some(upstream);
+            known.awaits = next;
+        } else {
+            if self.held.is_full(data.len()) {
+                return self.tell_held(request, index, upstream, Some(Code::Busy), out);
+            }
+            let store = &mut self.store;
+            let ends = (next, upstream);
+            let taken = self.held.add(self.now, request, (index, total), piece.clone(), ends, |bytes| store.take(bytes));
+            match taken {
+                Ok(blocks) => {
+                    let ticket = PieceTicket::Held(request, index);
+                    self.store.write_piece(blocks, data.clone(), ticket, out);
+                }
+                Err(code) => return self.tell_held(request, index, upstream, Some(code), out),
+            }
+        }
+        if let Some(to) = next {
+            let chain = chain[1..].to_vec();
+            let msg = Peer::Forward { request, handle, index, total, chain, piece };
+            out.push(Output::Peer { to, msg, data: vec![data] });
+        }
+        self.piece_progress(request, index, out);
+    }
+
+    /// Tells upstream if the piece is held from here on.
+    pub(crate) fn piece_progress(&mut self, request: RequestId, index: u16, out: &mut Outbox) {
+        if let Some(upstream) = self.held.ready(request, index) {
+            self.tell_held(request, index, upstream, None, out);
+        }
+    }
+
+    pub(crate) fn tell_held(&self, request: RequestId, index: u16, to: Upstream, refused: Option<Code>, out: &mut Outbox) {
+        match to {
+            Upstream::Client(conn, id) => {
+                let msg = match refused {
+                    None => ClientChunkReply::Held,
+                    Some(code) => ClientChunkReply::Refused(Refusal::new(code, self.id)),
+                };
+                out.push(Output::Reply { conn, request: id, msg, data: vec![] });
+            }
+            Upstream::Store(to) => {
+                out.push(Output::Peer { to, msg: Peer::Held { request, index, refused }, data: vec![] })
+            }
+        }
+    }
+
+    /// Parks a client's request until the chunk's standing is known.
+    pub(crate) fn park(&mut self, handle: ChunkHandle, ask: Waiting, out: &mut Outbox) {
+        let chunk = self.chunks.get_mut(&handle).expect("parked at a chunk that is here");
+        if chunk.waiting.len() >= CHUNK_WAITING_MAX {
+            return refuse(&ask, Code::Busy, out);
+        }
+        chunk.waiting.push(ask);
+    }
+
+    /// Runs what waited once more.
+    pub(crate) fn run_waiting(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        for ask in std::mem::take(&mut chunk.waiting) {
+            self.client(ask, out);
+        }
+    }
+
+    /// Refuses what waits.
+    pub(crate) fn refuse_waiting(&mut self, handle: ChunkHandle, refusal: &Refusal, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        for ask in std::mem::take(&mut chunk.waiting) {
+            reply(&ask, ClientChunkReply::Refused(refusal.clone()), out);
+        }
+    }
+
+    /// Asks the masters about a chunk, one question at a time.
+    pub(crate) fn ask(&mut self, handle: ChunkHandle, what: Ask, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        if !chunk.asking {
+            chunk.asking = true;
+            out.push(Output::Master(MasterAsk { handle, what }));
+        }
+    }
+
+    /// The chunk, made as an empty one that has yet to be confirmed if it is not known here.
+    /// A floor says that it may not be.
+    pub(crate) fn unknown_chunk(&mut self, handle: ChunkHandle, ask: Waiting, out: &mut Outbox) {
+        if self.floors.get(&handle) == Some(&Epoch::DELETED) || handle == ChunkHandle::HOLE {
+            return refuse(&ask, Code::NoSuchChunk, out);
+        }
+        // A placeholder that exists in memory only, until the masters say what it is.
+        let config = ChunkConfig {
+            handle,
+            epoch: Epoch(0),
+            primary: StoreId(0),
+            members: vec![],
+            sealed: None,
+            wait_ms: 0,
+        };
+        self.chunks.insert(handle, Chunk::new(Arc::new(ChunkState::new(config))));
+        self.park(handle, ask, out);
+        self.ask(handle, Ask::Confirm, out);
+    }
+
+    /// Makes a chunk under its first configuration here. Durable with the next group.
+    pub(crate) fn create(&mut self, config: ChunkConfig, ticket: Ticket) {
+        let handle = config.handle;
+        self.store.record(&Record::Config(config.clone()), ticket);
+        let mut chunk = Chunk::new(Arc::new(ChunkState::new(config)));
+        if let Some(old) = self.chunks.remove(&handle) {
+            chunk.waiting = old.waiting;
+            chunk.asking = old.asking;
+        }
+        self.chunks.insert(handle, chunk);
+    }
+
+    /// Takes over a configuration, durably with the next group.
+    pub(crate) fn set_config(&mut self, config: ChunkConfig, ticket: Ticket) {
+        self.store.record(&Record::Config(config.clone()), ticket);
+        let chunk = self.chunks.get_mut(&config.handle).expect("the chunk is here");
+        let state = chunk.state_mut();
+        state.removed = false;
+        state.config = config;
+        chunk.follow = Follow::default();
+    }
+
+    // --- masters -------------------------------------------------------------------------
+
+    fn master_answers(&mut self, handle: ChunkHandle, answer: Result<ChunkConfig, Refusal>, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        chunk.asking = false;
+        match answer {
+            Err(refusal) => self.master_refused(handle, refusal, out),
+            Ok(config) if !config.members.contains(&self.id) => self.not_a_member(handle, config.epoch, out),
+            Ok(config) => self.config_told(config, out),
+        }
+    }
+
+    fn config_told(&mut self, config: ChunkConfig, out: &mut Outbox) {
+        let handle = config.handle;
+        let known = self.chunks[&handle].config().epoch;
+        let session = self.in_session();
+        if known.number() == 0 {
+            // Never created here: it is empty, whatever its epoch.
+            let leads = config.primary == self.id;
+            let epoch = config.epoch;
+            let others = config.members.clone();
+            self.create(config, Ticket::None);
+            let chunk = self.chunks.get_mut(&handle).expect("just made");
+            chunk.confirmed = session;
+            if leads && epoch.number() == 1 {
+                chunk.lead = Some(Box::new(Lead::fresh(&others, self.now)));
+            }
+            return self.run_waiting(handle, out);
+        }
+        if config.epoch > known && config.primary == self.id {
+            return self.begin_takeover(config, out);
+        }
+        if config.epoch > known {
+            // The new primary will say so; until then nothing is served.
+            return self.refuse_waiting(handle, &Refusal::new(Code::Reconfiguring, handle), out);
+        }
+        let chunk = self.chunks.get_mut(&handle).expect("known");
+        if config.epoch == known {
+            chunk.confirmed = session;
+            if config.sealed.is_some() && chunk.config().sealed != config.sealed {
+                self.sealed(config, out);
+            }
+        }
+        self.run_waiting(handle, out);
+    }
+
+    fn master_refused(&mut self, handle: ChunkHandle, refusal: Refusal, out: &mut Outbox) {
+        self.refuse_waiting(handle, &refusal, out);
+        let chunk = self.chunks.get_mut(&handle).expect("the caller found it");
+        if chunk.config().epoch.number() == 0 {
+            self.chunks.remove(&handle);
+        } else if chunk.lead.is_some() {
+            self.ask_later(handle);
+        }
+    }
+
+    /// The store is no member of a chunk (any more).
+    fn not_a_member(&mut self, handle: ChunkHandle, epoch: Epoch, out: &mut Outbox) {
+        self.remove(Order { handle, epoch }, Ticket::None, out);
+    }
+
+    fn orders(&mut self, orders: Vec<Order>, out: &mut Outbox) {
+        for order in orders {
+            self.remove(order, Ticket::Order(order), out);
+        }
+    }
+
+    /// From this epoch on the store takes no part in the chunk; or the chunk is deleted.
+    fn remove(&mut self, order: Order, ticket: Ticket, out: &mut Outbox) {
+        let Order { handle, epoch } = order;
+        let floor = self.floors.entry(handle).or_insert(epoch);
+        *floor = epoch.max(*floor);
+        self.store.record(&Record::Removed { handle, epoch }, ticket);
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        if chunk.config().epoch >= epoch {
+            return;
+        }
+        let code = if epoch == Epoch::DELETED { Code::NoSuchChunk } else { Code::StaleEpoch };
+        let refusal = Refusal::new(code, handle);
+        self.step_down(handle, &refusal, out);
+        self.refuse_waiting(handle, &refusal, out);
+        self.fail_reads(handle, code, out);
+        let placeholder = self.chunks[&handle].config().epoch.number() == 0;
+        if epoch == Epoch::DELETED || placeholder {
+            let chunk = self.chunks.remove(&handle).expect("it was here");
+            let blocks = chunk.state.blocks();
+            if !blocks.is_empty() {
+                // Free once the removal is durable: the log is in order.
+                let serial = chunk.state.committed();
+                self.store.record(&Record::Committed { handle, serial }, Ticket::Free(blocks));
+            }
+        } else {
+            let chunk = self.chunks.get_mut(&handle).expect("it is here");
+            chunk.state_mut().removed = true;
+            chunk.confirmed = None;
+            chunk.follow = Follow::default();
+        }
+    }
+
+    // --- the disk ------------------------------------------------------------------------
+
+    fn event(&mut self, event: Event, out: &mut Outbox) {
+        match event {
+            Event::Durable(ticket) => self.durable(ticket, out),
+            Event::Written(PieceTicket::Held(request, index)) => {
+                self.held.written(request, index);
+                self.piece_progress(request, index, out);
+                if self.held.is_complete(request) {
+                    self.pieces_complete(request, out);
+                }
+            }
+            Event::Written(PieceTicket::Fetched(handle, serial, index)) => {
+                self.fetched_written(handle, serial, index, out)
+            }
+            Event::Written(PieceTicket::Homed(number)) => self.homed(number),
+            Event::Read(job, result) => self.read_done(job, result, out),
+            Event::Checkpoint(done) => self.checkpoint_event(done, out),
+        }
+    }
+
+    fn durable(&mut self, ticket: Ticket, out: &mut Outbox) {
+        match ticket {
+            Ticket::None => {}
+            Ticket::Free(blocks) => self.store.free(blocks),
+            Ticket::Order(order) => out.push(Output::Confirmed(vec![order])),
+            Ticket::Write(handle, point) => self.write_durable(handle, point, out),
+            Ticket::Config(handle, epoch) => self.config_durable(handle, epoch, out),
+            Ticket::Cut(handle, epoch) => self.cut_durable(handle, epoch, out),
+        }
+    }
+
+    /// Moves the commit point; the blocks this frees are free once the log says it.
+    pub(crate) fn advance(&mut self, handle: ChunkHandle, serial: Serial) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        // Only what is durable here can be taken as committed here.
+        let serial = serial.min(chunk.durable);
+        if serial <= chunk.state.committed() {
+            return;
+        }
+        let freed = chunk.state_mut().commit(serial);
+        for (segment, block) in freed.shared {
+            self.store.alloc.share(segment, block);
+        }
+        if !freed.free.is_empty() {
+            chunk.logged_commit = serial;
+            self.store.record(&Record::Committed { handle, serial }, Ticket::Free(freed.free));
+        }
+    }
+
+    // --- views ---------------------------------------------------------------------------
+
+    /// All chunks, for administrators.
+    pub fn chunk_view(&self, handle: ChunkHandle) -> Option<ChunkView> {
+        let chunk = self.chunks.get(&handle)?;
+        Some(ChunkView {
+            config: chunk.config().clone(),
+            length: chunk.state.length as u64,
+            committed: chunk.state.committed(),
+            durable: chunk.durable,
+        })
+    }
+
+    /// Figures.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            chunks: self.chunks.len() as u64,
+            used_bytes: self.store.used_bytes(),
+            log_bytes: self.store.log.used(),
+            held_bytes: self.held.bytes() as u64,
+            corrupt: self.corrupt,
+        }
+    }
+
+    /// Whether nothing is under way on disk.
+    pub fn is_idle(&self) -> bool {
+        self.store.log.is_idle() && self.checkpoint.is_idle()
+    }
+
+    /// Panics if an invariant does not hold.
+    pub fn check(&self) {
+        for (handle, chunk) in &self.chunks {
+            let state = &chunk.state;
+            assert_eq!(state.config.handle, *handle);
+            let last = state.last_point().1;
+            assert!(state.committed() <= chunk.durable, "{handle}: committed beyond durable");
+            assert!(chunk.durable <= last, "{handle}: durable beyond the last record");
+            if chunk.lead.is_some() {
+                assert_eq!(state.config.primary, self.id, "{handle}: leads without being primary");
+            }
+        }
+    }
+}
+
+pub(crate) fn handle_of(msg: &ClientChunk) -> ChunkHandle {
+    match msg {
+        ClientChunk::Push { handle, .. }
+        | ClientChunk::Write { handle, .. }
+        | ClientChunk::Read { handle, .. }
+        | ClientChunk::Stat { handle }
+        | ClientChunk::Seal { handle } => *handle,
+    }
+}
+
+pub(crate) fn reply(ask: &Waiting, msg: ClientChunkReply, out: &mut Outbox) {
+    out.push(Output::Reply { conn: ask.conn, request: ask.request, msg, data: vec![] });
+}
+
+pub(crate) fn refuse(ask: &Waiting, code: Code, out: &mut Outbox) {
+    let refusal = Refusal::new(code, handle_of(&ask.msg));
+    reply(ask, ClientChunkReply::Refused(refusal), out);
+}

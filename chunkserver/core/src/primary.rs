@@ -1,0 +1,471 @@
+//! The primary: admit, give the next serial, tell all members at once, gather their answers,
+//! commit, answer.
+
+use crate::io::{Ask, ConnId, Outbox, Output};
+use crate::node::{Node, Timer, Waiting, handle_of, refuse, reply};
+use crate::state::TailRecord;
+use crate::store::Ticket;
+use crate::store::format::{Place, Record};
+use crate::takeover::Phase;
+use common::limits::{APPLY_TIMEOUT_MS, CHUNK_BYTES_MAX, CHUNK_WINDOW, INLINE_BYTES_MAX, WRITE_BYTES_MAX};
+use common::wire::chunk_chunk::{LogPoint, Origin, Peer, WriteOp};
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::{ChunkConfig, Piece};
+use common::{ChunkHandle, Code, Refusal, RequestId, Serial, Span, StoreId, Time};
+use std::collections::BTreeMap;
+
+/// After this long without another message, the secondaries are told the commit point.
+const IDLE_COMMIT_MS: u64 = 20;
+/// After a refusal the masters are asked again.
+const ASK_AGAIN_MS: u64 = 100;
+
+/// What a primary keeps of a chunk it leads.
+#[derive(Clone, Debug)]
+pub(crate) struct Lead {
+    pub phase: Phase,
+    /// Last durable serial of each member, this store among them.
+    pub acked: BTreeMap<StoreId, Serial>,
+    /// The commit point does not move before.
+    pub hold_until: Time,
+    /// Who waits for which write.
+    pub replies: BTreeMap<RequestId, Vec<(ConnId, u64)>>,
+    /// When something last moved.
+    pub progress: Time,
+    /// Clients that wait for the seal; while there are any, nothing is admitted.
+    pub sealing: Vec<(ConnId, u64)>,
+    /// The commit point that the secondaries were told.
+    pub told: Serial,
+    /// The secondaries may not know the chunk yet: each Apply says how to make it.
+    pub fresh: bool,
+}
+
+impl Lead {
+    /// Leads a chunk that has just come into being: all members are at serial 0.
+    pub fn fresh(members: &[StoreId], now: Time) -> Lead {
+        Lead { fresh: true, phase: Phase::Serving, ..Lead::new(members, now, now) }
+    }
+
+    pub fn new(members: &[StoreId], now: Time, hold_until: Time) -> Lead {
+        Lead {
+            phase: Phase::Serving,
+            acked: members.iter().map(|m| (*m, Serial(0))).collect(),
+            hold_until,
+            replies: BTreeMap::new(),
+            progress: now,
+            sealing: vec![],
+            told: Serial(0),
+            fresh: false,
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn write(&mut self, ask: Waiting, out: &mut Outbox) {
+        let ClientChunk::Write { handle, len, inline, create, offset, .. } = &ask.msg else { unreachable!() };
+        let (handle, len) = (*handle, *len);
+        let inline_fits = |p: &Piece| p.len == len && ask.data.len() == len as usize && len as usize <= INLINE_BYTES_MAX;
+        let fits = len > 0
+            && len as usize <= WRITE_BYTES_MAX
+            && inline.as_ref().is_none_or(inline_fits)
+            && offset.is_none_or(|o| o <= CHUNK_BYTES_MAX && o + len as u64 <= CHUNK_BYTES_MAX);
+        if !fits {
+            return refuse(&ask, Code::BadArgument, out);
+        }
+        if !self.chunks.contains_key(&handle) {
+            let first = |c: &&ChunkConfig| {
+                c.invalid().is_none()
+                    && c.handle == handle
+                    && c.epoch == ask.epoch
+                    && c.epoch.number() == 1
+                    && c.primary == self.id
+                    && c.sealed.is_none()
+                    && !self.floors.contains_key(&handle)
+            };
+            let Some(config) = create.as_ref().filter(first).cloned() else {
+                return self.unknown_chunk(handle, ask, out);
+            };
+            let members = config.members.clone();
+            self.create(ChunkConfig { wait_ms: 0, ..config }, Ticket::None);
+            let chunk = self.chunks.get_mut(&handle).expect("just made");
+            chunk.lead = Some(Box::new(Lead::fresh(&members, self.now)));
+        }
+        if let Some(ask) = self.led(ask, out) {
+            self.admit(ask, out);
+        }
+    }
+
+    /// The request, if this store leads its chunk under the epoch it names and serves. Else it
+    /// is refused, or parked until that is so.
+    pub(crate) fn led(&mut self, ask: Waiting, out: &mut Outbox) -> Option<Waiting> {
+        let handle = handle_of(&ask.msg);
+        let Some(chunk) = self.chunks.get(&handle) else {
+            self.unknown_chunk(handle, ask, out);
+            return None;
+        };
+        let epoch = chunk.config().epoch;
+        if epoch.number() == 0 {
+            self.park(handle, ask, out);
+            return None;
+        }
+        if chunk.state.removed || (ask.epoch.0 != 0 && ask.epoch < epoch) {
+            refuse(&ask, Code::StaleEpoch, out);
+            return None;
+        }
+        if ask.epoch > epoch {
+            self.park(handle, ask, out);
+            self.ask(handle, Ask::Confirm, out);
+            return None;
+        }
+        if chunk.config().primary != self.id {
+            refuse(&ask, Code::NotPrimary, out);
+            return None;
+        }
+        match chunk.lead.as_ref().map(|l| matches!(l.phase, Phase::Serving)) {
+            Some(true) => Some(ask),
+            Some(false) => {
+                self.park(handle, ask, out);
+                None
+            }
+            None => {
+                // Restarted: which writes the others hold is not known any more.
+                self.park(handle, ask, out);
+                self.ask(handle, Ask::Takeover { epoch }, out);
+                None
+            }
+        }
+    }
+
+    fn admit(&mut self, ask: Waiting, out: &mut Outbox) {
+        let ClientChunk::Write { request, lowest, handle, offset, len, inline, .. } = ask.msg.clone() else {
+            unreachable!()
+        };
+        if let Some(answer) = self.answered(handle, request) {
+            match answer {
+                Ok(msg) => reply(&ask, msg, out),
+                Err(code) => refuse(&ask, code, out),
+            }
+            return;
+        }
+        let queue_full = self.store.log.queue_bytes() > crate::store::log::QUEUE_BYTES_MAX;
+        let chunk = self.chunks.get_mut(&handle).expect("led");
+        let lead = chunk.lead.as_mut().expect("led");
+        if let Some(waiting) = lead.replies.get_mut(&request) {
+            // It is under way: the newest connection is answered too.
+            waiting.push((ask.conn, ask.request));
+            return;
+        }
+        let at = offset.unwrap_or(chunk.state.length_with_tail());
+        let end = at + len as u64;
+        let refused = match (chunk.state.config.sealed, offset) {
+            _ if !lead.sealing.is_empty() => Some(Code::Sealed),
+            (Some(_), None) => Some(Code::Sealed),
+            (Some(sealed), Some(_)) if end > sealed => Some(Code::BeyondEnd),
+            _ if end > CHUNK_BYTES_MAX => Some(Code::ChunkFull),
+            _ if chunk.state.tail.len() >= CHUNK_WINDOW || queue_full => Some(Code::Busy),
+            _ => None,
+        };
+        if let Some(code) = refused {
+            return refuse(&ask, code, out);
+        }
+        let place = match &inline {
+            Some(piece) => Place::Inline { data: ask.data.to_vec(), crcs: piece.crcs.clone() },
+            None if self.held.is_complete(request) && self.held.total(request) == Some(len) => self.held.claim(request),
+            None if self.held.want(request, handle) => return self.park(handle, ask, out),
+            None => return refuse(&ask, Code::PieceMissing, out),
+        };
+        let chunk = self.chunks.get_mut(&handle).expect("led");
+        let origin = Origin { epoch: chunk.state.config.epoch, incarnation: self.store.config().incarnation };
+        let serial = chunk.state.last_point().1.next();
+        let op = WriteOp { origin, serial, request, lowest, offset: at, len };
+        let lead = chunk.lead.as_mut().expect("led");
+        lead.replies.insert(request, vec![(ask.conn, ask.request)]);
+        if chunk.state.tail.is_empty() {
+            lead.progress = self.now;
+            self.busy.insert(handle);
+            self.timer(self.now + Span::from_ms(APPLY_TIMEOUT_MS), Timer::Answers(handle));
+        }
+        self.append(handle, op, place);
+        self.send_applies(handle, None, serial, out);
+    }
+
+    /// The answer that a write had, or why it can have none; `None` if it is new.
+    fn answered(&self, handle: ChunkHandle, request: RequestId) -> Option<Result<ClientChunkReply, Code>> {
+        let chunk = &self.chunks[&handle];
+        let known = chunk.state.answers.get(&request.client)?;
+        if let Ok(at) = known.answers.binary_search_by_key(&request.seq, |a| a.seq) {
+            let a = known.answers[at];
+            let replicas = chunk.state.config.members.len() as u8;
+            return Some(Ok(ClientChunkReply::Written { offset: a.offset, len: a.len, serial: a.serial, replicas }));
+        }
+        (request.seq < known.lowest).then_some(Err(Code::OutsideWindow))
+    }
+
+    /// Puts the next record into the tail and the log.
+    pub(crate) fn append(&mut self, handle: ChunkHandle, op: WriteOp, place: Place) {
+        if let Place::Runs(runs) = &place {
+            for run in runs {
+                self.store.crcs.set(run.segment, run.block, &run.crcs);
+            }
+        }
+        let ticket = Ticket::Write(handle, (op.origin, op.serial));
+        let chunk = self.chunks.get_mut(&handle).expect("appended to a chunk that is here");
+        let record = Record::Write { handle, op, place };
+        self.store.record(&record, ticket);
+        let Record::Write { op, place, .. } = record else { unreachable!() };
+        chunk.state_mut().push(op, place);
+    }
+
+    /// Sends the records from `first` on to one secondary, or to all.
+    pub(crate) fn send_applies(&mut self, handle: ChunkHandle, to: Option<StoreId>, first: Serial, out: &mut Outbox) {
+        let me = self.id;
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(lead) = &mut chunk.lead else { return };
+        let state = &chunk.state;
+        let committed = state.committed();
+        if to.is_none() {
+            lead.told = committed;
+        }
+        let create = lead.fresh.then(|| state.config.clone());
+        for member in state.config.members.iter().copied().filter(|m| *m != me && to.is_none_or(|t| t == *m)) {
+            for TailRecord { op, place } in state.tail.iter().filter(|r| r.op.serial >= first) {
+                let (inline, data) = match place {
+                    Place::Inline { data, crcs } => {
+                        let piece = Piece { len: op.len, crcs: crcs.clone() };
+                        (Some(piece), vec![bytes::Bytes::copy_from_slice(data)])
+                    }
+                    Place::Runs(_) => (None, vec![]),
+                };
+                let (op, create) = (op.clone(), create.clone());
+                let msg = Peer::Apply { handle, epoch: state.config.epoch, op, inline, committed, create };
+                out.push(Output::Peer { to: member, msg, data });
+            }
+        }
+    }
+
+    /// A write is durable here.
+    pub(crate) fn write_durable(&mut self, handle: ChunkHandle, (origin, serial): LogPoint, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        // A record that was cut meanwhile counts for nothing.
+        if chunk.state.tail_record(serial).is_none_or(|r| r.op.origin != origin) {
+            return;
+        }
+        chunk.durable = chunk.durable.max(serial);
+        let durable = chunk.durable;
+        match &mut chunk.lead {
+            Some(lead) => {
+                lead.acked.insert(self.id, durable);
+                self.takeover_progress(handle, out);
+                self.try_commit(handle, out);
+            }
+            None => {
+                self.acks.insert(handle);
+            }
+        }
+    }
+
+    pub(crate) fn applied(&mut self, from: StoreId, handle: ChunkHandle, epoch: common::Epoch, serial: Serial, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        if chunk.state.config.epoch != epoch {
+            return;
+        }
+        let last = chunk.state.last_point().1;
+        let Some(lead) = &mut chunk.lead else { return };
+        if let Some(acked) = lead.acked.get_mut(&from) {
+            *acked = serial.min(last).max(*acked);
+            self.try_commit(handle, out);
+        }
+    }
+
+    /// Moves the commit point to what every member of the epoch holds, and answers.
+    pub(crate) fn try_commit(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let now = self.now;
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(lead) = &mut chunk.lead else { return };
+        if !matches!(lead.phase, Phase::Serving) || now < lead.hold_until {
+            return;
+        }
+        let members = &chunk.state.config.members;
+        let held = members.iter().map(|m| lead.acked.get(m).copied().unwrap_or_default()).min();
+        let held = held.expect("a configuration has members");
+        if held > chunk.state.committed() {
+            let replicas = members.len() as u8;
+            for record in chunk.state.tail.iter().take_while(|r| r.op.serial <= held) {
+                let WriteOp { request, offset, len, serial, .. } = record.op;
+                for (conn, id) in lead.replies.remove(&request).unwrap_or_default() {
+                    let msg = ClientChunkReply::Written { offset, len, serial, replicas };
+                    out.push(Output::Reply { conn, request: id, msg, data: vec![] });
+                }
+            }
+            lead.progress = now;
+            lead.fresh = false;
+            self.advance(handle, held);
+        }
+        let chunk = self.chunks.get_mut(&handle).expect("it was here");
+        if chunk.state.tail.is_empty() {
+            let lead = chunk.lead.as_ref().expect("it leads");
+            let (sealing, untold) = (!lead.sealing.is_empty(), lead.told < chunk.state.committed());
+            if self.busy.remove(&handle) && untold {
+                self.timer(now + Span::from_ms(IDLE_COMMIT_MS), Timer::IdleCommit(handle));
+            }
+            if sealing {
+                self.ask_seal(handle, out);
+            }
+        }
+    }
+
+    /// Tells the secondaries the commit point.
+    pub(crate) fn tell_commit(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let me = self.id;
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(lead) = &mut chunk.lead else { return };
+        let committed = chunk.state.committed();
+        if lead.told >= committed || !matches!(lead.phase, Phase::Serving) {
+            return;
+        }
+        lead.told = committed;
+        let epoch = chunk.state.config.epoch;
+        for to in chunk.state.config.members.iter().copied().filter(|m| *m != me) {
+            out.push(Output::Peer { to, msg: Peer::Commit { handle, epoch, committed, nonce: 0 }, data: vec![] });
+        }
+        if chunk.logged_commit < committed {
+            chunk.logged_commit = committed;
+            self.store.record(&Record::Committed { handle, serial: committed }, Ticket::None);
+        }
+    }
+
+    /// Members have not answered for too long: the masters decide.
+    pub(crate) fn answers_are_late(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let (me, now) = (self.id, self.now);
+        if !self.busy.contains(&handle) {
+            return;
+        }
+        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let Some(lead) = &chunk.lead else { return };
+        let late_at = lead.progress + Span::from_ms(APPLY_TIMEOUT_MS);
+        if now < late_at {
+            return self.timer(late_at, Timer::Answers(handle));
+        }
+        let last = chunk.state.last_point().1;
+        let is_late = |m: &StoreId| match &lead.phase {
+            Phase::Serving => lead.acked.get(m).is_none_or(|s| *s < last),
+            phase => phase.awaits(*m),
+        };
+        let late = chunk.state.config.members.iter().copied().find(|m| *m != me && is_late(m));
+        let epoch = chunk.state.config.epoch;
+        if let Some(accused) = late {
+            self.ask(handle, Ask::Silent { epoch, accused }, out);
+        }
+        self.timer(now + Span::from_ms(ASK_AGAIN_MS), Timer::Answers(handle));
+    }
+
+    pub(crate) fn ask_later(&mut self, handle: ChunkHandle) {
+        self.timer(self.now + Span::from_ms(ASK_AGAIN_MS), Timer::AskAgain(handle));
+    }
+
+    pub(crate) fn ask_again(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let Some(lead) = &chunk.lead else { return };
+        if !lead.sealing.is_empty() && chunk.state.tail.is_empty() {
+            return self.ask_seal(handle, out);
+        }
+        self.answers_are_late(handle, out);
+    }
+
+    /// A secondary refuses an Apply, a new epoch, or a cut.
+    pub(crate) fn apply_refused(
+        &mut self,
+        from: StoreId,
+        handle: ChunkHandle,
+        epoch: common::Epoch,
+        applied: Serial,
+        code: Code,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let ours = chunk.state.config.epoch;
+        if chunk.lead.is_none() || !chunk.state.config.members.contains(&from) {
+            return;
+        }
+        match code {
+            Code::Gap => self.send_applies(handle, Some(from), applied.next(), out),
+            Code::StaleEpoch if epoch > ours => {
+                // Another leads now: whoever waits shall ask again.
+                chunk.confirmed = None;
+                self.step_down(handle, &Refusal::new(Code::Reconfiguring, handle), out);
+                self.ask(handle, Ask::Confirm, out);
+            }
+            Code::DiskFull | Code::DiskFailed => self.ask(handle, Ask::Silent { epoch: ours, accused: from }, out),
+            _ => self.ask(handle, Ask::Takeover { epoch: ours }, out),
+        }
+    }
+
+    /// Leads no more: whoever waits for an answer shall ask elsewhere.
+    pub(crate) fn step_down(&mut self, handle: ChunkHandle, refusal: &Refusal, out: &mut Outbox) {
+        self.busy.remove(&handle);
+        let Some(lead) = self.chunks.get_mut(&handle).and_then(|c| c.lead.take()) else { return };
+        for (conn, request) in lead.replies.into_values().flatten().chain(lead.sealing) {
+            let msg = ClientChunkReply::Refused(refusal.clone());
+            out.push(Output::Reply { conn, request, msg, data: vec![] });
+        }
+    }
+
+    pub(crate) fn peer_lost(&mut self, peer: StoreId, out: &mut Outbox) {
+        for (request, index, upstream) in self.held.chain_lost(peer) {
+            self.tell_held(request, index, upstream, Some(Code::ChainBroken), out);
+        }
+        for handle in self.busy.clone() {
+            let chunk = &self.chunks[&handle];
+            let epoch = chunk.state.config.epoch;
+            if chunk.state.config.members.contains(&peer) {
+                self.ask(handle, Ask::Silent { epoch, accused: peer }, out);
+            }
+        }
+    }
+
+    /// The connection to a member broke and stands again: what it may have missed is sent again.
+    pub(crate) fn peer_reset(&mut self, peer: StoreId, out: &mut Outbox) {
+        for (request, index, upstream) in self.held.chain_lost(peer) {
+            self.tell_held(request, index, upstream, Some(Code::ChainBroken), out);
+        }
+        for handle in self.busy.clone() {
+            let lead = self.chunks[&handle].lead.as_ref().expect("busy chunks are led");
+            match (&lead.phase, lead.acked.get(&peer).copied()) {
+                (Phase::Serving, Some(acked)) => self.send_applies(handle, Some(peer), acked.next(), out),
+                (_, Some(_)) => self.takeover_again(handle, peer, out),
+                _ => {}
+            }
+        }
+    }
+
+    // --- sealing and length --------------------------------------------------------------
+
+    pub(crate) fn client_seal(&mut self, ask: Waiting, out: &mut Outbox) {
+        let Some(ask) = self.led(ask, out) else { return };
+        let handle = handle_of(&ask.msg);
+        let chunk = self.chunks.get_mut(&handle).expect("led");
+        if let Some(length) = chunk.state.config.sealed {
+            return reply(&ask, ClientChunkReply::Sealed { length }, out);
+        }
+        let lead = chunk.lead.as_mut().expect("led");
+        lead.sealing.push((ask.conn, ask.request));
+        if chunk.state.tail.is_empty() {
+            self.ask_seal(handle, out);
+        }
+    }
+
+    fn ask_seal(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let state = &self.chunks[&handle].state;
+        let (epoch, length, serial) = (state.config.epoch, state.length as u64, state.committed());
+        self.ask(handle, Ask::Seal { epoch, length, serial }, out);
+    }
+
+    /// The masters sealed the chunk.
+    pub(crate) fn sealed(&mut self, config: ChunkConfig, out: &mut Outbox) {
+        let (handle, length) = (config.handle, config.sealed.expect("sealed"));
+        self.set_config(ChunkConfig { wait_ms: 0, ..config }, Ticket::None);
+        let Some(lead) = &mut self.chunks.get_mut(&handle).expect("just set").lead else { return };
+        for (conn, request) in std::mem::take(&mut lead.sealing) {
+            out.push(Output::Reply { conn, request, msg: ClientChunkReply::Sealed { length }, data: vec![] });
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The secondary: takes the primary's writes in order, makes them durable, says so.
+
+use crate::held::Upstream;
+use crate::io::{Outbox, Output};
+use crate::node::{Node, Timer};
+use crate::store::format::{Place, Run, Record};
+use crate::store::alloc::Blocks;
+use crate::store::{PieceTicket, Ticket};
+use crate::takeover::Phase;
+use bytes::Bytes;
+use common::limits::{BLOCK_BYTES, CHUNK_WINDOW, INLINE_BYTES_MAX, PIECE_BYTES_MAX};
+use common::wire::chunk_chunk::{Peer, WriteOp};
+use common::wire::{ChunkConfig, Piece};
+use common::{ChunkHandle, Code, Epoch, RequestId, Serial, Span, StoreId, Time};
+use std::collections::VecDeque;
+
+/// How long a piece that is under way along the chain is waited for, before the primary is asked.
+const PIECE_WAIT_MS: u64 = 300;
+
+/// A write from the primary whose turn or bytes have not come.
+#[derive(Clone, Debug)]
+pub(crate) struct QueuedApply {
+    op: WriteOp,
+    from: StoreId,
+    since: Time,
+    inline: Option<(Piece, Bytes)>,
+}
+
+/// A record whose bytes are fetched, 256 KiB at a time.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetch {
+    pub from: StoreId,
+    pub serial: Serial,
+    index: u16,
+    op: Option<WriteOp>,
+    blocks: Option<Blocks>,
+    crcs: Vec<u32>,
+}
+
+/// What came from the primary and is not in the log yet.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Follow {
+    queue: VecDeque<QueuedApply>,
+    pub fetch: Option<Fetch>,
+}
+
+impl Node {
+    pub(crate) fn peer(&mut self, from: StoreId, msg: Peer, data: Bytes, out: &mut Outbox) {
+        if self.store.failed().is_some() {
+            return;
+        }
+        match msg {
+            Peer::Forward { request, handle, index, total, chain, piece } => {
+                self.push(request, handle, (index, total), chain, piece, data, Upstream::Store(from), out)
+            }
+            Peer::Held { request, index, refused } => self.held_downstream(from, request, index, refused, out),
+            Peer::Apply { handle, epoch, op, inline, committed, create } => {
+                let inline = inline.map(|piece| (piece, data));
+                self.apply(from, handle, epoch, QueuedApply { op, from, since: self.now, inline }, committed, create, out)
+            }
+            Peer::Applied { handle, epoch, serial } => self.applied(from, handle, epoch, serial, out),
+            Peer::ApplyRefused { handle, epoch, applied, code } => {
+                self.apply_refused(from, handle, epoch, applied, code, out)
+            }
+            Peer::Commit { handle, epoch, committed, nonce } => {
+                self.commit_told(from, handle, epoch, committed, nonce, out)
+            }
+            Peer::AskCommit { handle, epoch, nonce } => self.commit_asked(from, handle, epoch, nonce, out),
+            Peer::NewEpoch { config } => self.new_epoch(from, config, out),
+            Peer::Tail { handle, epoch, committed, tail, last } => {
+                self.tail_told(from, handle, epoch, committed, tail, last, out)
+            }
+            Peer::Adopt { handle, epoch, keep, committed } => self.adopt_asked(from, handle, epoch, keep, committed, out),
+            Peer::Adopted { handle, epoch } => self.adopted(from, handle, epoch, out),
+            Peer::Fetch { handle, epoch, serial, index } => self.fetch_asked(from, handle, epoch, serial, index, out),
+            Peer::Fetched { handle, epoch, op, index, piece } => {
+                self.fetched(from, handle, epoch, op, index, piece, data, out)
+            }
+        }
+    }
+
+    fn held_downstream(&mut self, from: StoreId, request: RequestId, index: u16, refused: Option<Code>, out: &mut Outbox) {
+        let Some(piece) = self.held.get_mut(request, index) else { return };
+        if piece.awaits != Some(from) {
+            return;
+        }
+        piece.awaits = None;
+        match refused {
+            None => self.piece_progress(request, index, out),
+            Some(code) => {
+                if let Some(upstream) = piece.upstream.take() {
+                    self.tell_held(request, index, upstream, Some(code), out);
+                }
+            }
+        }
+    }
+
+    /// All pieces of a write are here: whoever waits for them goes on.
+    pub(crate) fn pieces_complete(&mut self, request: RequestId, out: &mut Outbox) {
+        if let Some(handle) = self.held.wanted_by(request) {
+            self.run_waiting(handle, out);
+            self.drain(handle, out);
+        }
+    }
+
+    fn refuse_apply(&self, to: StoreId, handle: ChunkHandle, code: Code, out: &mut Outbox) {
+        let chunk = self.chunks.get(&handle);
+        let applied = chunk.map_or(Serial(0), |c| c.state.last_point().1);
+        let known = chunk.map_or(Epoch(0), |c| c.config().epoch);
+        let epoch = known.max(self.floors.get(&handle).copied().unwrap_or_default());
+        out.push(Output::Peer { to, msg: Peer::ApplyRefused { handle, epoch, applied, code }, data: vec![] });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    fn apply(
+        &mut self,
+        from: StoreId,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        apply: QueuedApply,
+        committed: Serial,
+        create: Option<ChunkConfig>,
+        out: &mut Outbox,
+    ) {
+        if self.floors.get(&handle).is_some_and(|floor| epoch < *floor) {
+            return self.refuse_apply(from, handle, Code::StaleEpoch, out);
+        }
+        let exists = self.chunks.get(&handle).is_some_and(|c| c.config().epoch.number() > 0);
+        if !exists {
+            let good = |c: &ChunkConfig| {
+                c.invalid().is_none()
+                    && c.handle == handle
+                    && c.epoch == epoch
+                    && c.epoch.number() == 1
+                    && c.primary == from
+                    && c.members.contains(&self.id)
+            };
+            match create.filter(good) {
+                Some(config) => self.create(ChunkConfig { wait_ms: 0, ..config }, Ticket::None),
+                None => return self.refuse_apply(from, handle, Code::NoSuchChunk, out),
+            }
+        }
+        let config = self.chunks[&handle].config();
+        if epoch < config.epoch || (epoch == config.epoch && config.primary != from) {
+            return self.refuse_apply(from, handle, Code::StaleEpoch, out);
+        }
+        if epoch > config.epoch {
+            return self.refuse_apply(from, handle, Code::UnknownEpoch, out);
+        }
+        self.advance(handle, committed);
+        let chunk = self.chunks.get_mut(&handle).expect("it exists");
+        let last = chunk.state.last_point().1;
+        let serial = apply.op.serial;
+        if serial <= last {
+            let same = |r: &crate::state::TailRecord| r.op.origin == apply.op.origin && r.op.request == apply.op.request;
+            if serial > chunk.state.committed() && !chunk.state.tail_record(serial).is_some_and(same) {
+                return self.refuse_apply(from, handle, Code::Reconfiguring, out);
+            }
+            self.acks.insert(handle);
+            return;
+        }
+        let expected = last.0 + 1 + chunk.follow.queue.len() as u64;
+        if serial.0 < expected {
+            // Sent again: if its bytes are being fetched, the question may have been lost.
+            if let Some(fetch) = &chunk.follow.fetch {
+                let (to, serial) = (fetch.from, fetch.serial);
+                self.start_fetch(handle, to, serial, out);
+            }
+            return;
+        }
+        if serial.0 > expected {
+            return self.refuse_apply(from, handle, Code::Gap, out);
+        }
+        if chunk.follow.queue.len() >= CHUNK_WINDOW {
+            return self.refuse_apply(from, handle, Code::Busy, out);
+        }
+        chunk.follow.queue.push_back(apply);
+        self.drain(handle, out);
+    }
+
+    /// Appends queued writes, in order, as far as their bytes are here.
+    pub(crate) fn drain(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        loop {
+            let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+            let Some(front) = chunk.follow.queue.front() else { return };
+            let request = front.op.request;
+            let place = match &front.inline {
+                Some((piece, data)) => Place::Inline { data: data.to_vec(), crcs: piece.crcs.clone() },
+                None if chunk.follow.fetch.is_some() => return,
+                None if self.held.is_complete(request) && self.held.total(request) == Some(front.op.len) => {
+                    self.held.claim(request)
+                }
+                None => {
+                    let until = front.since + Span::from_ms(PIECE_WAIT_MS);
+                    let (from, serial) = (front.from, front.op.serial);
+                    if self.now < until && self.held.want(request, handle) {
+                        return self.timer(until, Timer::Piece(handle));
+                    }
+                    return self.start_fetch(handle, from, serial, out);
+                }
+            };
+            let op = chunk.follow.queue.pop_front().expect("there is a front").op;
+            self.append(handle, op, place);
+        }
+    }
+
+    /// Fetches a record from a store that has it in its tail.
+    pub(crate) fn start_fetch(&mut self, handle: ChunkHandle, from: StoreId, serial: Serial, out: &mut Outbox) {
+        let chunk = self.chunks.get_mut(&handle).expect("fetched for a chunk that is here");
+        chunk.follow.fetch = Some(Fetch { from, serial, index: 0, op: None, blocks: None, crcs: vec![] });
+        let epoch = chunk.config().epoch;
+        out.push(Output::Peer { to: from, msg: Peer::Fetch { handle, epoch, serial, index: 0 }, data: vec![] });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    fn fetched(
+        &mut self,
+        from: StoreId,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        op: WriteOp,
+        index: u16,
+        piece: Option<Piece>,
+        data: Bytes,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        if chunk.state.config.epoch != epoch {
+            return;
+        }
+        let Some(fetch) = &mut chunk.follow.fetch else { return };
+        if fetch.from != from || fetch.serial != op.serial || fetch.index != index {
+            return;
+        }
+        let expected = crate::held::piece_len(op.len, index);
+        let Some(piece) = piece.filter(|p| Some(p.len) == expected && p.len as usize == data.len()) else {
+            // It cannot be had there now: forget it, the primary sends the write again.
+            chunk.follow.fetch = None;
+            return self.refuse_apply(from, handle, Code::Gap, out);
+        };
+        if index == 0 && op.len as usize <= INLINE_BYTES_MAX {
+            let place = Place::Inline { data: data.to_vec(), crcs: piece.crcs };
+            return self.fetch_complete(handle, op, place, out);
+        }
+        if fetch.blocks.is_none() {
+            match self.store.take(op.len) {
+                Ok(blocks) => fetch.blocks = Some(blocks),
+                Err(code) => {
+                    chunk.follow.fetch = None;
+                    return self.refuse_apply(from, handle, code, out);
+                }
+            }
+        }
+        let all = fetch.blocks.expect("just taken");
+        fetch.crcs.extend(piece.crcs);
+        let serial = op.serial;
+        fetch.op = Some(op);
+        let first = index as u32 * (PIECE_BYTES_MAX / BLOCK_BYTES) as u32;
+        let count = (data.len() as u32).div_ceil(BLOCK_BYTES as u32);
+        let at = Blocks { segment: all.segment, block: all.block + first, count };
+        self.store.write_piece(at, data, PieceTicket::Fetched(handle, serial, index), out);
+    }
+
+    pub(crate) fn fetched_written(&mut self, handle: ChunkHandle, serial: Serial, index: u16, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let epoch = chunk.state.config.epoch;
+        let Some(fetch) = &mut chunk.follow.fetch else { return };
+        let (Some(op), Some(blocks)) = (fetch.op.clone(), fetch.blocks) else { return };
+        if fetch.serial != serial || fetch.index != index {
+            return;
+        }
+        if (index as u64 + 1) * (PIECE_BYTES_MAX as u64) < op.len as u64 {
+            fetch.index += 1;
+            let msg = Peer::Fetch { handle, epoch, serial, index: fetch.index };
+            out.push(Output::Peer { to: fetch.from, msg, data: vec![] });
+            return;
+        }
+        let crcs = std::mem::take(&mut fetch.crcs);
+        let run = Run { segment: blocks.segment, block: blocks.block, len: op.len, crcs };
+        self.fetch_complete(handle, op, Place::Runs(vec![run]), out);
+    }
+
+    fn fetch_complete(&mut self, handle: ChunkHandle, op: WriteOp, place: Place, out: &mut Outbox) {
+        let chunk = self.chunks.get_mut(&handle).expect("the caller found it");
+        chunk.follow.fetch = None;
+        if op.serial != chunk.state.last_point().1.next() {
+            let blocks = crate::state::blocks_of(&place);
+            return self.store.free(blocks);
+        }
+        if chunk.follow.queue.front().is_some_and(|f| f.op.serial == op.serial) {
+            chunk.follow.queue.pop_front();
+        }
+        self.append(handle, op, place);
+        self.drain(handle, out);
+        self.takeover_progress(handle, out);
+    }
+
+    /// Tells primaries what is durable here: once a step, however many writes it was.
+    pub(crate) fn send_acks(&mut self, out: &mut Outbox) {
+        for handle in std::mem::take(&mut self.acks) {
+            let Some(chunk) = self.chunks.get(&handle) else { continue };
+            let ChunkConfig { epoch, primary, .. } = *chunk.config();
+            if primary != self.id && !chunk.state.removed {
+                let msg = Peer::Applied { handle, epoch, serial: chunk.durable };
+                out.push(Output::Peer { to: primary, msg, data: vec![] });
+            }
+        }
+    }
+
+    fn commit_told(
+        &mut self,
+        from: StoreId,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        committed: Serial,
+        nonce: u64,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get(&handle) else { return };
+        if chunk.config().epoch != epoch || chunk.config().primary != from {
+            return;
+        }
+        self.advance(handle, committed);
+        let chunk = self.chunks.get_mut(&handle).expect("it was here");
+        let now_committed = chunk.state.committed();
+        if chunk.state.tail.is_empty() && chunk.logged_commit < now_committed {
+            // Lazily: it rides with the next group, and spares the next start a question.
+            chunk.logged_commit = now_committed;
+            self.store.record(&Record::Committed { handle, serial: now_committed }, Ticket::None);
+        }
+        if nonce > 0 {
+            self.reads_told(handle, nonce, out);
+        }
+    }
+
+    fn commit_asked(&mut self, from: StoreId, handle: ChunkHandle, epoch: Epoch, nonce: u64, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get(&handle) else { return };
+        if chunk.config().epoch != epoch || chunk.config().primary != self.id {
+            return;
+        }
+        match &chunk.lead {
+            Some(lead) if matches!(lead.phase, Phase::Serving) => {
+                let committed = chunk.state.committed();
+                let msg = Peer::Commit { handle, epoch, committed, nonce };
+                out.push(Output::Peer { to: from, msg, data: vec![] });
+            }
+            // Not known yet: the secondary's read asks again.
+            Some(_) => {}
+            None => self.ask(handle, crate::io::Ask::Takeover { epoch }, out),
+        }
+    }
+}

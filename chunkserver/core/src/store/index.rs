@@ -1,0 +1,237 @@
+//! Where the committed bytes of a chunk are: extents at byte granularity.
+
+use super::alloc::Blocks;
+use super::format::{ExtentDump, Place};
+use bytes::Bytes;
+use common::limits::BLOCK_BYTES;
+use common::wire::chunk_chunk::LogPoint;
+use std::sync::Arc;
+
+const BLOCK: u32 = BLOCK_BYTES as u32;
+
+/// Bytes that are in memory and in the log only, until a checkpoint moves them home.
+#[derive(Debug, PartialEq, Eq)]
+pub struct InlineRun {
+    /// The bytes.
+    pub data: Bytes,
+    /// A CRC-32C a slice.
+    pub crcs: Vec<u32>,
+}
+
+/// Where a run is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// In a segment, from this block on.
+    Disk {
+        /// The segment.
+        segment: u32,
+        /// The first block.
+        block: u32,
+    },
+    /// Not moved home yet.
+    Memory(Arc<InlineRun>),
+}
+
+/// Bytes of a chunk that lie together: a part of a run. A run is cut into slices of 4 KiB from
+/// its first byte, each with its own checksum; the last may be shorter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte in the chunk.
+    pub offset: u32,
+    /// Bytes.
+    pub len: u32,
+    /// Bytes of the run before the first.
+    pub skip: u32,
+    /// Bytes of the run.
+    pub run: u32,
+    /// Where the run is.
+    pub home: Home,
+    /// The last write in it: what a returning replica misses is told by it.
+    pub last: LogPoint,
+}
+
+impl Extent {
+    fn end(&self) -> u32 {
+        self.offset + self.len
+    }
+
+    /// The blocks of the run, if it is on disk.
+    pub fn blocks(&self) -> Option<Blocks> {
+        match self.home {
+            Home::Disk { segment, block } => Some(Blocks { segment, block, count: self.run.div_ceil(BLOCK) }),
+            Home::Memory(_) => None,
+        }
+    }
+
+    /// The first `len` bytes of this extent; what it no longer needs of the run is cut off.
+    fn head(&self, len: u32) -> Extent {
+        let run = self.run.min((self.skip + len).next_multiple_of(BLOCK));
+        let run = if matches!(self.home, Home::Memory(_)) { self.run } else { run };
+        Extent { len, run, ..self.clone() }
+    }
+
+    /// What is left after the first `cut` bytes.
+    fn rest(&self, cut: u32) -> Extent {
+        let skip = self.skip + cut;
+        let mut rest = Extent { offset: self.offset + cut, len: self.len - cut, skip, ..self.clone() };
+        if let Home::Disk { segment, block } = self.home {
+            let blocks = skip / BLOCK;
+            rest.home = Home::Disk { segment, block: block + blocks };
+            rest.skip -= blocks * BLOCK;
+            rest.run -= blocks * BLOCK;
+        }
+        rest
+    }
+
+    /// Whether `next` goes on where this one ends, in the chunk and on disk.
+    fn is_followed_by(&self, next: &Extent) -> bool {
+        let (Home::Disk { segment, block }, Home::Disk { segment: s, block: b }) = (&self.home, &next.home) else {
+            return false;
+        };
+        self.end() == next.offset
+            && self.skip + self.len == self.run
+            && self.run.is_multiple_of(BLOCK)
+            && next.skip == 0
+            && segment == s
+            && block + self.run / BLOCK == *b
+    }
+
+    /// For a checkpoint.
+    pub fn dump(&self) -> ExtentDump {
+        let place = match &self.home {
+            Home::Disk { segment, block } => Ok((*segment, *block)),
+            Home::Memory(inline) => Err((inline.data.to_vec(), inline.crcs.clone())),
+        };
+        ExtentDump { offset: self.offset, len: self.len, skip: self.skip, run: self.run, place, last: self.last }
+    }
+
+    /// From a checkpoint.
+    pub fn restore(dump: ExtentDump) -> Extent {
+        let home = match dump.place {
+            Ok((segment, block)) => Home::Disk { segment, block },
+            Err((data, crcs)) => Home::Memory(Arc::new(InlineRun { data: data.into(), crcs })),
+        };
+        Extent { offset: dump.offset, len: dump.len, skip: dump.skip, run: dump.run, home, last: dump.last }
+    }
+}
+
+/// What happened to blocks when extents were put over others.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// No extent of this chunk refers to them any more.
+    pub free: Vec<Blocks>,
+    /// One extent was split within a block: both halves refer to it.
+    pub shared: Vec<(u32, u32)>,
+}
+
+/// The extents of a chunk, by offset, without overlap. A gap reads as zeros.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extents(Vec<Extent>);
+
+impl Extents {
+    /// More extents, from a checkpoint; false if they are out of order or overlap.
+    pub fn restore(&mut self, list: Vec<ExtentDump>) -> bool {
+        for extent in list.into_iter().map(Extent::restore) {
+            let sound = extent.len > 0 && extent.skip.checked_add(extent.len).is_some_and(|end| end <= extent.run);
+            if !sound || self.0.last().is_some_and(|e| e.end() > extent.offset) {
+                return false;
+            }
+            self.0.push(extent);
+        }
+        true
+    }
+
+    /// All, by offset.
+    pub fn iter(&self) -> impl Iterator<Item = &Extent> {
+        self.0.iter()
+    }
+
+    /// The parts of extents that lie in a range, by offset.
+    pub fn range(&self, from: u32, to: u32) -> Vec<Extent> {
+        let first = self.0.partition_point(|e| e.end() <= from);
+        let inside = self.0[first..].iter().take_while(|e| e.offset < to);
+        inside
+            .map(|e| {
+                let e = if e.offset < from { e.rest(from - e.offset) } else { e.clone() };
+                if e.end() > to { e.head(to - e.offset) } else { e }
+            })
+            .collect()
+    }
+
+    /// Puts the bytes of a write over whatever was there.
+    pub fn put(&mut self, offset: u32, place: &Place, last: LogPoint) -> Freed {
+        let mut freed = Freed::default();
+        let mut at = offset;
+        match place {
+            Place::Inline { data, crcs } => {
+                let len = data.len() as u32;
+                let inline = InlineRun { data: Bytes::copy_from_slice(data), crcs: crcs.clone() };
+                let home = Home::Memory(Arc::new(inline));
+                self.put_one(Extent { offset, len, skip: 0, run: len, home, last }, &mut freed);
+            }
+            Place::Runs(runs) => {
+                for run in runs {
+                    let home = Home::Disk { segment: run.segment, block: run.block };
+                    let extent = Extent { offset: at, len: run.len, skip: 0, run: run.len, home, last };
+                    self.put_one(extent, &mut freed);
+                    at += run.len;
+                }
+            }
+        }
+        freed
+    }
+
+    /// Puts one extent over whatever was there.
+    pub fn put_one(&mut self, new: Extent, freed: &mut Freed) {
+        let first = self.0.partition_point(|e| e.end() <= new.offset);
+        let last = first + self.0[first..].partition_point(|e| e.offset < new.end());
+        let mut parts = vec![];
+        for old in &self.0[first..last] {
+            let left = (old.offset < new.offset).then(|| old.head(new.offset - old.offset));
+            let right = (old.end() > new.end()).then(|| old.rest(new.end() - old.offset));
+            account(old, left.as_ref(), right.as_ref(), freed);
+            parts.extend(left);
+            parts.extend(right);
+        }
+        let at = parts.iter().take_while(|p| p.offset < new.offset).count();
+        parts.insert(at, new);
+        self.0.splice(first..last, parts);
+        self.merge_around(first.saturating_sub(1), first + at + 2);
+    }
+
+    fn merge_around(&mut self, from: usize, to: usize) {
+        let mut i = from;
+        let mut to = to;
+        while i + 1 < self.0.len() && i < to {
+            if self.0[i].is_followed_by(&self.0[i + 1]) {
+                let next = self.0.remove(i + 1);
+                let this = &mut self.0[i];
+                this.len += next.len;
+                this.run += next.run;
+                this.last = this.last.max(next.last);
+                to -= 1;
+            } else {
+                i += 1;
+            }
+        }
+    }
+}
+
+/// Which blocks of `old` are free now, and which both halves share.
+fn account(old: &Extent, left: Option<&Extent>, right: Option<&Extent>, freed: &mut Freed) {
+    let Some(all) = old.blocks() else { return };
+    let end_of = |b: Blocks| b.block + b.count;
+    let from = left.and_then(|e| e.blocks()).map_or(all.block, end_of);
+    let to = right.and_then(|e| e.blocks()).map_or(end_of(all), |b| b.block);
+    if from < to {
+        freed.free.push(Blocks { segment: all.segment, block: from, count: to - from });
+    }
+    if from > to {
+        assert_eq!(from, to + 1, "halves of one extent share one block at most");
+        freed.shared.push((all.segment, to));
+    }
+}
+
+#[cfg(test)]
+#[path = "index_test.rs"]
+mod tests;

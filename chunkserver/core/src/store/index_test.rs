@@ -1,0 +1,78 @@
+use super::*;
+use crate::store::format::Run;
+use common::wire::chunk_chunk::Origin;
+use common::Serial;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+fn point(n: u64) -> LogPoint {
+    (Origin::default(), Serial(n))
+}
+
+fn run(block: u32, len: u32) -> Place {
+    Place::Runs(vec![Run { segment: 0, block, len, crcs: vec![] }])
+}
+
+#[test]
+fn a_stream_is_one_extent() {
+    let mut extents = Extents::default();
+    for i in 0..16 {
+        let freed = extents.put(i * 65536, &run(100 + i * 16, 65536), point(i as u64));
+        assert_eq!(freed, Freed::default());
+    }
+    assert_eq!(extents.iter().count(), 1);
+    assert_eq!(extents.iter().next().unwrap().last, point(15));
+}
+
+#[test]
+fn a_hole_punched_within_a_block_shares_it() {
+    let mut extents = Extents::default();
+    extents.put(0, &run(10, 4096), point(1));
+    let freed = extents.put(100, &run(50, 8), point(2));
+    assert_eq!(freed, Freed { free: vec![], shared: vec![(0, 10)] });
+    assert_eq!(extents.iter().count(), 3);
+}
+
+proptest! {
+    /// Against a model of one owner a byte: every byte is found where it was put last, and every
+    /// block is freed exactly when nothing refers to it.
+    #[test]
+    fn bytes_are_where_they_were_put(writes in prop::collection::vec((0u32..40_000, 1u32..20_000), 1..40)) {
+        let mut extents = Extents::default();
+        let mut owner: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+        let mut refs: BTreeMap<u32, i64> = BTreeMap::new();
+        let mut next = 0;
+        for (n, (offset, len)) in writes.iter().enumerate() {
+            let block = next;
+            next += len.div_ceil(BLOCK) + 1;
+            for b in block..block + len.div_ceil(BLOCK) {
+                refs.insert(b, 1);
+            }
+            let freed = extents.put(*offset, &run(block, *len), point(n as u64));
+            for (_, b) in freed.shared {
+                *refs.get_mut(&b).unwrap() += 1;
+            }
+            for f in freed.free {
+                for b in f.block..f.block + f.count {
+                    *refs.get_mut(&b).unwrap() -= 1;
+                }
+            }
+            for i in 0..*len {
+                owner.insert(offset + i, (block + i / BLOCK, i % BLOCK));
+            }
+        }
+        let mut used: BTreeMap<u32, ()> = BTreeMap::new();
+        for (at, (block, byte)) in owner {
+            let found = extents.range(at, at + 1);
+            prop_assert_eq!(found.len(), 1);
+            let e = &found[0];
+            let Home::Disk { block: b, .. } = e.home else { panic!() };
+            prop_assert_eq!((b + e.skip / BLOCK, e.skip % BLOCK), (block, byte));
+            used.insert(block, ());
+        }
+        for (block, count) in refs {
+            prop_assert!(count >= 0);
+            prop_assert_eq!(count > 0, used.contains_key(&block), "block {} has {} references", block, count);
+        }
+    }
+}

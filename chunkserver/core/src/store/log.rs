@@ -1,0 +1,164 @@
+//! The log: records in groups, one group under way at a time, each made durable by one flush.
+
+use super::format::{GROUP_HEADER_BYTES, GroupHeader, Record, encode_records};
+use crate::io::FileRef;
+use bytes::Bytes;
+use common::checksum::crc32c;
+use common::limits::LOG_GROUP_BYTES_MAX;
+use std::collections::VecDeque;
+
+/// Records that wait for the disk, in bytes; above it the node takes no new writes.
+pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+#[derive(Clone, Debug)]
+struct Queued<T> {
+    record: Vec<u8>,
+    has_extents: bool,
+    ticket: T,
+}
+
+/// The log of a store. `T` is what is handed back when a record is durable.
+#[derive(Clone, Debug)]
+pub struct Log<T> {
+    segment_bytes: u64,
+    segments: u64,
+    tag: u64,
+    incarnation: u64,
+    /// Where the next group goes.
+    head: u64,
+    /// Replay would start here: everything before it may be overwritten.
+    tail: u64,
+    queue: VecDeque<Queued<T>>,
+    queue_bytes: usize,
+    /// Tickets of the group under way, and where it ends.
+    flight: Option<(Vec<T>, u64)>,
+}
+
+/// A group to be written.
+#[derive(Debug)]
+pub struct GroupWrite {
+    /// The slot of the ring.
+    pub file: FileRef,
+    /// First byte in the slot.
+    pub offset: u64,
+    /// Header, records, zeros to the end of the block.
+    pub data: Bytes,
+    /// Whether data of extents must be made durable by the same flush.
+    pub has_extents: bool,
+}
+
+impl<T> Log<T> {
+    /// A log that goes on at `head` and would be replayed from `tail`.
+    pub fn new(segment_bytes: u64, segments: u64, tag: u64, incarnation: u64, tail: u64, head: u64) -> Log<T> {
+        assert!(tail <= head);
+        let queue = VecDeque::new();
+        Log { segment_bytes, segments, tag, incarnation, head, tail, queue, queue_bytes: 0, flight: None }
+    }
+
+    /// Queues a record; the ticket comes back when it is durable.
+    pub fn push(&mut self, record: &Record, ticket: T) {
+        let has_extents = matches!(record, Record::Write { place: super::format::Place::Runs(_), .. });
+        let record = common::wire::to_vec(record);
+        assert!(record.len() + 4 + GROUP_HEADER_BYTES <= LOG_GROUP_BYTES_MAX, "record too long");
+        self.queue_bytes += record.len();
+        self.queue.push_back(Queued { record, has_extents, ticket });
+    }
+
+    /// Bytes that wait.
+    pub fn queue_bytes(&self) -> usize {
+        self.queue_bytes
+    }
+
+    /// Position of the next group: all that is durable lies before it.
+    pub fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// Position of the last checkpoint.
+    pub fn tail(&self) -> u64 {
+        self.tail
+    }
+
+    /// Bytes between the checkpoint and the head.
+    pub fn used(&self) -> u64 {
+        self.head - self.tail
+    }
+
+    /// Bytes of the ring.
+    pub fn capacity(&self) -> u64 {
+        self.segment_bytes * self.segments
+    }
+
+    /// Everything before `position` is in a durable checkpoint.
+    pub fn truncate(&mut self, position: u64) {
+        assert!(self.tail <= position && position <= self.head);
+        self.tail = position;
+    }
+
+    /// Whether a group is under way or waits.
+    pub fn is_idle(&self) -> bool {
+        self.flight.is_none() && self.queue.is_empty()
+    }
+
+    /// The next group, if none is under way, something waits, and the ring has room.
+    pub fn next_group(&mut self) -> Option<GroupWrite> {
+        if self.flight.is_some() || self.queue.is_empty() {
+            return None;
+        }
+        let mut records = vec![];
+        let mut tickets = vec![];
+        let mut bytes = GROUP_HEADER_BYTES;
+        let mut has_extents = false;
+        while let Some(next) = self.queue.front() {
+            if bytes + next.record.len() + 4 > LOG_GROUP_BYTES_MAX {
+                break;
+            }
+            let next = self.queue.pop_front().expect("there is a front");
+            bytes += next.record.len() + 4;
+            self.queue_bytes -= next.record.len();
+            has_extents |= next.has_extents;
+            records.push(next.record);
+            tickets.push(next.ticket);
+        }
+        let body = encode_records(&records);
+        let mut header = GroupHeader {
+            incarnation: self.incarnation,
+            position: 0,
+            store_tag: self.tag,
+            body_len: body.len() as u32,
+            body_crc: crc32c(&body),
+            previous_end: self.head,
+            has_extents,
+        };
+        let len = header.disk_bytes();
+        let left = self.segment_bytes - self.head % self.segment_bytes;
+        let position = if len > left { self.head + left } else { self.head };
+        if position + len - self.tail > self.capacity() {
+            // The ring is full: the checkpoint that is under way makes room.
+            for (record, ticket) in records.into_iter().zip(tickets).rev() {
+                self.queue_bytes += record.len();
+                self.queue.push_front(Queued { record, has_extents, ticket });
+            }
+            return None;
+        }
+        header.position = position;
+        self.head = position + len;
+        self.flight = Some((tickets, self.head));
+        let mut data = Vec::with_capacity(len as usize);
+        data.extend_from_slice(&header.encode());
+        data.extend_from_slice(&body);
+        data.resize(len as usize, 0);
+        let (file, offset) = locate(position, self.segment_bytes, self.segments);
+        Some(GroupWrite { file, offset, data: data.into(), has_extents })
+    }
+
+    /// The group under way is durable: its tickets.
+    pub fn durable(&mut self) -> Vec<T> {
+        self.flight.take().expect("a group was under way").0
+    }
+}
+
+/// The slot of the ring and the offset in it of a position.
+pub fn locate(position: u64, segment_bytes: u64, segments: u64) -> (FileRef, u64) {
+    (FileRef::Log((position / segment_bytes % segments) as u32), position % segment_bytes)
+}

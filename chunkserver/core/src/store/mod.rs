@@ -1,0 +1,444 @@
+//! The chunk store: log, extents, checksums. Emits disk operations; never performs one.
+
+pub mod alloc;
+pub mod crc;
+pub mod format;
+pub mod index;
+pub mod log;
+pub mod read;
+pub mod recover;
+
+use crate::io::{DiskDone, DiskKind, DiskOp, FileRef, Outbox, Output, Token};
+use crate::state::ChunkState;
+use alloc::{Alloc, Blocks};
+use bytes::Bytes;
+use common::limits::{BLOCK_BYTES, EXTENT_SEGMENT_BYTES, LOG_SEGMENT_BYTES, LOG_SEGMENTS};
+use common::wire::chunk_chunk::LogPoint;
+use common::wire::chunk_master::Order;
+use common::{ChunkHandle, Code, Epoch, RequestId, Serial};
+use crc::CrcTable;
+use format::{PAGE_PAIR_BYTES, Page, Record};
+use index::{Extent, Home};
+use log::Log;
+use read::{Part, ReadJob, ReadResult, blocks_of};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// What a store is made with. All but `capacity` and `ahead_bytes` are fixed at creation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Low bits of the directory's uuid: stamped on every group.
+    pub tag: u64,
+    /// Which start of the store this is.
+    pub incarnation: u64,
+    /// Bytes of a segment of the log.
+    pub log_segment_bytes: u64,
+    /// Slots of the log's ring.
+    pub log_segments: u64,
+    /// Bytes of a segment of extents.
+    pub extent_segment_bytes: u64,
+    /// Segments of extents at most.
+    pub segments_max: u32,
+    /// Free bytes that are zero-filled ahead of need.
+    pub ahead_bytes: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        StoreConfig {
+            tag: 0,
+            incarnation: 1,
+            log_segment_bytes: LOG_SEGMENT_BYTES,
+            log_segments: LOG_SEGMENTS,
+            extent_segment_bytes: EXTENT_SEGMENT_BYTES,
+            segments_max: u32::MAX,
+            ahead_bytes: EXTENT_SEGMENT_BYTES,
+        }
+    }
+}
+
+/// What a record's durability is told by.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ticket {
+    /// Nobody waits.
+    None,
+    /// A write: its record.
+    Write(ChunkHandle, LogPoint),
+    /// A configuration.
+    Config(ChunkHandle, Epoch),
+    /// A cut, under this epoch.
+    Cut(ChunkHandle, Epoch),
+    /// An order of the masters.
+    Order(Order),
+    /// A commit point: blocks that it frees.
+    Free(Vec<Blocks>),
+}
+
+/// What the store has to tell the node.
+#[derive(Debug)]
+pub enum Event {
+    /// A record is durable.
+    Durable(Ticket),
+    /// Data of a piece is written (durable with the next flush).
+    Written(PieceTicket),
+    /// A read is done.
+    Read(u64, ReadResult),
+    /// Something for the checkpoint.
+    Checkpoint(CheckpointDone),
+}
+
+/// Whose data was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PieceTicket {
+    /// A pushed piece.
+    Held(RequestId, u16),
+    /// A fetched piece.
+    Fetched(ChunkHandle, Serial, u16),
+    /// Bytes that a checkpoint moves home.
+    Homed(u64),
+}
+
+/// A step of the checkpoint is done.
+#[derive(Debug)]
+pub enum CheckpointDone {
+    /// A page of checksums was read.
+    PageRead(crc::PageKey, Option<Page>),
+    /// A page was written, or a block of the checkpoint.
+    Wrote,
+    /// A sync is done.
+    Synced,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    LogWrite { then_sync: bool },
+    LogSync,
+    Piece(PieceTicket),
+    ReadData { job: u64, part: usize },
+    ReadPage { key: crc::PageKey },
+    Allocate,
+    CheckpointPageRead(crc::PageKey),
+    CheckpointWrite,
+    CheckpointSync,
+}
+
+/// Blocks that nothing refers to, but that a read under way may still touch.
+#[derive(Clone, Debug)]
+struct Limbo {
+    blocks: Vec<Blocks>,
+    /// Reads below this job must be done.
+    reads_below: u64,
+}
+
+/// Pages that reads wait for.
+type PageWaiters = BTreeMap<crc::PageKey, Vec<u64>>;
+
+/// The store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    config: StoreConfig,
+    /// The log.
+    pub log: Log<Ticket>,
+    /// Free blocks.
+    pub alloc: Alloc,
+    /// Checksums.
+    pub crcs: CrcTable,
+    next_token: Token,
+    ops: BTreeMap<Token, Op>,
+    next_job: u64,
+    reads: BTreeMap<u64, ReadJob>,
+    page_waiters: PageWaiters,
+    limbo: VecDeque<Limbo>,
+    allocating: bool,
+    full: bool,
+    failed: Option<String>,
+}
+
+impl Store {
+    /// A store as recovery left it.
+    pub fn new(config: StoreConfig, log: Log<Ticket>, alloc: Alloc, crcs: CrcTable) -> Store {
+        Store {
+            config,
+            log,
+            alloc,
+            crcs,
+            next_token: 1,
+            ops: BTreeMap::new(),
+            next_job: 1,
+            reads: BTreeMap::new(),
+            page_waiters: BTreeMap::new(),
+            limbo: VecDeque::new(),
+            allocating: false,
+            full: false,
+            failed: None,
+        }
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &StoreConfig {
+        &self.config
+    }
+
+    /// Why the store is out of service, if it is.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// Whether it can take no more segments.
+    pub fn is_full(&self) -> bool {
+        self.full || self.alloc.segments() >= self.config.segments_max
+    }
+
+    /// Appends a record to the log.
+    pub fn record(&mut self, record: &Record, ticket: Ticket) {
+        self.log.push(record, ticket);
+    }
+
+    /// Blocks for `bytes` that lie together, or why there are none now.
+    pub fn take(&mut self, bytes: u32) -> Result<Blocks, Code> {
+        let count = bytes.div_ceil(BLOCK_BYTES as u32);
+        match self.alloc.take(count) {
+            Some(blocks) => Ok(blocks),
+            None if self.is_full() => Err(Code::DiskFull),
+            None => Err(Code::Busy),
+        }
+    }
+
+    /// Gives blocks back once no read that began before can touch them.
+    pub fn free(&mut self, blocks: Vec<Blocks>) {
+        if !blocks.is_empty() {
+            self.limbo.push_back(Limbo { blocks, reads_below: self.next_job });
+        }
+        self.settle_limbo();
+    }
+
+    fn settle_limbo(&mut self) {
+        let oldest = self.reads.keys().next().copied().unwrap_or(self.next_job);
+        while self.limbo.front().is_some_and(|l| l.reads_below <= oldest) {
+            for blocks in self.limbo.pop_front().expect("there is a front").blocks {
+                self.alloc.give(blocks);
+            }
+        }
+    }
+
+    /// Whether anything was logged since the last checkpoint.
+    pub fn log_moved(&self) -> bool {
+        self.log.used() > 0 || !self.log.is_idle()
+    }
+
+    /// A number that was not given before: names questions and reads.
+    pub fn next_nonce(&mut self) -> u64 {
+        self.next_job += 1;
+        self.next_job
+    }
+
+    /// Bytes in use by data, limbo included.
+    pub fn used_bytes(&self) -> u64 {
+        self.alloc.used_bytes()
+    }
+
+    /// Writes the data of a piece into fresh blocks.
+    pub fn write_piece(&mut self, at: Blocks, data: Bytes, ticket: PieceTicket, out: &mut Outbox) {
+        let offset = at.block as u64 * BLOCK_BYTES as u64;
+        let kind = DiskKind::Write { offset, data, durable: false };
+        self.submit(FileRef::Extents(at.segment), kind, Op::Piece(ticket), out);
+    }
+
+    /// Begins a read of these parts; the job's number comes back with the result.
+    pub fn read(&mut self, parts: Vec<Part>, out: &mut Outbox) -> u64 {
+        let job = self.next_job;
+        self.next_job += 1;
+        let mut pending = 0;
+        let mut pages = vec![];
+        for (part, at) in parts.iter().zip(0..) {
+            let Part::Extent(extent, None) = part else { continue };
+            let Home::Disk { segment, block } = extent.home else { continue };
+            pending += 1;
+            let kind = DiskKind::Read {
+                offset: block as u64 * BLOCK_BYTES as u64,
+                len: blocks_of(extent) * BLOCK_BYTES as u32,
+            };
+            self.submit(FileRef::Extents(segment), kind, Op::ReadData { job, part: at }, out);
+            pages.extend(self.missing_pages(extent));
+        }
+        pages.sort_unstable();
+        pages.dedup();
+        for key in pages {
+            pending += 1;
+            self.load_page(key, job, out);
+        }
+        self.reads.insert(job, ReadJob { parts, pending, failed: None });
+        job
+    }
+
+    /// Reads that need no disk are done at once.
+    pub fn finish_ready(&mut self, job: u64) -> Option<ReadResult> {
+        if self.reads.get(&job)?.pending > 0 {
+            return None;
+        }
+        let read = self.reads.remove(&job)?;
+        let crcs = &mut self.crcs;
+        let mut unknown = false;
+        let result = read.finish(|segment, block| {
+            crcs.get(segment, block).unwrap_or_else(|_| {
+                unknown = true;
+                0
+            })
+        });
+        self.settle_limbo();
+        // A page may be evicted between its read and here; then the read is asked again.
+        Some(if unknown { Err(Code::Busy) } else { result })
+    }
+
+    fn missing_pages(&mut self, extent: &Extent) -> Vec<crc::PageKey> {
+        let Home::Disk { segment, block } = extent.home else { return vec![] };
+        let blocks = block..block + blocks_of(extent);
+        let mut missing: Vec<_> = blocks.filter_map(|b| self.crcs.get(segment, b).err()).collect();
+        missing.dedup();
+        missing
+    }
+
+    fn load_page(&mut self, key: crc::PageKey, job: u64, out: &mut Outbox) {
+        let waiters = self.page_waiters.entry(key).or_default();
+        waiters.push(job);
+        if waiters.len() == 1 {
+            self.submit(FileRef::Extents(key.0), page_read(key), Op::ReadPage { key }, out);
+        }
+    }
+
+    /// For the checkpoint: reads a page.
+    pub fn checkpoint_read_page(&mut self, key: crc::PageKey, out: &mut Outbox) {
+        self.submit(FileRef::Extents(key.0), page_read(key), Op::CheckpointPageRead(key), out);
+    }
+
+    /// For the checkpoint: writes a block of a file.
+    pub fn checkpoint_write(&mut self, file: FileRef, offset: u64, data: Bytes, out: &mut Outbox) {
+        let kind = DiskKind::Write { offset, data, durable: false };
+        self.submit(file, kind, Op::CheckpointWrite, out);
+    }
+
+    /// For the checkpoint: makes what was written durable.
+    pub fn checkpoint_sync(&mut self, file: FileRef, out: &mut Outbox) {
+        self.submit(file, DiskKind::Sync, Op::CheckpointSync, out);
+    }
+
+    fn submit(&mut self, file: FileRef, kind: DiskKind, op: Op, out: &mut Outbox) {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.ops.insert(token, op);
+        out.push(Output::Disk(DiskOp { token, file, kind }));
+    }
+
+    /// Starts what can be started: the next group of the log, the next segment of extents.
+    pub fn settle(&mut self, out: &mut Outbox) {
+        if self.failed.is_some() {
+            return;
+        }
+        if let Some(group) = self.log.next_group() {
+            let durable = !group.has_extents;
+            let kind = DiskKind::Write { offset: group.offset, data: group.data, durable };
+            self.submit(group.file, kind, Op::LogWrite { then_sync: !durable }, out);
+        }
+        let short = self.alloc.free_bytes() < self.config.ahead_bytes.max(self.config.extent_segment_bytes / 4);
+        if short && !self.allocating && !self.is_full() {
+            self.allocating = true;
+            let kind = DiskKind::Allocate { len: self.config.extent_segment_bytes };
+            self.submit(FileRef::Extents(self.alloc.segments()), kind, Op::Allocate, out);
+        }
+    }
+
+    /// An operation is done: what the node should know.
+    pub fn done(&mut self, done: DiskDone, out: &mut Outbox) -> Vec<Event> {
+        let op = self.ops.remove(&done.token).expect("an operation is done once");
+        if let Op::Allocate = op {
+            self.allocating = false;
+            match done.result {
+                Ok(_) => self.alloc.add_segment(),
+                // No room on the device is no failure of it: the store is full.
+                Err(_) => self.full = true,
+            }
+            return vec![];
+        }
+        let data = match (done.result, &op) {
+            (Ok(data), _) => data,
+            // A read that fails condemns the data, not the directory.
+            (Err(_), Op::ReadData { .. } | Op::ReadPage { .. } | Op::CheckpointPageRead(_)) => Bytes::new(),
+            (Err(why), _) => {
+                // A failed write or flush is never tried again: nobody can say what is durable.
+                self.failed.get_or_insert(why);
+                return vec![];
+            }
+        };
+        if self.failed.is_some() {
+            return vec![];
+        }
+        match op {
+            Op::LogWrite { then_sync: true } => {
+                self.submit(FileRef::Log(0), DiskKind::Sync, Op::LogSync, out);
+                vec![]
+            }
+            Op::LogWrite { then_sync: false } | Op::LogSync => {
+                self.log.durable().into_iter().map(Event::Durable).collect()
+            }
+            Op::Piece(ticket) => vec![Event::Written(ticket)],
+            Op::ReadData { job, part } => {
+                if let Some(read) = self.reads.get_mut(&job) {
+                    match &mut read.parts[part] {
+                        Part::Extent(_, slot) if !data.is_empty() => *slot = Some(data),
+                        _ => read.failed = Some(Code::Corrupt),
+                    }
+                }
+                self.one_less(job)
+            }
+            Op::ReadPage { key } => {
+                let page = Page::decode_pair(&data, key.1).filter(|_| !data.is_empty());
+                let waiters = self.page_waiters.remove(&key).unwrap_or_default();
+                let good = page.is_some();
+                if let Some(page) = page {
+                    self.crcs.loaded(key, page);
+                }
+                let mut events = vec![];
+                for job in waiters {
+                    if let Some(read) = self.reads.get_mut(&job).filter(|_| !good) {
+                        read.failed = Some(Code::Corrupt);
+                    }
+                    events.extend(self.one_less(job));
+                }
+                events
+            }
+            Op::CheckpointPageRead(key) => {
+                let page = Page::decode_pair(&data, key.1).filter(|_| !data.is_empty());
+                vec![Event::Checkpoint(CheckpointDone::PageRead(key, page))]
+            }
+            Op::CheckpointWrite => vec![Event::Checkpoint(CheckpointDone::Wrote)],
+            Op::CheckpointSync => vec![Event::Checkpoint(CheckpointDone::Synced)],
+            Op::Allocate => unreachable!("handled above"),
+        }
+    }
+
+    fn one_less(&mut self, job: u64) -> Vec<Event> {
+        if let Some(read) = self.reads.get_mut(&job) {
+            read.pending -= 1;
+        }
+        self.finish_ready(job).map(|result| Event::Read(job, result)).into_iter().collect()
+    }
+}
+
+/// Where a page lies: with its twin, at the head of its segment.
+fn page_read(key: crc::PageKey) -> DiskKind {
+    DiskKind::Read { offset: key.1 as u64 * PAGE_PAIR_BYTES, len: PAGE_PAIR_BYTES as u32 }
+}
+
+/// What recovery found.
+pub struct Recovered {
+    /// The store, ready to go on.
+    pub store: Store,
+    /// The chunks.
+    pub chunks: BTreeMap<ChunkHandle, Arc<ChunkState>>,
+    /// Epochs below which this store takes no part in a chunk.
+    pub floors: BTreeMap<ChunkHandle, Epoch>,
+    /// The checkpoint that was used.
+    pub checkpoint: u64,
+    /// Records that were replayed.
+    pub replayed: u64,
+}

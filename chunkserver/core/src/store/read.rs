@@ -1,0 +1,117 @@
+//! Reading committed bytes: from segments or from memory, every slice verified.
+
+use super::index::{Extent, Home};
+use bytes::Bytes;
+use common::Code;
+use common::checksum::crc32c;
+use common::limits::BLOCK_BYTES;
+use common::wire::Piece;
+
+const BLOCK: u32 = BLOCK_BYTES as u32;
+
+/// Bytes with their checksums, as they go to whoever asked.
+pub type ReadResult = Result<(Vec<Piece>, Vec<Bytes>), Code>;
+
+/// One part of a range.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// A gap: zeros.
+    Zeros(u32),
+    /// An extent; the data arrives if it is on disk.
+    Extent(Extent, Option<Bytes>),
+}
+
+/// A read that waits for the disk.
+#[derive(Clone, Debug)]
+pub struct ReadJob {
+    /// The parts, by offset.
+    pub parts: Vec<Part>,
+    /// Disk operations that are not done.
+    pub pending: usize,
+    /// What went wrong.
+    pub failed: Option<Code>,
+}
+
+/// The parts of a range that these extents make, gaps among them.
+pub fn parts_of(extents: Vec<Extent>, from: u32, to: u32) -> Vec<Part> {
+    let mut parts = vec![];
+    let mut at = from;
+    for e in extents {
+        if e.offset > at {
+            parts.push(Part::Zeros(e.offset - at));
+        }
+        at = e.offset + e.len;
+        parts.push(Part::Extent(e, None));
+    }
+    if at < to {
+        parts.push(Part::Zeros(to - at));
+    }
+    parts
+}
+
+/// Bytes of a run, from its first block on, that must be read for an extent.
+pub fn blocks_of(extent: &Extent) -> u32 {
+    (extent.skip + extent.len).div_ceil(BLOCK)
+}
+
+impl ReadJob {
+    /// All parts are here: verifies them. `crc` gives the checksum of a block.
+    pub fn finish(self, mut crc: impl FnMut(u32, u32) -> u32) -> ReadResult {
+        if let Some(code) = self.failed {
+            return Err(code);
+        }
+        let mut pieces = vec![];
+        let mut data = vec![];
+        for part in self.parts {
+            let (piece, bytes) = match part {
+                Part::Zeros(len) => {
+                    let zeros = Bytes::from(vec![0; len as usize]);
+                    (Piece::of(&zeros), zeros)
+                }
+                Part::Extent(extent, on_disk) => {
+                    let (run, crcs) = run_of(&extent, on_disk, &mut crc);
+                    cut(&extent, run, &crcs)?
+                }
+            };
+            pieces.push(piece);
+            data.push(bytes);
+        }
+        Ok((pieces, data))
+    }
+}
+
+/// The needed bytes of an extent's run, and the checksums of their slices.
+fn run_of(extent: &Extent, on_disk: Option<Bytes>, crc: &mut impl FnMut(u32, u32) -> u32) -> (Bytes, Vec<u32>) {
+    match &extent.home {
+        Home::Memory(inline) => (inline.data.clone(), inline.crcs.clone()),
+        Home::Disk { segment, block } => {
+            let data = on_disk.expect("every part was read");
+            let blocks = blocks_of(extent);
+            let whole = data.slice(..data.len().min(extent.run as usize).min((blocks * BLOCK) as usize));
+            (whole, (0..blocks).map(|i| crc(*segment, block + i)).collect())
+        }
+    }
+}
+
+/// Verifies the slices that an extent touches and cuts its bytes out of the run.
+fn cut(extent: &Extent, run: Bytes, crcs: &[u32]) -> Result<(Piece, Bytes), Code> {
+    let (from, to) = (extent.skip as usize, (extent.skip + extent.len) as usize);
+    let (first, last) = (from / BLOCK_BYTES, to.div_ceil(BLOCK_BYTES));
+    if run.len() < to || crcs.len() < last {
+        return Err(Code::Corrupt);
+    }
+    for slice in first..last {
+        let bytes = &run[slice * BLOCK_BYTES..((slice + 1) * BLOCK_BYTES).min(run.len())];
+        if crc32c(bytes) != crcs[slice] {
+            return Err(Code::Corrupt);
+        }
+    }
+    let bytes = run.slice(from..to);
+    let aligned = from.is_multiple_of(BLOCK_BYTES) && (to.is_multiple_of(BLOCK_BYTES) || to == run.len());
+    let piece = match aligned {
+        // The stored checksums travel on as they are.
+        true => Piece { len: extent.len, crcs: crcs[first..last].to_vec() },
+        false => Piece::of(&bytes),
+    };
+    Ok((piece, bytes))
+}

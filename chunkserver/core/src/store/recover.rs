@@ -1,0 +1,387 @@
+//! Recovery: checkpoint, then the log's tail. A decision table with letters (FORMAT.md):
+//!
+//! | case | at the expected position lies | action |
+//! |---|---|---|
+//! | A | a group of this position, records good | replay it |
+//! | B | no group of this position, and none follows | the log ends here |
+//! | C | a group with bad records, and none follows | torn, never acknowledged: the log ends here |
+//! | D | no good group, but a later one follows | rot: the store is refused |
+//! | E | a good last group whose extents do not verify | never acknowledged: the log ends before it |
+//! | F | a group of a later position | the log was recycled past this checkpoint: refused |
+//! | G | no good checkpoint | refused |
+//! | H | the newest checkpoint is bad, the other good | replay from the other; F decides |
+
+use super::alloc::{Alloc, Blocks};
+use super::crc::CrcTable;
+use super::format::{
+    CHECKPOINT_BLOCK_BYTES, CHECKPOINT_HEAD_BYTES, CheckpointEntry, CheckpointHead, FormatVersion, GROUP_HEADER_BYTES,
+    GroupHeader, Place, Record, Run, decode_records,
+};
+use super::log::{Log, locate};
+use super::{Recovered, Store, StoreConfig, Ticket};
+use crate::io::FileRef;
+use crate::state::ChunkState;
+use bytes::Bytes;
+use common::checksum::{crc32c, first_mismatch};
+use common::limits::{BLOCK_BYTES, LOG_GROUP_BYTES_MAX};
+use common::{ChunkHandle, Epoch};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Why a store cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecoverError {
+    /// The disk does not answer.
+    #[error("read {file:?} at {offset}: {why}")]
+    Read {
+        /// Which file.
+        file: FileRef,
+        /// Where.
+        offset: u64,
+        /// What the system said.
+        why: String,
+    },
+    /// Case G.
+    #[error("neither checkpoint is good (case G): the store's index is lost; move the directory away and start with an empty one")]
+    NoCheckpoint,
+    /// Case D or F.
+    #[error("the log is damaged at position {position} (case {case}): what follows cannot be trusted; move the directory away and start with an empty one")]
+    LogRot {
+        /// Where.
+        position: u64,
+        /// Which case.
+        case: char,
+    },
+    /// The directory is another's, or of another version.
+    #[error("the files belong to another store")]
+    OtherStore,
+    /// Records contradict the state: a bug or undetected rot.
+    #[error("the log contradicts itself at position {position}: {what}")]
+    Contradiction {
+        /// Where.
+        position: u64,
+        /// What.
+        what: String,
+    },
+}
+
+/// Reads `len` bytes of a file at an offset; past its end come zeros.
+pub type ReadFn<'a> = dyn FnMut(FileRef, u64, u32) -> Result<Bytes, String> + 'a;
+
+struct Loaded {
+    sequence: u64,
+    position: u64,
+    segments: u32,
+    chunks: BTreeMap<ChunkHandle, ChunkState>,
+    floors: BTreeMap<ChunkHandle, Epoch>,
+}
+
+/// The blocks of an empty store's first checkpoint.
+pub fn first_checkpoint(config: &StoreConfig) -> Vec<u8> {
+    let head = CheckpointEntry::Head { version: FormatVersion::V1, position: 0, store_tag: config.tag, segments: 0 };
+    checkpoint_block(1, 0, true, &[common::wire::to_vec(&head)])
+}
+
+/// A block of a checkpoint.
+pub fn checkpoint_block(sequence: u64, index: u32, last: bool, entries: &[Vec<u8>]) -> Vec<u8> {
+    let body = super::format::encode_records(entries);
+    assert!(body.len() <= CHECKPOINT_BLOCK_BYTES - CHECKPOINT_HEAD_BYTES);
+    let head = CheckpointHead { sequence, index, len: body.len() as u32, last, crc: crc32c(&body) };
+    let mut out = head.encode().to_vec();
+    out.extend_from_slice(&body);
+    out.resize(CHECKPOINT_BLOCK_BYTES, 0);
+    out
+}
+
+/// Opens a store.
+pub fn recover(config: StoreConfig, read: &mut ReadFn) -> Result<Recovered, RecoverError> {
+    let mut reader = Reader { read, config: &config };
+    let mut found: Vec<Loaded> = vec![];
+    for slot in 0..2 {
+        found.extend(reader.checkpoint(slot)?);
+    }
+    found.sort_by_key(|l| l.sequence);
+    let Some(mut loaded) = found.pop() else { return Err(RecoverError::NoCheckpoint) };
+    let replayed = replay(&mut reader, &mut loaded)?;
+    let mut alloc = Alloc::new(config.extent_segment_bytes);
+    // Segments that were added after the checkpoint are told by the records that use them.
+    let used = loaded.chunks.values().flat_map(|c| c.blocks()).map(|b| b.segment + 1).max();
+    for _ in 0..loaded.segments.max(used.unwrap_or(0)) {
+        alloc.add_segment();
+    }
+    for blocks in loaded.chunks.values().flat_map(|c| c.blocks()) {
+        claim(&mut alloc, blocks);
+    }
+    let mut crcs = CrcTable::default();
+    for run in &replayed.runs {
+        crcs.set(run.segment, run.block, &run.crcs);
+    }
+    let (bytes, slots) = (config.log_segment_bytes, config.log_segments);
+    let log: Log<Ticket> = Log::new(bytes, slots, config.tag, config.incarnation, loaded.position, replayed.head);
+    Ok(Recovered {
+        store: Store::new(config, log, alloc, crcs),
+        chunks: loaded.chunks.into_iter().map(|(h, c)| (h, Arc::new(c))).collect(),
+        floors: loaded.floors,
+        checkpoint: loaded.sequence,
+        replayed: replayed.records,
+    })
+}
+
+/// Takes the blocks of an extent; a block that is taken already is shared by two.
+fn claim(alloc: &mut Alloc, blocks: Blocks) {
+    if alloc.take_exactly(blocks) {
+        return;
+    }
+    for block in blocks.block..blocks.block + blocks.count {
+        if !alloc.take_exactly(Blocks { block, count: 1, ..blocks }) {
+            alloc.share(blocks.segment, block);
+        }
+    }
+}
+
+struct Reader<'a, 'b> {
+    read: &'a mut ReadFn<'b>,
+    config: &'a StoreConfig,
+}
+
+struct Group {
+    header: GroupHeader,
+    records: Vec<Record>,
+}
+
+impl Reader<'_, '_> {
+    fn bytes(&mut self, file: FileRef, offset: u64, len: u32) -> Result<Bytes, RecoverError> {
+        (self.read)(file, offset, len).map_err(|why| RecoverError::Read { file, offset, why })
+    }
+
+    /// The checkpoint in a slot, if a whole good one is there.
+    fn checkpoint(&mut self, slot: u32) -> Result<Option<Loaded>, RecoverError> {
+        let mut loaded: Option<Loaded> = None;
+        let mut of = ChunkHandle::HOLE;
+        for index in 0.. {
+            let offset = index as u64 * CHECKPOINT_BLOCK_BYTES as u64;
+            let block = self.bytes(FileRef::Checkpoint(slot), offset, CHECKPOINT_BLOCK_BYTES as u32)?;
+            let Some(head) = CheckpointHead::decode(&block) else { return Ok(None) };
+            let body = &block[CHECKPOINT_HEAD_BYTES..CHECKPOINT_HEAD_BYTES + head.len as usize];
+            let same = loaded.as_ref().is_none_or(|l| l.sequence == head.sequence);
+            if head.index != index || !same || crc32c(body) != head.crc {
+                return Ok(None);
+            }
+            let Some(entries) = split_entries(body) else { return Ok(None) };
+            for entry in entries {
+                match (entry, &mut loaded) {
+                    (CheckpointEntry::Head { position, store_tag, segments, .. }, None) => {
+                        if store_tag != self.config.tag {
+                            return Err(RecoverError::OtherStore);
+                        }
+                        let (chunks, floors) = (BTreeMap::new(), BTreeMap::new());
+                        loaded = Some(Loaded { sequence: head.sequence, position, segments, chunks, floors });
+                    }
+                    (CheckpointEntry::Chunk(dump), Some(loaded)) => {
+                        of = dump.config.handle;
+                        loaded.chunks.insert(of, ChunkState::restore(dump));
+                    }
+                    (CheckpointEntry::Extents(list), Some(loaded)) => {
+                        let good = loaded.chunks.get_mut(&of).is_some_and(|c| c.extents.restore(list));
+                        if !good {
+                            return Ok(None);
+                        }
+                    }
+                    (CheckpointEntry::Tail(op, place), Some(loaded)) => {
+                        let good = loaded.chunks.get_mut(&of).is_some_and(|c| c.restore_tail(op, place));
+                        if !good {
+                            return Ok(None);
+                        }
+                    }
+                    (CheckpointEntry::Floors(floors), Some(loaded)) => loaded.floors.extend(floors),
+                    _ => return Ok(None),
+                }
+            }
+            if head.last {
+                break;
+            }
+        }
+        Ok(loaded)
+    }
+
+    /// The header of a group that lies at this position of the endless log, whatever it says.
+    fn header(&mut self, position: u64) -> Result<Option<GroupHeader>, RecoverError> {
+        let (file, offset) = locate(position, self.config.log_segment_bytes, self.config.log_segments);
+        let block = self.bytes(file, offset, BLOCK_BYTES as u32)?;
+        Ok(GroupHeader::decode(&block).filter(|h| h.store_tag == self.config.tag))
+    }
+
+    fn group(&mut self, header: GroupHeader) -> Result<Option<Group>, RecoverError> {
+        let (file, offset) = locate(header.position, self.config.log_segment_bytes, self.config.log_segments);
+        if offset + header.disk_bytes() > self.config.log_segment_bytes {
+            return Ok(None);
+        }
+        let bytes = self.bytes(file, offset, header.disk_bytes() as u32)?;
+        let body = &bytes[GROUP_HEADER_BYTES..GROUP_HEADER_BYTES + header.body_len as usize];
+        let good = crc32c(body) == header.body_crc;
+        Ok(good.then(|| decode_records(body)).flatten().map(|records| Group { header, records }))
+    }
+
+    /// Whether a group follows that was written after the one expected at `position`: then that
+    /// one was durable.
+    fn anything_follows(&mut self, position: u64, incarnation: u64) -> Result<bool, RecoverError> {
+        let segment = self.config.log_segment_bytes;
+        let next_segment = (position / segment + 1) * segment;
+        let end = (position + LOG_GROUP_BYTES_MAX as u64 + BLOCK_BYTES as u64).min(next_segment);
+        let (file, offset) = locate(position, segment, self.config.log_segments);
+        let window = self.bytes(file, offset, (end - position) as u32)?;
+        let follows = |h: &GroupHeader, at: u64| {
+            h.store_tag == self.config.tag && h.position == at && h.incarnation >= incarnation
+        };
+        let mut at = position + BLOCK_BYTES as u64;
+        while at < end {
+            let here = GroupHeader::decode(&window[(at - position) as usize..]);
+            if here.is_some_and(|h| follows(&h, at)) {
+                return Ok(true);
+            }
+            at += BLOCK_BYTES as u64;
+        }
+        let next = self.header(next_segment)?;
+        Ok(next.is_some_and(|h| h.position == next_segment && h.incarnation >= incarnation))
+    }
+
+    /// Whether the extents that a group names hold what it says.
+    fn extents_verify(&mut self, group: &Group) -> Result<bool, RecoverError> {
+        for record in &group.records {
+            let Record::Write { place: Place::Runs(runs), .. } = record else { continue };
+            for run in runs {
+                let offset = run.block as u64 * BLOCK_BYTES as u64;
+                let len = run.blocks() * BLOCK_BYTES as u32;
+                let data = self.bytes(FileRef::Extents(run.segment), offset, len)?;
+                if first_mismatch(&data[..run.len as usize], &run.crcs).is_some() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn split_entries(mut body: &[u8]) -> Option<Vec<CheckpointEntry>> {
+    let mut entries = vec![];
+    while !body.is_empty() {
+        let (len, rest) = body.split_first_chunk::<4>()?;
+        let len = u32::from_le_bytes(*len) as usize;
+        entries.push(common::wire::from_slice(rest.get(..len)?).ok()?);
+        body = &rest[len..];
+    }
+    Some(entries)
+}
+
+struct Replayed {
+    /// Where the next group goes.
+    head: u64,
+    records: u64,
+    /// Runs in the order of their records: their checksums are newer than the pages.
+    runs: Vec<Run>,
+}
+
+fn replay(reader: &mut Reader, loaded: &mut Loaded) -> Result<Replayed, RecoverError> {
+    let segment = reader.config.log_segment_bytes;
+    let mut out = Replayed { head: loaded.position, records: 0, runs: vec![] };
+    let mut incarnation = 0;
+    // The last good group: applied once the next one proves it durable, or it is verified.
+    let mut last: Option<Group> = None;
+    loop {
+        let expected = last.as_ref().map_or(loaded.position, |g| g.header.position + g.header.disk_bytes());
+        let header = reader.header(expected)?;
+        if header.is_some_and(|h| h.position > expected) {
+            return Err(RecoverError::LogRot { position: expected, case: 'F' });
+        }
+        let mut next = header.filter(|h| h.position == expected && h.incarnation >= incarnation);
+        if next.is_none() && !expected.is_multiple_of(segment) {
+            // A group that did not fit went to the next segment, and says where it comes from.
+            let start = (expected / segment + 1) * segment;
+            let skipped = reader.header(start)?;
+            next = skipped.filter(|h| {
+                h.position == start && h.previous_end == expected && h.incarnation >= incarnation
+            });
+        }
+        let group = match next {
+            Some(header) => reader.group(header)?,
+            None => None,
+        };
+        let Some(group) = group else {
+            if reader.anything_follows(expected, incarnation)? {
+                return Err(RecoverError::LogRot { position: expected, case: 'D' });
+            }
+            break;
+        };
+        incarnation = group.header.incarnation;
+        if let Some(proved) = last.replace(group) {
+            apply(proved, loaded, &mut out)?;
+        }
+    }
+    if let Some(group) = last {
+        if !group.header.has_extents || reader.extents_verify(&group)? {
+            apply(group, loaded, &mut out)?;
+        }
+    }
+    Ok(out)
+}
+
+fn apply(group: Group, loaded: &mut Loaded, out: &mut Replayed) -> Result<(), RecoverError> {
+    let position = group.header.position;
+    out.head = position + group.header.disk_bytes();
+    for record in group.records {
+        out.records += 1;
+        if let Record::Write { place: Place::Runs(runs), .. } = &record {
+            out.runs.extend(runs.iter().cloned());
+        }
+        apply_record(record, loaded).map_err(|what| RecoverError::Contradiction { position, what })?;
+    }
+    Ok(())
+}
+
+/// Applies a record. The checkpoint may hold what a record says already: then it changes nothing.
+fn apply_record(record: Record, loaded: &mut Loaded) -> Result<(), String> {
+    match record {
+        Record::Config(config) => {
+            let chunk = loaded.chunks.entry(config.handle).or_insert_with(|| ChunkState::new(config.clone()));
+            if config.epoch >= chunk.config.epoch {
+                chunk.removed = false;
+                chunk.config = config;
+            }
+        }
+        Record::Write { handle, op, place } => {
+            let Some(chunk) = loaded.chunks.get_mut(&handle) else {
+                // Deleted by a later record that the checkpoint knows.
+                return match loaded.floors.get(&handle) {
+                    Some(_) => Ok(()),
+                    None => Err(format!("a write to {handle}, which does not exist")),
+                };
+            };
+            let after = chunk.last_point().1;
+            if op.serial == after.next() {
+                chunk.push(op, place);
+            } else if op.serial > after {
+                return Err(format!("{handle} jumps from {after} to {}", op.serial));
+            }
+        }
+        Record::Committed { handle, serial } => {
+            if let Some(chunk) = loaded.chunks.get_mut(&handle) {
+                chunk.commit(serial);
+            }
+        }
+        Record::Cut { handle, keep } => {
+            if let Some(chunk) = loaded.chunks.get_mut(&handle) {
+                chunk.cut(keep.max(chunk.committed()));
+            }
+        }
+        Record::Removed { handle, epoch } => {
+            let floor = loaded.floors.entry(handle).or_insert(epoch);
+            *floor = epoch.max(*floor);
+            if epoch == Epoch::DELETED {
+                loaded.chunks.remove(&handle);
+            } else if let Some(chunk) = loaded.chunks.get_mut(&handle) {
+                chunk.removed |= chunk.config.epoch < epoch;
+            }
+        }
+    }
+    Ok(())
+}

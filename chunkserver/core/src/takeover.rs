@@ -1,0 +1,356 @@
+//! A new epoch: the primary collects the tails, adopts the longest, and brings all members to it.
+//!
+//! Every member makes the epoch durable before it answers, so nothing of an older epoch can be
+//! acknowledged any more. Tails are compared by their last record's (origin, serial), never by
+//! the promised epoch. What lies beyond the last common record is discarded, durably.
+
+use crate::io::{Ask, Outbox, Output};
+use crate::node::{Node, Timer};
+use crate::primary::Lead;
+use crate::secondary::Follow;
+use crate::store::Ticket;
+use crate::store::format::Record;
+use common::limits::APPLY_TIMEOUT_MS;
+use common::wire::ChunkConfig;
+use common::wire::chunk_chunk::{LogPoint, Peer};
+use common::{ChunkHandle, Code, Epoch, Refusal, Serial, Span, StoreId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The tail of a member, as it told it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TailReport {
+    committed: Serial,
+    tail: Vec<LogPoint>,
+    last: LogPoint,
+}
+
+impl TailReport {
+    fn point(&self, serial: Serial) -> Option<LogPoint> {
+        let at = serial.0.checked_sub(self.committed.0 + 1)?;
+        self.tail.get(at as usize).copied()
+    }
+
+    /// The last serial up to which both have the same records. What either knows as committed,
+    /// the other has too: all members of an epoch hold what it committed.
+    fn common(&self, other: &TailReport) -> Serial {
+        let sure = self.committed.max(other.committed);
+        let end = self.last.1.min(other.last.1);
+        let mut serial = sure.min(end);
+        while serial < end && self.point(serial.next()) == other.point(serial.next()) {
+            serial = serial.next();
+        }
+        serial
+    }
+}
+
+/// How far a primary is with its epoch.
+#[derive(Clone, Debug)]
+pub(crate) enum Phase {
+    /// Members make the epoch durable and tell their tails.
+    Collecting {
+        reports: BTreeMap<StoreId, TailReport>,
+        durable_here: bool,
+    },
+    /// Another member has the longest tail: its records are fetched.
+    Fetching {
+        from: StoreId,
+        reports: BTreeMap<StoreId, TailReport>,
+        upto: Serial,
+    },
+    /// Members cut what is not in the adopted tail.
+    Aligning { awaiting: BTreeSet<StoreId> },
+    /// Writes are taken.
+    Serving,
+}
+
+impl Phase {
+    /// Whether this member's answer is missing.
+    pub fn awaits(&self, member: StoreId) -> bool {
+        match self {
+            Phase::Collecting { reports, .. } => !reports.contains_key(&member),
+            Phase::Fetching { from, .. } => *from == member,
+            Phase::Aligning { awaiting } => awaiting.contains(&member),
+            Phase::Serving => false,
+        }
+    }
+}
+
+impl Node {
+    /// The masters made this store primary of a new epoch.
+    pub(crate) fn begin_takeover(&mut self, config: ChunkConfig, out: &mut Outbox) {
+        let (handle, epoch) = (config.handle, config.epoch);
+        let hold_until = self.now + Span::from_ms(config.wait_ms);
+        let session = self.in_session();
+        let before = self.chunks.get_mut(&handle).and_then(|c| c.lead.take());
+        self.set_config(ChunkConfig { wait_ms: 0, ..config.clone() }, Ticket::Config(handle, epoch));
+        let mut lead = Lead::new(&config.members, self.now, hold_until);
+        if let Some(before) = before {
+            lead.replies = before.replies;
+            lead.sealing = before.sealing;
+            lead.hold_until = hold_until.max(before.hold_until);
+        }
+        lead.phase = Phase::Collecting { reports: BTreeMap::new(), durable_here: false };
+        let hold_until = lead.hold_until;
+        let chunk = self.chunks.get_mut(&handle).expect("just set");
+        chunk.confirmed = session;
+        chunk.lead = Some(Box::new(lead));
+        self.busy.insert(handle);
+        if hold_until > self.now {
+            self.timer(hold_until, Timer::Hold(handle));
+        }
+        self.timer(self.now + Span::from_ms(APPLY_TIMEOUT_MS), Timer::Answers(handle));
+        for to in config.members.iter().copied().filter(|m| *m != self.id) {
+            let config = ChunkConfig { wait_ms: 0, ..config.clone() };
+            out.push(Output::Peer { to, msg: Peer::NewEpoch { config }, data: vec![] });
+        }
+    }
+
+    /// A member may have missed what it was sent.
+    pub(crate) fn takeover_again(&mut self, handle: ChunkHandle, peer: StoreId, out: &mut Outbox) {
+        let chunk = &self.chunks[&handle];
+        let lead = chunk.lead.as_ref().expect("takes over");
+        let config = chunk.config().clone();
+        match &lead.phase {
+            phase @ Phase::Collecting { .. } if phase.awaits(peer) => {
+                out.push(Output::Peer { to: peer, msg: Peer::NewEpoch { config }, data: vec![] });
+            }
+            // Fetches and cuts are not sent again one by one: the epoch starts over.
+            phase if phase.awaits(peer) => self.ask(handle, Ask::Takeover { epoch: config.epoch }, out),
+            _ => {}
+        }
+    }
+
+    /// A member hears of a new epoch from its primary.
+    pub(crate) fn new_epoch(&mut self, from: StoreId, config: ChunkConfig, out: &mut Outbox) {
+        let (handle, epoch) = (config.handle, config.epoch);
+        let refuse = |code, known, out: &mut Outbox| {
+            let msg = Peer::ApplyRefused { handle, epoch: known, applied: Serial(0), code };
+            out.push(Output::Peer { to: from, msg, data: vec![] });
+        };
+        if config.invalid().is_some() || config.primary != from || !config.members.contains(&self.id) {
+            return refuse(Code::BadArgument, Epoch(0), out);
+        }
+        let floor = self.floors.get(&handle).copied().unwrap_or_default();
+        let known = self.chunks.get(&handle).map_or(Epoch(0), |c| c.config().epoch);
+        if epoch < floor || epoch < known {
+            return refuse(Code::StaleEpoch, floor.max(known), out);
+        }
+        let ticket = Ticket::Config(handle, epoch);
+        let config = ChunkConfig { wait_ms: 0, ..config };
+        if known.number() == 0 {
+            self.create(config, ticket);
+        } else if epoch > known {
+            self.step_down(handle, &Refusal::new(Code::Reconfiguring, handle), out);
+            self.fail_reads(handle, Code::Reconfiguring, out);
+            self.set_config(config, ticket);
+        } else {
+            // Asked again: the record may not be durable yet, so it is written again.
+            self.store.record(&Record::Config(config), ticket);
+        }
+        let chunk = self.chunks.get_mut(&handle).expect("just set");
+        chunk.follow = Follow::default();
+    }
+
+    fn report(&self, handle: ChunkHandle) -> TailReport {
+        let state = &self.chunks[&handle].state;
+        let point = |r: &crate::state::TailRecord| (r.op.origin, r.op.serial);
+        TailReport {
+            committed: state.committed(),
+            tail: state.tail.iter().map(point).collect(),
+            last: state.last_point(),
+        }
+    }
+
+    /// A configuration is durable here, and with it every record before it.
+    pub(crate) fn config_durable(&mut self, handle: ChunkHandle, epoch: Epoch, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        if chunk.config().epoch != epoch {
+            return;
+        }
+        if let Some(lead) = &mut chunk.lead {
+            if let Phase::Collecting { durable_here, .. } = &mut lead.phase {
+                *durable_here = true;
+                self.collected(handle, out);
+            }
+            return;
+        }
+        let to = chunk.config().primary;
+        let TailReport { committed, tail, last } = self.report(handle);
+        out.push(Output::Peer { to, msg: Peer::Tail { handle, epoch, committed, tail, last }, data: vec![] });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(crate) fn tail_told(
+        &mut self,
+        from: StoreId,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        committed: Serial,
+        tail: Vec<LogPoint>,
+        last: LogPoint,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        if chunk.state.config.epoch != epoch || !chunk.state.config.members.contains(&from) {
+            return;
+        }
+        let Some(lead) = &mut chunk.lead else { return };
+        if let Phase::Collecting { reports, .. } = &mut lead.phase {
+            reports.insert(from, TailReport { committed, tail, last });
+            self.collected(handle, out);
+        }
+    }
+
+    /// All tails are known: the longest is adopted.
+    fn collected(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let own = self.report(handle);
+        let me = self.id;
+        let chunk = self.chunks.get_mut(&handle).expect("takes over");
+        let others = chunk.state.config.members.len() - 1;
+        let lead = chunk.lead.as_mut().expect("takes over");
+        let Phase::Collecting { reports, durable_here } = &mut lead.phase else { return };
+        if !*durable_here || reports.len() < others {
+            return;
+        }
+        lead.progress = self.now;
+        let reports = std::mem::take(reports);
+        let best = reports.iter().max_by_key(|(_, r)| r.last).filter(|(_, r)| r.last > own.last);
+        let committed = reports.values().map(|r| r.committed).max().unwrap_or_default();
+        match best.map(|(id, r)| (*id, r.clone())) {
+            None => {
+                self.advance(handle, committed);
+                self.align(handle, reports, out);
+            }
+            Some((from, theirs)) => {
+                let keep = own.common(&theirs);
+                lead.phase = Phase::Fetching { from, reports, upto: theirs.last.1 };
+                self.advance(handle, committed.min(keep));
+                self.cut_tail(handle, keep, Ticket::None);
+                self.chunks.get_mut(&handle).expect("it is here").lead.as_mut().expect("it leads").acked.insert(me, keep);
+                self.takeover_progress(handle, out);
+            }
+        }
+    }
+
+    /// Fetches the next record of the adopted tail, or goes on when all are durable here.
+    pub(crate) fn takeover_progress(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let last = chunk.state.last_point().1;
+        let durable = chunk.durable;
+        let Some(lead) = &mut chunk.lead else { return };
+        let Phase::Fetching { from, reports, upto } = &mut lead.phase else { return };
+        lead.progress = self.now;
+        if last < *upto {
+            let from = *from;
+            if chunk.follow.fetch.is_none() {
+                self.start_fetch(handle, from, last.next(), out);
+            }
+        } else if durable >= *upto {
+            let reports = std::mem::take(reports);
+            let committed = reports.values().map(|r| r.committed).max().unwrap_or_default();
+            self.advance(handle, committed);
+            self.align(handle, reports, out);
+        }
+    }
+
+    /// Every member drops what is not in the adopted tail, and gets what it lacks of it.
+    fn align(&mut self, handle: ChunkHandle, reports: BTreeMap<StoreId, TailReport>, out: &mut Outbox) {
+        let adopted = self.report(handle);
+        let me = self.id;
+        let chunk = self.chunks.get_mut(&handle).expect("takes over");
+        let (epoch, committed, durable) = (chunk.config().epoch, adopted.committed, chunk.durable);
+        let lead = chunk.lead.as_mut().expect("takes over");
+        lead.acked.insert(me, durable);
+        let mut awaiting = BTreeSet::new();
+        for (member, report) in &reports {
+            let keep = adopted.common(report);
+            lead.acked.insert(*member, keep);
+            if report.last.1 > keep {
+                awaiting.insert(*member);
+                let msg = Peer::Adopt { handle, epoch, keep, committed: committed.min(keep) };
+                out.push(Output::Peer { to: *member, msg, data: vec![] });
+            }
+        }
+        lead.progress = self.now;
+        lead.phase = Phase::Aligning { awaiting };
+        self.aligned(handle, out);
+    }
+
+    fn aligned(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let me = self.id;
+        let chunk = self.chunks.get_mut(&handle).expect("takes over");
+        let lead = chunk.lead.as_mut().expect("takes over");
+        if !matches!(&lead.phase, Phase::Aligning { awaiting } if awaiting.is_empty()) {
+            return;
+        }
+        lead.phase = Phase::Serving;
+        lead.progress = self.now;
+        let behind: Vec<(StoreId, Serial)> = lead.acked.iter().map(|(m, s)| (*m, *s)).filter(|(m, _)| *m != me).collect();
+        // Writes that nobody holds any more will not be answered: their clients ask again.
+        let tail: BTreeSet<_> = chunk.state.tail.iter().map(|r| r.op.request).collect();
+        let lost: Vec<_> = lead.replies.keys().filter(|r| !tail.contains(r)).copied().collect();
+        for request in lost {
+            for (conn, id) in lead.replies.remove(&request).unwrap_or_default() {
+                let refusal = Refusal::new(Code::Reconfiguring, handle);
+                let msg = common::wire::client_chunk::ClientChunkReply::Refused(refusal);
+                out.push(Output::Reply { conn, request: id, msg, data: vec![] });
+            }
+        }
+        for (member, acked) in behind {
+            self.send_applies(handle, Some(member), acked.next(), out);
+        }
+        self.try_commit(handle, out);
+        self.run_waiting(handle, out);
+    }
+
+    /// Drops the tail after `keep`, durably; its blocks are free after that.
+    fn cut_tail(&mut self, handle: ChunkHandle, keep: Serial, ticket: Ticket) {
+        let chunk = self.chunks.get_mut(&handle).expect("the chunk is here");
+        let keep = keep.max(chunk.state.committed());
+        let blocks = chunk.state_mut().cut(keep);
+        chunk.durable = chunk.durable.min(keep);
+        self.store.record(&Record::Cut { handle, keep }, ticket);
+        if !blocks.is_empty() {
+            let serial = self.chunks[&handle].state.committed();
+            self.store.record(&Record::Committed { handle, serial }, Ticket::Free(blocks));
+        }
+    }
+
+    pub(crate) fn adopt_asked(
+        &mut self,
+        from: StoreId,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        keep: Serial,
+        committed: Serial,
+        _out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        if chunk.config().epoch != epoch || chunk.config().primary != from {
+            return;
+        }
+        chunk.follow = Follow::default();
+        self.advance(handle, committed);
+        self.cut_tail(handle, keep, Ticket::Cut(handle, epoch));
+    }
+
+    pub(crate) fn cut_durable(&mut self, handle: ChunkHandle, epoch: Epoch, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get(&handle) else { return };
+        if chunk.config().epoch == epoch && chunk.lead.is_none() {
+            let to = chunk.config().primary;
+            out.push(Output::Peer { to, msg: Peer::Adopted { handle, epoch }, data: vec![] });
+        }
+    }
+
+    pub(crate) fn adopted(&mut self, from: StoreId, handle: ChunkHandle, epoch: Epoch, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        if chunk.state.config.epoch != epoch {
+            return;
+        }
+        let Some(lead) = &mut chunk.lead else { return };
+        if let Phase::Aligning { awaiting } = &mut lead.phase {
+            awaiting.remove(&from);
+            self.aligned(handle, out);
+        }
+    }
+}

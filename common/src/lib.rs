@@ -1,0 +1,14 @@
+//! The vocabulary of Cairn: ids, units, limits, refusal codes, checksums and the wire.
+//!
+//! Pure: nothing here can touch a socket, a file, a clock or a thread.
+
+pub mod id;
+pub mod limits;
+pub mod time;
+pub mod code;
+pub mod checksum;
+pub mod wire;
+
+pub use code::{Code, Refusal};
+pub use id::*;
+pub use time::{Span, Time};

@@ -1,0 +1,122 @@
+//! Every size, limit and timeout of Cairn, with its unit, in one place. Relations between them
+//! are proved when this file is compiled.
+
+/// Bytes of a block: the unit of checksums and of disk allocation.
+pub const BLOCK_BYTES: usize = 4096;
+/// Most payload bytes of one data frame, and so of one piece.
+pub const PIECE_BYTES_MAX: usize = 256 * 1024;
+/// Most pieces of one write request.
+pub const PIECES_MAX: usize = 16;
+/// Most bytes of one write request.
+pub const WRITE_BYTES_MAX: usize = PIECE_BYTES_MAX * 4;
+/// A write of at most so many bytes travels inside the commit message.
+pub const INLINE_BYTES_MAX: usize = 64 * 1024;
+/// Most bytes of one record append.
+pub const APPEND_BYTES_MAX: usize = WRITE_BYTES_MAX;
+/// Most bytes of a chunk.
+pub const CHUNK_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Most bytes of a name in a directory.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Most bytes of a path.
+pub const PATH_BYTES_MAX: usize = 4096;
+/// Replicas of a chunk, unless the directory's policy says otherwise.
+pub const REPLICATION_DEFAULT: u8 = 3;
+/// Most replicas of a chunk.
+pub const REPLICATION_MAX: u8 = 5;
+/// A chunk is never reduced to fewer live members than this (or its replication, if lower).
+pub const MIN_REPLICAS: usize = 2;
+/// Most entries in one page of a listing.
+pub const LIST_PAGE_MAX: u32 = 4096;
+/// Most chunks in one page of a file's layout.
+pub const LAYOUT_PAGE_MAX: u32 = 1024;
+/// Most bytes of a refusal's or an admin answer's text.
+pub const TEXT_BYTES_MAX: usize = 1024;
+
+/// Most mutations a client has in flight at the master.
+pub const CLIENT_WINDOW: u64 = 256;
+/// Most answers the master remembers for a client.
+pub const CLIENT_ANSWERS_MAX: u64 = 512;
+/// Most chunk writes a client has in flight on one chunk.
+pub const CHUNK_CLIENT_WINDOW: u64 = 64;
+/// Most answers a chunk remembers for one client.
+pub const CHUNK_ANSWERS_MAX: usize = 256;
+/// Most writes of a chunk between admission and commit.
+pub const CHUNK_WINDOW: usize = 128;
+/// Most requests that wait at a chunk for its configuration or takeover.
+pub const CHUNK_WAITING_MAX: usize = 256;
+/// Most clients whose answers a chunk remembers; the longest idle goes first.
+pub const CHUNK_CLIENTS_MAX: usize = 64;
+
+/// Most bytes that a shard keeps for pieces whose commit has not come yet.
+pub const HELD_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// How long a piece is kept for its commit.
+pub const HELD_MS: u64 = 60_000;
+/// Most payload bytes queued to one connection; more closes it.
+pub const CONN_QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Most connections of one data port.
+pub const CONNS_MAX: usize = 4096;
+
+/// Bytes of a segment of the store's log, by default.
+pub const LOG_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
+/// Segments of the log's ring.
+pub const LOG_SEGMENTS: u64 = 4;
+/// Most bytes of one log group.
+pub const LOG_GROUP_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Bytes of a segment of extents, by default.
+pub const EXTENT_SEGMENT_BYTES: u64 = 256 * 1024 * 1024;
+/// A store keeps this much disk free: above it, no new extents.
+pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
+
+/// A chunkserver's heartbeat to the master, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 250;
+/// Length of a store's session, in milliseconds.
+pub const SESSION_MS: u64 = 2200;
+/// Allowance for clocks that run at different speeds, in percent of the session.
+pub const DRIFT_PERCENT: u64 = 5;
+/// Time between two batched ReadIndex rounds for renewals.
+pub const RENEWAL_BATCH_MS: u64 = 100;
+/// The lease of a chunk's primary, as told to clients.
+pub const CHUNK_LEASE_MS: u64 = 60_000;
+/// Raft's heartbeat.
+pub const RAFT_HEARTBEAT_MS: u64 = 100;
+/// Shortest election timeout.
+pub const ELECTION_MS_MIN: u64 = 600;
+/// Longest election timeout.
+pub const ELECTION_MS_MAX: u64 = 900;
+/// Allowance for a vote round.
+pub const VOTE_MS: u64 = 300;
+/// Allowance for the new leader's first commit.
+pub const FIRST_COMMIT_MS: u64 = 300;
+/// A primary waits so long for a secondary before it reports it.
+pub const APPLY_TIMEOUT_MS: u64 = 500;
+/// A disk operation older than this makes its store look hung.
+pub const DISK_HUNG_MS: u64 = 1000;
+/// A client gives up a request after this long, unless told otherwise.
+pub const CLIENT_DEADLINE_MS: u64 = 30_000;
+/// How long deleted files stay in the trash, by default.
+pub const TRASH_MS: u64 = 24 * 3600 * 1000;
+/// Most orders in one answer to a heartbeat.
+pub const ORDERS_MAX: usize = 1024;
+/// Most chunkserver stores of a cluster (bounds the store table on the wire).
+pub const STORES_MAX: usize = 4096;
+
+/// What the session is worth to the store that counts it from sending.
+pub const SESSION_HELD_MS: u64 = SESSION_MS * (100 - DRIFT_PERCENT) / 100;
+
+const _: () = assert!(WRITE_BYTES_MAX <= PIECE_BYTES_MAX * PIECES_MAX);
+const _: () = assert!(INLINE_BYTES_MAX <= PIECE_BYTES_MAX);
+const _: () = assert!(PIECE_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
+const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(WRITE_BYTES_MAX as u64));
+const _: () = assert!(WRITE_BYTES_MAX as u64 <= CHUNK_BYTES_MAX);
+const _: () = assert!(LOG_GROUP_BYTES_MAX > 4 * INLINE_BYTES_MAX);
+const _: () = assert!(LOG_SEGMENT_BYTES > 4 * LOG_GROUP_BYTES_MAX as u64);
+// A client's window of requests in flight fits in what is remembered of it.
+const _: () = assert!(CLIENT_WINDOW < CLIENT_ANSWERS_MAX);
+const _: () = assert!((CHUNK_CLIENT_WINDOW as usize) < CHUNK_ANSWERS_MAX);
+// Losing the leading master never silences the data path: what is left of a session when the
+// leader dies right before it would renew is longer than an election and its first commit.
+const _: () = assert!(
+    SESSION_HELD_MS - HEARTBEAT_MS - RENEWAL_BATCH_MS
+        > ELECTION_MS_MAX + VOTE_MS + FIRST_COMMIT_MS
+);
+const _: () = assert!(RAFT_HEARTBEAT_MS * 3 <= ELECTION_MS_MIN);

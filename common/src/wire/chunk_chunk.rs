@@ -1,0 +1,209 @@
+//! Store to store. Each message goes one way; an answer is a message of its own.
+
+use super::frame::Kind;
+use super::{ChunkConfig, Message, Piece};
+use crate::{ChunkHandle, ClientId, Code, Epoch, RequestId, Serial, StoreId};
+use bincode::{Decode, Encode};
+
+/// Who first gave a write its serial: the epoch, and which start of the primary's process in it.
+/// A primary that lost an unacknowledged creation and starts over in the same epoch is told apart
+/// by the latter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct Origin {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The incarnation of the primary's store.
+    pub incarnation: u64,
+}
+
+/// What a write does; the same in the message, in the log and in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct WriteOp {
+    /// Who first gave it its serial.
+    pub origin: Origin,
+    /// Its place in the chunk's order.
+    pub serial: Serial,
+    /// Whose write it is.
+    pub request: RequestId,
+    /// The client's lowest request that has not been answered.
+    pub lowest: u64,
+    /// Where it lies in the chunk.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// The last record of a replica's tail: what tails are compared by.
+pub type LogPoint = (Origin, Serial);
+
+/// An answer that a chunk remembers for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Answer {
+    /// The request's number.
+    pub seq: u64,
+    /// Where the write lies.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u32,
+    /// Its serial.
+    pub serial: Serial,
+}
+
+/// The answers that a chunk remembers for one client.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Answers {
+    /// The client.
+    pub client: ClientId,
+    /// Requests below this are refused.
+    pub lowest: u64,
+    /// The answers, by rising number.
+    pub answers: Vec<Answer>,
+}
+
+/// Store to store.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Peer {
+    /// A piece, on its way along the chain; the payload.
+    Forward {
+        /// The write it belongs to.
+        request: RequestId,
+        /// The chunk it is for.
+        handle: ChunkHandle,
+        /// Which piece of the write.
+        index: u16,
+        /// Bytes of the write in all.
+        total: u32,
+        /// Who gets it after this store.
+        chain: Vec<StoreId>,
+        /// Length and checksums.
+        piece: Piece,
+    },
+    /// Back along the chain: the piece is held from here on, or is not.
+    Held {
+        /// The write.
+        request: RequestId,
+        /// Which piece.
+        index: u16,
+        /// Why it is not.
+        refused: Option<Code>,
+    },
+    /// Primary to secondary: this is the next write. Inline bytes are the payload.
+    Apply {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch of the primary.
+        epoch: Epoch,
+        /// The write.
+        op: WriteOp,
+        /// Checksums of the payload, if the bytes are inline.
+        inline: Option<Piece>,
+        /// Everything up to here is committed.
+        committed: Serial,
+        /// For a chunk that may not exist here yet.
+        create: Option<ChunkConfig>,
+    },
+    /// Secondary to primary: everything up to this serial is durable here.
+    Applied {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch of the Apply.
+        epoch: Epoch,
+        /// The serial.
+        serial: Serial,
+    },
+    /// Secondary to primary: an Apply is refused.
+    ApplyRefused {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch at the secondary.
+        epoch: Epoch,
+        /// Last serial that is in order here (for `Gap`).
+        applied: Serial,
+        /// Why.
+        code: Code,
+    },
+    /// Primary to secondary: everything up to here is committed.
+    Commit {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// The commit point.
+        committed: Serial,
+        /// The question that this answers, or 0.
+        nonce: u64,
+    },
+    /// Secondary to primary: what is committed? Answered by `Commit`.
+    AskCommit {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// Names the question.
+        nonce: u64,
+    },
+    /// New primary to member: a configuration that the masters committed.
+    NewEpoch {
+        /// The configuration.
+        config: ChunkConfig,
+    },
+    /// Member to new primary: the epoch is durable here; this is my tail.
+    Tail {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch that was promised.
+        epoch: Epoch,
+        /// Everything up to here is known committed here.
+        committed: Serial,
+        /// The records after it.
+        tail: Vec<LogPoint>,
+        /// The last record of all: of the tail, or else the last committed one.
+        last: LogPoint,
+    },
+    /// New primary to member: drop the tail after this serial.
+    Adopt {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// Last serial to keep.
+        keep: Serial,
+        /// Everything up to here is committed.
+        committed: Serial,
+    },
+    /// Member to new primary: the tail is cut, durably.
+    Adopted {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Asks for a record's bytes, piece by piece.
+    Fetch {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// The record.
+        serial: Serial,
+        /// Which 256 KiB of it.
+        index: u16,
+    },
+    /// The record, and the bytes asked for: the payload.
+    Fetched {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// The record.
+        op: WriteOp,
+        /// Which 256 KiB of it.
+        index: u16,
+        /// Checksums of the payload; `None` if it cannot be had.
+        piece: Option<Piece>,
+    },
+}
+
+impl Message for Peer {
+    const KIND: Kind = Kind::Peer;
+}

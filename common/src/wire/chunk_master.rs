@@ -1,0 +1,168 @@
+//! Chunkserver to master.
+
+use super::frame::Kind;
+use super::{ChunkConfig, Message, StoreInfo};
+use crate::{ChunkHandle, Epoch, Refusal, Serial, ServerId, SessionId, StoreId};
+use bincode::{Decode, Encode};
+use std::net::SocketAddr;
+
+/// A store that asks for a session.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Register {
+    /// The id it was given, if it has one.
+    pub store: Option<StoreId>,
+    /// 128 random bits made with the data directory.
+    pub uuid: u128,
+    /// 128 random bits of the chunkserver, for all its stores.
+    pub server_uuid: u128,
+    /// Rises with each start of the process on this directory.
+    pub incarnation: u64,
+    /// The machine's boot.
+    pub boot_id: u128,
+    /// Device and inode of the directory.
+    pub dev_ino: (u64, u64),
+    /// The failure domain.
+    pub rack: String,
+    /// The data port of the shard.
+    pub addr: SocketAddr,
+    /// Bytes that it may use.
+    pub capacity: u64,
+    /// Bytes in use.
+    pub used: u64,
+}
+
+/// One store in a heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Beat {
+    /// The store.
+    pub store: StoreId,
+    /// Its session.
+    pub session: SessionId,
+    /// Bytes that it may use.
+    pub capacity: u64,
+    /// Bytes in use.
+    pub used: u64,
+    /// Orders that are carried out, durably.
+    pub confirmed: Vec<Order>,
+    /// Version of the store table that it has.
+    pub table: u64,
+}
+
+/// What the master wants of a store; carried by the renewal of its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct Order {
+    /// The chunk.
+    pub handle: ChunkHandle,
+    /// The store is no member from this epoch on; `Epoch::DELETED` deletes the chunk.
+    pub epoch: Epoch,
+}
+
+/// Chunkserver to master.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum StoreRequest {
+    /// A store asks for a session.
+    Register(Register),
+    /// Renews a session.
+    Heartbeat(Beat),
+    /// The parent of a chunkserver saw it exit: incarnation `incarnation` of this store is dead.
+    Exited {
+        /// The store's uuid.
+        uuid: u128,
+        /// Which start of it.
+        incarnation: u64,
+    },
+    /// A store whose disk has failed takes itself out of service.
+    OutOfService {
+        /// The store.
+        store: StoreId,
+        /// Its session.
+        session: SessionId,
+    },
+    /// May I serve this chunk at this epoch?
+    Confirm {
+        /// Who asks.
+        store: StoreId,
+        /// Its session.
+        session: SessionId,
+        /// The chunk.
+        handle: ChunkHandle,
+    },
+    /// The primary, restarted, asks for a new epoch of a chunk it leads.
+    Takeover {
+        /// Who asks.
+        store: StoreId,
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch it knows.
+        epoch: Epoch,
+    },
+    /// The primary reports members that do not answer.
+    Silent {
+        /// Who asks.
+        store: StoreId,
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// The members.
+        accused: Vec<StoreId>,
+    },
+    /// The primary has stopped admitting and proposes the seal.
+    Seal {
+        /// Who asks.
+        store: StoreId,
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// Bytes.
+        length: u64,
+        /// Last serial.
+        serial: Serial,
+    },
+}
+
+/// Master to chunkserver.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum StoreReply {
+    /// A session begins.
+    Registered {
+        /// The store's id.
+        store: StoreId,
+        /// The server's id.
+        server: ServerId,
+        /// The session.
+        session: SessionId,
+    },
+    /// A session goes on, from the moment the heartbeat was *sent*.
+    Renewed {
+        /// Milliseconds.
+        session_ms: u64,
+        /// To be carried out before the deadline moves.
+        orders: Vec<Order>,
+        /// Version of the store table.
+        table: u64,
+        /// The stores, if the version differs.
+        stores: Option<Vec<StoreInfo>>,
+    },
+    /// The session is over; register anew.
+    Lapsed,
+    /// The configuration of a chunk.
+    Config(ChunkConfig),
+    /// Done.
+    Done,
+    /// No.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// Address of the leader, if another master leads.
+        leader: Option<String>,
+    },
+}
+
+impl Message for StoreRequest {
+    const KIND: Kind = Kind::StoreRequest;
+}
+impl Message for StoreReply {
+    const KIND: Kind = Kind::StoreReply;
+}

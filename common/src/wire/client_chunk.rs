@@ -1,0 +1,116 @@
+//! Client to store.
+
+use super::frame::Kind;
+use super::{ChunkConfig, Message, Piece};
+use crate::{ChunkHandle, Epoch, Refusal, RequestId, Serial, StoreId};
+use bincode::{Decode, Encode};
+
+/// What a client asks of a store. The epoch under which it asks is in the frame's header.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ClientChunk {
+    /// A piece of a coming write; the payload. Goes along the chain.
+    Push {
+        /// The write it belongs to.
+        request: RequestId,
+        /// The chunk it is for.
+        handle: ChunkHandle,
+        /// Which piece of the write.
+        index: u16,
+        /// Bytes of the write in all.
+        total: u32,
+        /// Who gets it after this store, in this order.
+        chain: Vec<StoreId>,
+        /// Length and checksums of the payload.
+        piece: Piece,
+    },
+    /// Commits pieces that are held, or the payload itself.
+    Write {
+        /// Names the write.
+        request: RequestId,
+        /// The client's lowest request that has not been answered.
+        lowest: u64,
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Where; `None` appends.
+        offset: Option<u64>,
+        /// Bytes in all.
+        len: u32,
+        /// If the bytes are the payload: their checksums. Else they were pushed.
+        inline: Option<Piece>,
+        /// The configuration, for a chunk that may not exist on its members yet.
+        create: Option<ChunkConfig>,
+    },
+    /// Reads a range; at most `PIECE_BYTES_MAX`.
+    Read {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+        /// Whether the answer may be as old as a session.
+        stale: bool,
+    },
+    /// The exact length of a chunk, from its primary.
+    Stat {
+        /// The chunk.
+        handle: ChunkHandle,
+    },
+    /// Seals a chunk at its present length; asked of the primary.
+    Seal {
+        /// The chunk.
+        handle: ChunkHandle,
+    },
+}
+
+impl Message for ClientChunk {
+    const KIND: Kind = Kind::ClientChunk;
+}
+
+/// What a store answers a client.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ClientChunkReply {
+    /// The piece is held by this store and all after it in the chain.
+    Held,
+    /// The write is durable on all members.
+    Written {
+        /// Where it lies.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+        /// Its place in the chunk's order.
+        serial: Serial,
+        /// How many replicas hold it.
+        replicas: u8,
+    },
+    /// The bytes of a read: the payload, in runs with their own checksums. Shorter than asked
+    /// where the chunk ends.
+    Data {
+        /// The runs, one after another.
+        pieces: Vec<Piece>,
+    },
+    /// The state of a chunk at a member.
+    Stat {
+        /// Bytes that are committed.
+        length: u64,
+        /// The epoch.
+        epoch: Epoch,
+        /// Last committed serial.
+        committed: Serial,
+        /// Last serial that is durable here.
+        applied: Serial,
+        /// The sealed length.
+        sealed: Option<u64>,
+    },
+    /// The chunk is sealed.
+    Sealed {
+        /// Bytes.
+        length: u64,
+    },
+    /// No.
+    Refused(Refusal),
+}
+
+impl Message for ClientChunkReply {
+    const KIND: Kind = Kind::ClientChunkReply;
+}

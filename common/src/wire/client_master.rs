@@ -1,0 +1,455 @@
+//! Client (and administrator) to master.
+
+use super::frame::Kind;
+use super::{ChunkConfig, Message, StoreInfo};
+use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX, REPLICATION_MAX};
+use crate::{ChunkHandle, Code, Epoch, FileId, RequestId};
+use bincode::{Decode, Encode};
+
+/// A path from the root: bytes, `/` between names. `/` alone is the root.
+pub type PathBytes = Vec<u8>;
+
+/// What a client asks of the leading master.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum MasterRequest {
+    /// Changes the name space; carried out once however often it is asked.
+    Mutate {
+        /// Names the mutation.
+        request: RequestId,
+        /// The client's lowest request that has not been answered.
+        lowest: u64,
+        /// What to do.
+        mutation: Mutation,
+    },
+    /// Attributes of a path.
+    Stat {
+        /// The path.
+        path: PathBytes,
+    },
+    /// A page of a directory, in byte order of the names.
+    List {
+        /// The directory.
+        path: PathBytes,
+        /// Names after this one.
+        after: Vec<u8>,
+        /// Most entries; at most `LIST_PAGE_MAX`.
+        limit: u32,
+    },
+    /// A page of a file's chunks.
+    Layout {
+        /// The file.
+        file: FileId,
+        /// Index of the first chunk wanted.
+        from: u32,
+        /// Most chunks; at most `LAYOUT_PAGE_MAX`.
+        limit: u32,
+    },
+    /// The configuration of a chunk.
+    Config {
+        /// The chunk.
+        handle: ChunkHandle,
+    },
+    /// A client could not reach the primary.
+    PrimarySilent {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch under which the client tried.
+        epoch: Epoch,
+    },
+    /// All stores.
+    Stores,
+    /// The trash, a page.
+    Trash {
+        /// Entries after this file.
+        after: FileId,
+        /// Most entries.
+        limit: u32,
+    },
+    /// The policy that holds for a directory or file.
+    Policy {
+        /// The path.
+        path: PathBytes,
+    },
+    /// The state of the group of masters and of the cluster. Any master answers.
+    Status,
+    /// Adds a master (a learner first, then a voter).
+    AddMaster {
+        /// Its id.
+        id: u64,
+        /// Its address.
+        addr: String,
+    },
+    /// Removes a master.
+    RemoveMaster {
+        /// Its id.
+        id: u64,
+    },
+    /// Makes another master lead.
+    TransferLeader {
+        /// Its id.
+        id: u64,
+    },
+}
+
+/// A change of the name space.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Mutation {
+    /// Makes a directory.
+    Mkdir {
+        /// The path.
+        path: PathBytes,
+        /// Also its parents, and no error if it exists.
+        parents: bool,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// Makes or opens a file.
+    Create {
+        /// The path.
+        path: PathBytes,
+        /// Permission bits, if it is made.
+        mode: u32,
+        /// Refuse if it exists.
+        exclusive: bool,
+        /// Make missing directories.
+        parents: bool,
+        /// Also give it its first chunk, if it has none.
+        chunk: bool,
+        /// Rack or host of the client, for the choice of the primary.
+        near: String,
+    },
+    /// Makes a file without a name, to be published when it is written.
+    CreateUnnamed {
+        /// The directory whose policy holds.
+        like: PathBytes,
+        /// Also give it its first chunk.
+        chunk: bool,
+        /// Rack or host of the client.
+        near: String,
+    },
+    /// Gives an unnamed file its name, in place of whatever file was there.
+    Publish {
+        /// The file.
+        file: FileId,
+        /// Its path.
+        path: PathBytes,
+        /// Its length: the last chunk is sealed at the rest.
+        length: u64,
+        /// Permission bits.
+        mode: u32,
+        /// Modification time, nanoseconds since 1970.
+        mtime_ns: i64,
+        /// Make missing directories.
+        parents: bool,
+    },
+    /// Appends a chunk to a file. Gives the present one if `index` exists already.
+    AddChunk {
+        /// The file.
+        file: FileId,
+        /// Index that the new chunk shall have.
+        index: u32,
+        /// The writer declares that the chunk before has exactly this length.
+        declare: Option<u64>,
+        /// Rack or host of the client.
+        near: String,
+    },
+    /// Appends a range of zeros to a file.
+    AddHole {
+        /// The file.
+        file: FileId,
+        /// Index that the hole shall have.
+        index: u32,
+        /// Bytes.
+        length: u64,
+    },
+    /// Reports the length of a file's open last chunk, lazily.
+    ReportLength {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Bytes.
+        length: u64,
+    },
+    /// Sets attributes.
+    SetAttr {
+        /// The path.
+        path: PathBytes,
+        /// Permission bits.
+        mode: Option<u32>,
+        /// Modification time, nanoseconds since 1970; `None` keeps it.
+        mtime_ns: Option<i64>,
+        /// Owner.
+        uid: Option<u32>,
+        /// Group.
+        gid: Option<u32>,
+    },
+    /// Renames a file or directory, atomically.
+    Rename {
+        /// From.
+        from: PathBytes,
+        /// To.
+        to: PathBytes,
+        /// Whether a file (or an empty directory) at `to` is replaced.
+        replace: bool,
+    },
+    /// Moves a file or directory into the trash.
+    Unlink {
+        /// The path.
+        path: PathBytes,
+        /// Whether a directory that is not empty goes with all that is in it.
+        recursive: bool,
+    },
+    /// Brings the newest trashed entry of this path back.
+    Undelete {
+        /// The path it had.
+        path: PathBytes,
+        /// The path it shall have.
+        to: PathBytes,
+    },
+    /// Cuts a file or extends it with zeros. Its last chunk must be sealed.
+    Truncate {
+        /// The file.
+        file: FileId,
+        /// Bytes.
+        length: u64,
+    },
+    /// Makes a symlink.
+    Symlink {
+        /// The path.
+        path: PathBytes,
+        /// What it points to.
+        target: Vec<u8>,
+        /// Make missing directories; replace a file.
+        parents: bool,
+    },
+    /// Sets the policy of a directory.
+    SetPolicy {
+        /// The directory.
+        path: PathBytes,
+        /// The policy; fields that are `None` are inherited.
+        policy: Policy,
+    },
+    /// Deletes what is in the trash for good.
+    EmptyTrash {
+        /// Only what went in before; nanoseconds of the log's time.
+        before_ns: u64,
+    },
+    /// Ends the client: it will never ask again.
+    EndClient,
+}
+
+/// What a directory asks for its files. `None` is inherited from the parent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Policy {
+    /// Replicas of a chunk, 1-5.
+    pub replication: Option<u8>,
+    /// Bytes of a chunk; a multiple of 1 MiB, at most 64 MiB.
+    pub chunk_bytes: Option<u64>,
+    /// Acknowledge when in memory instead of on disk.
+    pub memory: Option<bool>,
+    /// Only servers whose rack has this prefix.
+    pub label: Option<String>,
+}
+
+impl Policy {
+    /// Why this cannot be a policy, if so.
+    pub fn invalid(&self) -> Option<&'static str> {
+        if self.replication.is_some_and(|r| r == 0 || r > REPLICATION_MAX) {
+            return Some("replication must be 1-5");
+        }
+        let unit = crate::limits::WRITE_BYTES_MAX as u64;
+        let bad = |b: u64| b == 0 || b > crate::limits::CHUNK_BYTES_MAX || !b.is_multiple_of(unit);
+        if self.chunk_bytes.is_some_and(bad) {
+            return Some("chunk size must be a multiple of 1 MiB, at most 64 MiB");
+        }
+        if self.label.as_ref().is_some_and(|l| l.len() > NAME_BYTES_MAX) {
+            return Some("label is longer than 255 bytes");
+        }
+        if self.memory == Some(true) {
+            return Some("durability \"memory\" is not offered by this version");
+        }
+        None
+    }
+}
+
+/// What a directory entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+}
+
+/// Attributes.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Attr {
+    /// Which file.
+    pub file: FileId,
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Bytes that the master knows of; of an open last chunk, what was last reported.
+    pub length: u64,
+    /// Chunks (of a file) or entries (of a directory).
+    pub count: u64,
+    /// The open last chunk, whose primary knows the exact length.
+    pub open: Option<ChunkHandle>,
+    /// Target of a symlink.
+    pub target: Vec<u8>,
+    /// Bytes at which a chunk of this file is full.
+    pub chunk_bytes: u64,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Entry {
+    /// The name.
+    pub name: Vec<u8>,
+    /// Its attributes.
+    pub attr: Attr,
+}
+
+/// One chunk of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ChunkInfo {
+    /// Index in the file.
+    pub index: u32,
+    /// Bytes: exact if sealed, else as last reported.
+    pub length: u64,
+    /// Who holds it; a hole has no members.
+    pub config: ChunkConfig,
+    /// Bytes of the file before this chunk.
+    pub start: u64,
+}
+
+/// A trashed entry.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TrashEntry {
+    /// Which file.
+    pub file: FileId,
+    /// The path it had.
+    pub path: PathBytes,
+    /// When it went in; nanoseconds since 1970.
+    pub deleted_ns: i64,
+}
+
+/// State of one master, as another or it itself sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Status {
+    /// Who answers.
+    pub id: u64,
+    /// Who leads, if known.
+    pub leader: Option<u64>,
+    /// The Raft term.
+    pub term: u64,
+    /// Index of the last entry that was applied.
+    pub applied: u64,
+    /// Index of the last entry in the log.
+    pub last_log: u64,
+    /// Index of the last snapshot.
+    pub snapshot: u64,
+    /// Masters: id, address, whether it votes.
+    pub masters: Vec<(u64, String, bool)>,
+    /// Files, directories and symlinks.
+    pub files: u64,
+    /// Chunks.
+    pub chunks: u64,
+    /// Chunks with fewer members than they want.
+    pub degraded: u64,
+    /// Stores, and how many of them are up.
+    pub stores: (u64, u64),
+    /// Digest of the state at a fixed index: (index, digest).
+    pub digest: (u64, u64),
+}
+
+/// What the master answers.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum MasterReply {
+    /// It is done; there is nothing to tell.
+    Done,
+    /// Attributes.
+    Attr(Attr),
+    /// A file, with its chunk if one was wanted.
+    Opened {
+        /// The file.
+        attr: Attr,
+        /// Its last chunk.
+        chunk: Option<ChunkInfo>,
+    },
+    /// A chunk.
+    Chunk(ChunkInfo),
+    /// A page of a directory.
+    Entries {
+        /// The entries.
+        entries: Vec<Entry>,
+        /// Whether there are more.
+        more: bool,
+    },
+    /// A page of chunks.
+    Layout {
+        /// The chunks.
+        chunks: Vec<ChunkInfo>,
+        /// How many the file has in all.
+        count: u32,
+    },
+    /// A configuration.
+    Config(ChunkConfig),
+    /// All stores, and the version of the table.
+    Stores {
+        /// Changes when the table does.
+        version: u64,
+        /// The stores.
+        stores: Vec<StoreInfo>,
+    },
+    /// A page of the trash.
+    Trash(Vec<TrashEntry>),
+    /// The policy that holds, every field given.
+    Policy(Policy),
+    /// State of the master that answers.
+    Status(Status),
+    /// No.
+    Refused {
+        /// Why.
+        code: Code,
+        /// What it is about.
+        about: String,
+        /// Address of the leader, if another master leads.
+        leader: Option<String>,
+    },
+}
+
+impl MasterReply {
+    /// A refusal.
+    pub fn refused(code: Code, about: impl std::fmt::Display) -> MasterReply {
+        let refusal = crate::Refusal::new(code, about);
+        MasterReply::Refused { code, about: refusal.about, leader: None }
+    }
+}
+
+impl Message for MasterRequest {
+    const KIND: Kind = Kind::MasterRequest;
+}
+impl Message for MasterReply {
+    const KIND: Kind = Kind::MasterReply;
+}
+
+/// The names of a path, or why it is not one. Leading, doubled and trailing slashes are skipped;
+/// `.`, `..`, empty names and NUL are refused: a path is resolved by whoever types it.
+pub fn split_path(path: &[u8]) -> Result<Vec<&[u8]>, Code> {
+    if path.is_empty() || path[0] != b'/' || path.len() > PATH_BYTES_MAX {
+        return Err(Code::BadName);
+    }
+    let names: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|n| !n.is_empty()).collect();
+    let bad = |n: &&[u8]| n.len() > NAME_BYTES_MAX || *n == b"." || *n == b".." || n.contains(&0);
+    if names.iter().any(bad) { Err(Code::BadName) } else { Ok(names) }
+}
+

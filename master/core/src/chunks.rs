@@ -1,0 +1,174 @@
+//! Chunks: who holds them, under which epoch, how long they are.
+
+use crate::placement::{Wish, place};
+use crate::{Answer, Metadata};
+use bincode::{Decode, Encode};
+use common::limits::MIN_REPLICAS;
+use common::wire::ChunkConfig;
+use common::wire::chunk_master::StoreReply;
+use common::wire::client_master::Policy;
+use common::{ChunkHandle, Code, Epoch, FileId, Refusal, StoreId};
+
+/// A chunk.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Chunk {
+    /// Its configuration number.
+    pub epoch: Epoch,
+    /// Bytes: agreed if sealed, else as last reported.
+    pub length: u64,
+    /// The file it belongs to.
+    pub file: FileId,
+    /// Its members: an interned set, in chain order.
+    pub set: u32,
+    /// The member that orders writes.
+    pub primary: StoreId,
+    /// Replicas that it should have.
+    pub want: u8,
+    /// Whether the length is fixed.
+    pub sealed: bool,
+}
+
+impl Metadata {
+    /// A chunk.
+    pub fn chunk(&self, handle: ChunkHandle) -> Option<&Chunk> {
+        self.chunks.get(&handle)
+    }
+
+    /// Members of a chunk, in chain order.
+    pub fn members_of(&self, chunk: &Chunk) -> &[StoreId] {
+        &self.sets[&chunk.set]
+    }
+
+    /// The configuration of a chunk. The wait is the leader's to fill in: it counts sessions.
+    pub fn config(&self, handle: ChunkHandle) -> Answer<ChunkConfig> {
+        let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
+        Ok(ChunkConfig {
+            handle,
+            epoch: chunk.epoch,
+            primary: chunk.primary,
+            members: self.members_of(chunk).to_vec(),
+            sealed: chunk.sealed.then_some(chunk.length),
+            wait_ms: 0,
+        })
+    }
+
+    /// Makes a chunk and places it.
+    pub(crate) fn new_chunk(&mut self, file: FileId, policy: &Policy, near: &str, salt: u64) -> Answer<ChunkHandle> {
+        let want = policy.replication.expect("an effective policy is complete");
+        let wish = Wish {
+            replicas: want as usize,
+            chunk_bytes: policy.chunk_bytes.expect("an effective policy is complete"),
+            label: policy.label.as_deref().unwrap_or(""),
+            near,
+            salt,
+        };
+        let members = place(self, &wish);
+        if members.len() < MIN_REPLICAS.min(want as usize) {
+            let about = format!("{} of {want} replicas could be placed", members.len());
+            return Err(Refusal::new(Code::NoServers, about));
+        }
+        for id in &members {
+            let mut store = self.stores[id].clone();
+            store.placed(self.clock_ns);
+            self.stores.insert(*id, store);
+        }
+        let handle = ChunkHandle::new(0, self.next_chunk);
+        self.next_chunk += 1;
+        let primary = members[0];
+        let epoch = Epoch::first(self.generation);
+        let set = self.intern(members);
+        self.chunks.insert(handle, Chunk { epoch, length: 0, file, set, primary, want, sealed: false });
+        Ok(handle)
+    }
+
+    fn intern(&mut self, members: Vec<StoreId>) -> u32 {
+        if let Some(id) = self.set_ids.get(&members) {
+            return *id;
+        }
+        let id = self.next_set;
+        self.next_set += 1;
+        for a in &members {
+            for b in members.iter().filter(|b| *b != a) {
+                self.partners.insert((*a, *b), ());
+            }
+        }
+        self.sets.insert(id, members.clone());
+        self.set_ids.insert(members, id);
+        id
+    }
+
+    /// A new epoch: members leave, or another leads, or the same primary starts over. Never so
+    /// that fewer live members remain than the floor; then the chunk is frozen and stays as it is.
+    pub(crate) fn reconfigure(
+        &mut self,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        remove: &[StoreId],
+        primary: Option<StoreId>,
+    ) -> Answer<StoreReply> {
+        let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
+        if chunk.epoch != epoch {
+            return Ok(StoreReply::Config(self.config(handle)?));
+        }
+        let mut chunk = chunk.clone();
+        let members = self.members_of(&chunk).to_vec();
+        let stay: Vec<StoreId> = members.iter().copied().filter(|m| !remove.contains(m)).collect();
+        let leaving: Vec<StoreId> = members.iter().copied().filter(|m| remove.contains(m)).collect();
+        let live = stay.iter().filter(|m| self.is_up(**m)).count();
+        let floor = MIN_REPLICAS.min(chunk.want as usize);
+        if !leaving.is_empty() && live < floor {
+            let about = format!("{handle}: {live} of {} members are alive", members.len());
+            return Err(Refusal::new(Code::Frozen, about));
+        }
+        let present = Some(chunk.primary).filter(|p| stay.contains(p));
+        let next_live = stay.iter().copied().find(|m| self.is_up(*m));
+        let wanted = primary.filter(|p| stay.contains(p));
+        let leads = wanted.or(present).or(next_live);
+        chunk.primary = leads.ok_or_else(|| Refusal::new(Code::Frozen, handle))?;
+        chunk.epoch = epoch.next();
+        chunk.set = self.intern(stay);
+        let now = chunk.epoch;
+        self.chunks.insert(handle, chunk);
+        for id in leaving {
+            self.order(id, handle, now);
+        }
+        Ok(StoreReply::Config(self.config(handle)?))
+    }
+
+    /// Fixes a chunk's length; the first length given is the answer to all.
+    pub(crate) fn seal(&mut self, handle: ChunkHandle, epoch: Epoch, length: u64) -> Answer<StoreReply> {
+        let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
+        if !chunk.sealed {
+            if chunk.epoch != epoch {
+                return Err(Refusal::new(Code::StaleEpoch, handle));
+            }
+            self.set_length(handle, length, true);
+        }
+        Ok(StoreReply::Config(self.config(handle)?))
+    }
+
+    /// Sets a chunk's length, in the chunk and in its file.
+    pub(crate) fn set_length(&mut self, handle: ChunkHandle, length: u64, sealed: bool) {
+        let mut chunk = self.chunks[&handle].clone();
+        chunk.length = length;
+        chunk.sealed |= sealed;
+        let file = chunk.file;
+        self.chunks.insert(handle, chunk);
+        if let Some(mut inode) = self.inodes.get(&file).cloned() {
+            inode.file_mut().set_length(handle, length);
+            self.inodes.insert(file, inode);
+        }
+    }
+
+    /// Deletes a chunk: its members are told until they confirm.
+    pub(crate) fn delete_chunk(&mut self, handle: ChunkHandle) {
+        let Some(chunk) = self.chunks.remove(&handle) else { return };
+        for id in self.sets[&chunk.set].clone() {
+            self.order(id, handle, Epoch::DELETED);
+        }
+        // Members that left and hold a stale copy are told too.
+        for (id, _) in self.removed_from(handle) {
+            self.order(id, handle, Epoch::DELETED);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The masters' metadata: a pure, deterministic state machine.
+//!
+//! `Metadata::apply` is the only way in for changes; it uses the entry's stamp and salt for time
+//! and chance and nothing else, so that every master that applies the same log has the same state.
+//! Queries borrow. Clones are O(1): all large maps share their structure.
+
+pub mod command;
+mod chunks;
+mod namespace;
+mod nodes;
+pub mod placement;
+mod sessions;
+mod snapshot;
+mod trash;
+
+pub use chunks::Chunk;
+pub use command::{Command, Entry, Reply};
+pub use namespace::{Body, Inode};
+pub use nodes::{Store, StoreState};
+
+use common::wire::chunk_master::Order;
+use common::wire::client_master::{MasterReply, Policy};
+use common::{ChunkHandle, ClientId, Epoch, FileId, Refusal, ServerId, SessionId, StoreId};
+use imbl::OrdMap;
+
+/// A refusal, or what was asked for.
+pub type Answer<T> = Result<T, Refusal>;
+
+/// The root directory.
+pub const ROOT: FileId = FileId(1);
+
+/// The whole state of the masters.
+#[derive(Clone, Debug)]
+pub struct Metadata {
+    /// The log's time: nanoseconds, advanced only by the stamps of entries.
+    clock_ns: u64,
+    /// Entries applied, and a digest of all their answers: equal on all masters.
+    applied: u64,
+    digest: u64,
+    /// The last digest at a multiple of `DIGEST_EVERY`.
+    fixed_digest: (u64, u64),
+    /// Rises when a cluster is restored from a backup.
+    generation: u16,
+    next_file: u64,
+    next_chunk: u64,
+    next_store: u32,
+    next_server: u32,
+    next_session: u64,
+    next_set: u32,
+    /// Rises with every change that clients see in the store table.
+    table: u64,
+    inodes: OrdMap<FileId, Inode>,
+    dentries: OrdMap<(FileId, Vec<u8>), FileId>,
+    policies: OrdMap<FileId, Policy>,
+    chunks: OrdMap<ChunkHandle, Chunk>,
+    /// Replica sets, interned: a chunk names its members by 4 bytes.
+    sets: OrdMap<u32, Vec<StoreId>>,
+    set_ids: OrdMap<Vec<StoreId>, u32>,
+    /// Which stores share a set with a store: its scatter.
+    partners: OrdMap<(StoreId, StoreId), ()>,
+    stores: OrdMap<StoreId, Store>,
+    servers: OrdMap<u128, ServerId>,
+    clients: OrdMap<ClientId, sessions::Client>,
+    trash: OrdMap<(u64, FileId), trash::Trashed>,
+    /// Files without a name yet, and when they were last written to.
+    unnamed: OrdMap<FileId, u64>,
+    /// What stores must be told and have not confirmed.
+    orders: OrdMap<(StoreId, ChunkHandle), (Epoch, SessionId)>,
+    /// The same by chunk: who must be waited for.
+    removed: OrdMap<(ChunkHandle, StoreId), SessionId>,
+}
+
+/// The digest is kept at each multiple of so many entries, for comparison between masters.
+pub const DIGEST_EVERY: u64 = 256;
+
+impl Default for Metadata {
+    fn default() -> Self {
+        Metadata::new()
+    }
+}
+
+impl Metadata {
+    /// The state before the first entry: an empty root.
+    pub fn new() -> Metadata {
+        let mut inodes = OrdMap::new();
+        inodes.insert(ROOT, Inode::directory(0o755, 0));
+        Metadata {
+            clock_ns: 0,
+            applied: 0,
+            digest: 0,
+            fixed_digest: (0, 0),
+            generation: 0,
+            next_file: ROOT.0 + 1,
+            next_chunk: 1,
+            next_store: 1,
+            next_server: 1,
+            next_session: 1,
+            next_set: 1,
+            table: 1,
+            inodes,
+            dentries: OrdMap::new(),
+            policies: OrdMap::new(),
+            chunks: OrdMap::new(),
+            sets: OrdMap::new(),
+            set_ids: OrdMap::new(),
+            partners: OrdMap::new(),
+            stores: OrdMap::new(),
+            servers: OrdMap::new(),
+            clients: OrdMap::new(),
+            trash: OrdMap::new(),
+            unnamed: OrdMap::new(),
+            orders: OrdMap::new(),
+            removed: OrdMap::new(),
+        }
+    }
+
+    /// Applies one entry of the log. The same entry on the same state gives the same answer and
+    /// the same new state, on every machine.
+    pub fn apply(&mut self, entry: &Entry) -> Reply {
+        self.clock_ns = self.clock_ns.max(entry.stamp_ns);
+        let reply = self.dispatch(entry);
+        self.applied += 1;
+        self.digest = mix(self.digest, &reply);
+        if self.applied.is_multiple_of(DIGEST_EVERY) {
+            self.fixed_digest = (self.applied, self.digest);
+        }
+        reply
+    }
+
+    fn dispatch(&mut self, entry: &Entry) -> Reply {
+        let store = |answer: Answer<_>| Reply::Store(answer.unwrap_or_else(command::refuse_store));
+        match &entry.command {
+            Command::Mutate { request, lowest, mutation } => {
+                Reply::Master(self.mutate_once(entry, *request, *lowest, mutation))
+            }
+            Command::Register(register) => store(self.register(register)),
+            Command::StoreDown { store: id, session } => store(self.store_down(*id, *session)),
+            Command::Usage { stores } => store(self.usage(stores)),
+            Command::Confirmed { store: id, session, orders } => {
+                store(self.confirmed(*id, *session, orders))
+            }
+            Command::Reconfigure { handle, epoch, remove, primary } => {
+                store(self.reconfigure(*handle, *epoch, remove, *primary))
+            }
+            Command::Seal { handle, epoch, length } => store(self.seal(*handle, *epoch, *length)),
+            Command::Expire { trash_before_ns, unnamed_before_ns, clients_before_ns, budget } => {
+                self.expire(*trash_before_ns, *unnamed_before_ns, *clients_before_ns, *budget);
+                Reply::Master(MasterReply::Done)
+            }
+        }
+    }
+
+    /// The log's time, in nanoseconds.
+    pub fn clock_ns(&self) -> u64 {
+        self.clock_ns
+    }
+
+    /// The digest at the last fixed number of applied entries: (entries, digest).
+    pub fn fixed_digest(&self) -> (u64, u64) {
+        self.fixed_digest
+    }
+
+    /// Files, chunks, and chunks with fewer members than they want.
+    pub fn counts(&self) -> (u64, u64, u64) {
+        let degraded = self.chunks.values().filter(|c| self.members_of(c).len() < c.want as usize);
+        (self.inodes.len() as u64, self.chunks.len() as u64, degraded.count() as u64)
+    }
+
+    /// Panics if an invariant does not hold. For tests and the simulator: it walks everything.
+    pub fn check(&self) {
+        for ((parent, name), child) in self.dentries.iter() {
+            assert!(self.inodes.contains_key(child), "{name:?} names a missing inode");
+            assert!(matches!(self.inodes[parent].body, Body::Directory { .. }));
+        }
+        for (id, inode) in self.inodes.iter() {
+            match &inode.body {
+                Body::Directory { entries } => {
+                    let range = (*id, vec![])..=(FileId(id.0 + 1), vec![]);
+                    let count = self.dentries.range(range).filter(|((p, _), _)| p == id).count();
+                    assert_eq!(*entries, count as u64, "{id} counts its entries wrongly");
+                }
+                Body::File(file) => {
+                    file.check();
+                    for part in file.parts() {
+                        if part.handle != ChunkHandle::HOLE {
+                            assert_eq!(self.chunks[&part.handle].file, *id);
+                        }
+                    }
+                }
+                Body::Symlink { .. } => {}
+            }
+        }
+        for (handle, chunk) in self.chunks.iter() {
+            let members = self.members_of(chunk);
+            assert!(!members.is_empty(), "{handle} has no members");
+            assert!(members.contains(&chunk.primary), "{handle}: its primary is no member");
+        }
+        for (store, handle) in self.orders.keys() {
+            if let Some(chunk) = self.chunks.get(handle) {
+                assert!(!self.members_of(chunk).contains(store), "{store} is ordered off {handle}");
+            }
+        }
+    }
+
+    /// What a store must still be told, at most `limit` orders, and whether that is all.
+    pub fn orders_for(&self, store: StoreId, limit: usize) -> (Vec<Order>, bool) {
+        let range = (store, ChunkHandle(0))..=(store, ChunkHandle(u64::MAX));
+        let mut all = self.orders.range(range).map(|((_, handle), (epoch, _))| Order { handle: *handle, epoch: *epoch });
+        let orders: Vec<Order> = all.by_ref().take(limit).collect();
+        (orders, all.next().is_none())
+    }
+
+    /// Stores that were removed from a chunk and may still serve it, with the session in which
+    /// they may.
+    pub fn removed_from(&self, handle: ChunkHandle) -> Vec<(StoreId, SessionId)> {
+        let range = (handle, StoreId(0))..=(handle, StoreId(u32::MAX));
+        self.removed.range(range).map(|((_, store), session)| (*store, *session)).collect()
+    }
+}
+
+fn mix(digest: u64, reply: &Reply) -> u64 {
+    let crc = common::checksum::crc32c(&common::wire::to_vec(reply)) as u64;
+    (digest.rotate_left(7) ^ crc).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}

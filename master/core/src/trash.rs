@@ -1,0 +1,103 @@
+//! The trash: what was deleted stays for a while, then goes in bounded steps.
+
+use crate::namespace::Body;
+use crate::{Answer, Metadata};
+use bincode::{Decode, Encode};
+use common::wire::client_master::{TrashEntry, split_path};
+use common::{ChunkHandle, Code, FileId, Refusal};
+
+/// A deleted file or tree.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Trashed {
+    /// The path it had; empty for what nobody can bring back.
+    pub(crate) path: Vec<u8>,
+    /// Wall clock, nanoseconds since 1970.
+    pub(crate) deleted_ns: i64,
+}
+
+impl Metadata {
+    pub(crate) fn into_trash(&mut self, file: FileId, path: &[u8], deleted_ns: i64) {
+        let path = path.to_vec();
+        self.trash.insert((self.clock_ns, file), Trashed { path, deleted_ns });
+    }
+
+    /// Deletes soon and for good.
+    pub(crate) fn into_grave(&mut self, file: FileId) {
+        self.trash.insert((0, file), Trashed { path: vec![], deleted_ns: 0 });
+    }
+
+    /// A page of the trash, oldest first.
+    pub fn list_trash(&self, after: FileId, limit: usize) -> Vec<TrashEntry> {
+        let visible = self.trash.iter().filter(|((_, file), t)| !t.path.is_empty() && *file > after);
+        let entry = |((_, file), t): (&(u64, FileId), &Trashed)| TrashEntry {
+            file: *file,
+            path: t.path.clone(),
+            deleted_ns: t.deleted_ns,
+        };
+        visible.take(limit).map(entry).collect()
+    }
+
+    pub(crate) fn undelete(&mut self, path: &[u8], to: &[u8]) -> Answer<FileId> {
+        let names = split_path(path)?;
+        let same = |t: &Trashed| !t.path.is_empty() && split_path(&t.path).is_ok_and(|n| n == names);
+        let newest = self.trash.iter().rev().find(|(_, t)| same(t)).map(|(key, _)| *key);
+        let key = newest.ok_or_else(|| Refusal::new(Code::NotInTrash, String::from_utf8_lossy(path)))?;
+        let (parent, name) = self.parent_of(to, true)?;
+        if self.dentries.contains_key(&(parent, name.clone())) {
+            return Err(Refusal::new(Code::Exists, String::from_utf8_lossy(to)));
+        }
+        self.trash.remove(&key);
+        self.link(parent, name, key.1);
+        Ok(key.1)
+    }
+
+    /// Deletes what is older than the given log times; at most `budget` inodes.
+    pub(crate) fn expire(&mut self, trash_ns: u64, unnamed_ns: u64, clients_ns: u64, budget: u32) {
+        self.end_idle_clients(clients_ns, budget);
+        let idle = self.unnamed.iter().filter(|(_, seen)| **seen < unnamed_ns).map(|(file, _)| *file);
+        for file in idle.take(budget as usize).collect::<Vec<_>>() {
+            self.unnamed.remove(&file);
+            self.into_grave(file);
+        }
+        for _ in 0..budget {
+            let Some(((at, file), _)) = self.trash.get_min().cloned() else { break };
+            if at > 0 && at >= trash_ns {
+                break;
+            }
+            self.bury(at, file);
+        }
+    }
+
+    /// Whether `expire` would find work, given these log times.
+    pub fn has_expired(&self, trash_ns: u64, unnamed_ns: u64, clients_ns: u64) -> bool {
+        let trash = self.trash.get_min().is_some_and(|((at, _), _)| *at == 0 || *at < trash_ns);
+        trash
+            || self.unnamed.values().any(|seen| *seen < unnamed_ns)
+            || self.clients.values().any(|c| c.seen_ns < clients_ns)
+    }
+
+    /// Deletes one inode of the trash; a directory's entries go into the grave one by one first.
+    fn bury(&mut self, at: u64, file: FileId) {
+        let Some(inode) = self.inodes.get(&file).cloned() else {
+            self.trash.remove(&(at, file));
+            return;
+        };
+        if let Body::Directory { entries: 1.. } = inode.body {
+            let range = (file, vec![])..;
+            let child = self.dentries.range(range).next().map(|(k, v)| (k.clone(), *v));
+            let ((parent, name), child) = child.expect("a directory that counts entries has one");
+            assert_eq!(parent, file);
+            self.unlink_entry(parent, &name);
+            self.into_grave(child);
+            return;
+        }
+        if let Body::File(chunks) = &inode.body {
+            for part in chunks.parts().iter().filter(|p| p.handle != ChunkHandle::HOLE) {
+                self.delete_chunk(part.handle);
+            }
+        }
+        self.trash.remove(&(at, file));
+        self.inodes.remove(&file);
+        self.policies.remove(&file);
+    }
+}
