@@ -1,0 +1,343 @@
+//! The control thread: registers the stores, keeps their sessions, carries questions to the
+//! leading master and answers back. Ordinary tokio.
+
+use crate::config::Config;
+use crate::now;
+use crate::shard::{FromShard, Report, ShardHandle, ToShard};
+use chunkserver_core::io::{Ask, MasterAsk};
+use common::limits::{DISK_HUNG_MS, DRIFT_PERCENT, HEARTBEAT_MS};
+use common::wire::Caller;
+use common::wire::chunk_master::{Beat, Order, Register, StoreReply, StoreRequest};
+use common::{ClusterId, Code, Refusal, SessionId, Span, StoreId};
+use common_net::{Conn, NetError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// A question to a master is answered within this time, or asked of another.
+const CALL_LIMIT: Duration = Duration::from_millis(1000);
+/// A question of a shard is given up after this.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Finds the leading master and asks it.
+pub(crate) struct Masters {
+    addrs: Mutex<Vec<String>>,
+    cluster: Mutex<ClusterId>,
+    leader: tokio::sync::Mutex<Option<Conn>>,
+    next: std::sync::atomic::AtomicUsize,
+}
+
+impl Masters {
+    pub fn new(addrs: Vec<String>, cluster: ClusterId) -> Masters {
+        Masters {
+            addrs: Mutex::new(addrs),
+            cluster: Mutex::new(cluster),
+            leader: tokio::sync::Mutex::new(None),
+            next: Default::default(),
+        }
+    }
+
+    pub fn cluster(&self) -> ClusterId {
+        *self.cluster.lock().expect("never poisoned")
+    }
+
+    async fn conn(&self) -> Result<Conn, NetError> {
+        let mut leader = self.leader.lock().await;
+        if let Some(conn) = leader.as_ref().filter(|c| !c.is_closed()) {
+            return Ok(conn.clone());
+        }
+        let addr = {
+            let addrs = self.addrs.lock().expect("never poisoned");
+            let next = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            addrs[next % addrs.len()].clone()
+        };
+        let conn = Conn::dial(&addr, Caller::Server, self.cluster(), CALL_LIMIT / 2).await?;
+        *self.cluster.lock().expect("never poisoned") = conn.cluster();
+        *leader = Some(conn.clone());
+        Ok(conn)
+    }
+
+    async fn go_to(&self, hint: Option<String>, from: &Conn) {
+        let mut leader = self.leader.lock().await;
+        if leader.as_ref().is_some_and(|c| c.addr() != from.addr()) {
+            return;
+        }
+        *leader = None;
+        if let Some(addr) = hint {
+            if let Ok(conn) = Conn::dial(&addr, Caller::Server, self.cluster(), CALL_LIMIT / 2).await {
+                let mut addrs = self.addrs.lock().expect("never poisoned");
+                if !addrs.contains(&addr) {
+                    addrs.push(addr);
+                }
+                drop(addrs);
+                *leader = Some(conn);
+            }
+        }
+    }
+
+    /// Asks once; `None` if there is no answer from a leader.
+    pub async fn try_ask(&self, request: &StoreRequest) -> Option<StoreReply> {
+        let conn = self.conn().await.ok()?;
+        match conn.call::<_, StoreReply>(request, 0, vec![], CALL_LIMIT).await {
+            Ok((StoreReply::Refused { refusal, leader }, _)) if refusal.code == Code::NotLeader => {
+                self.go_to(leader, &conn).await;
+                None
+            }
+            Ok((StoreReply::Refused { refusal, .. }, _)) if refusal.code == Code::Unavailable => {
+                self.go_to(None, &conn).await;
+                None
+            }
+            Ok((reply, _)) => Some(reply),
+            Err(_) => {
+                self.go_to(None, &conn).await;
+                None
+            }
+        }
+    }
+
+    /// Asks until a leader answers.
+    pub async fn ask(&self, request: &StoreRequest, limit: Duration) -> Option<StoreReply> {
+        let retry = async {
+            loop {
+                if let Some(reply) = self.try_ask(request).await {
+                    return reply;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        };
+        tokio::time::timeout(limit, retry).await.ok()
+    }
+}
+
+/// Runs until a signal, or until a store can never serve.
+pub fn run(config: Arc<Config>, shards: Vec<ShardHandle>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (stop, stopped) = watch::channel(false);
+        let cluster = shards.iter().find_map(|s| u64::from_str_radix(&s.meta.cluster, 16).ok());
+        let masters = Arc::new(Masters::new(config.masters.clone(), ClusterId(cluster.unwrap_or(0))));
+        let server_uuid = shards.iter().map(|s| s.meta.uuid.clone()).min().expect("at least one store");
+        let server_uuid = u128::from_str_radix(&server_uuid, 16)?;
+        let mut tasks = tokio::task::JoinSet::new();
+        for shard in shards {
+            tasks.spawn(store(config.clone(), masters.clone(), shard, server_uuid, stopped.clone()));
+        }
+        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let outcome = tokio::select! {
+            _ = term.recv() => Ok(()),
+            _ = tokio::signal::ctrl_c() => Ok(()),
+            Some(ended) = tasks.join_next() => ended?,
+        };
+        stop.send_replace(true);
+        while tasks.join_next().await.is_some() {}
+        outcome
+    })
+}
+
+/// One store: registered, kept in session, served with answers; to its end.
+async fn store(
+    config: Arc<Config>,
+    masters: Arc<Masters>,
+    mut shard: ShardHandle,
+    server_uuid: u128,
+    mut stopped: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let (to_confirm, confirmed) = mpsc::unbounded_channel();
+    let failed = Arc::new(Mutex::new(None::<String>));
+    let session = async {
+        let from = std::mem::replace(&mut shard.from, mpsc::unbounded_channel().1);
+        let current = Arc::new(Mutex::new((StoreId(0), SessionId(0))));
+        let answering = answer_shard(masters.clone(), shard.to.clone(), from, to_confirm, current.clone(), failed.clone());
+        tokio::select! {
+            done = keep_session(&config, &masters, &mut shard, server_uuid, confirmed, current, failed.clone()) => done,
+            _ = answering => Ok(()),
+        }
+    };
+    let outcome = tokio::select! {
+        done = session => done,
+        _ = stopped.wait_for(|stop| *stop) => Ok(()),
+    };
+    // The shard may have ended by itself.
+    let _ = shard.to.send(ToShard::Stop);
+    outcome
+}
+
+/// Carries the shard's questions to the masters.
+async fn answer_shard(
+    masters: Arc<Masters>,
+    to: mpsc::UnboundedSender<ToShard>,
+    mut from: mpsc::UnboundedReceiver<FromShard>,
+    confirmed: mpsc::UnboundedSender<Vec<Order>>,
+    current: Arc<Mutex<(StoreId, SessionId)>>,
+    failed: Arc<Mutex<Option<String>>>,
+) {
+    while let Some(message) = from.recv().await {
+        match message {
+            FromShard::Ask(ask) => {
+                let (masters, to) = (masters.clone(), to.clone());
+                let (store, session) = *current.lock().expect("never poisoned");
+                tokio::spawn(async move {
+                    let request = request_of(ask, store, session);
+                    let began = std::time::Instant::now();
+                    let answer = match masters.ask(&request, ASK_LIMIT).await {
+                        Some(StoreReply::Config(mut config)) => {
+                            // The wait counts from receipt; what lies between is on the safe side.
+                            config.wait_ms += began.elapsed().as_millis() as u64 * DRIFT_PERCENT / 100;
+                            Ok(config)
+                        }
+                        Some(StoreReply::Refused { refusal, .. }) => Err(refusal),
+                        Some(other) => Err(Refusal::new(Code::Unexpected, format!("{other:?}"))),
+                        None => Err(Code::Unavailable.into()),
+                    };
+                    let _ = to.send(ToShard::Master(ask.handle, answer));
+                });
+            }
+            FromShard::Confirmed(orders) => {
+                let _ = confirmed.send(orders);
+            }
+            FromShard::Failed(why) => {
+                tracing::error!(%why, "the disk has failed: the store goes out of service");
+                *failed.lock().expect("never poisoned") = Some(why);
+            }
+        }
+    }
+}
+
+fn request_of(ask: MasterAsk, store: StoreId, session: SessionId) -> StoreRequest {
+    let handle = ask.handle;
+    match ask.what {
+        Ask::Confirm => StoreRequest::Confirm { store, session, handle },
+        Ask::Takeover { epoch } => StoreRequest::Takeover { store, handle, epoch },
+        Ask::Silent { epoch, accused } => StoreRequest::Silent { store, handle, epoch, accused: vec![accused] },
+        Ask::Seal { epoch, length, serial } => StoreRequest::Seal { store, handle, epoch, length, serial },
+    }
+}
+
+/// Registers, then heartbeats; registers anew when the session has lapsed.
+async fn keep_session(
+    config: &Config,
+    masters: &Masters,
+    shard: &mut ShardHandle,
+    server_uuid: u128,
+    mut confirmed: mpsc::UnboundedReceiver<Vec<Order>>,
+    current: Arc<Mutex<(StoreId, SessionId)>>,
+    failed: Arc<Mutex<Option<String>>>,
+) -> anyhow::Result<()> {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot_id = u128::from_str_radix(&boot_id.trim().replace('-', ""), 16).unwrap_or(0);
+    loop {
+        let register = StoreRequest::Register(Register {
+            store: (shard.meta.store != 0).then_some(StoreId(shard.meta.store)),
+            uuid: u128::from_str_radix(&shard.meta.uuid, 16)?,
+            server_uuid,
+            incarnation: shard.meta.incarnation,
+            boot_id,
+            dev_ino: shard.dev_ino,
+            rack: config.rack.clone(),
+            addr: shard.addr,
+            capacity: shard.capacity,
+            used: 0,
+        });
+        let (store, session) = match masters.try_ask(&register).await {
+            Some(StoreReply::Registered { store, session, .. }) => (store, session),
+            Some(StoreReply::Refused { refusal, .. }) => {
+                anyhow::bail!("the masters refuse this store: {refusal}");
+            }
+            _ => {
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        if shard.meta.store != store.0 || shard.meta.cluster.is_empty() {
+            shard.meta.store = store.0;
+            shard.meta.cluster = masters.cluster().to_string();
+            crate::dir::write_meta(&shard.path, &shard.meta)?;
+        }
+        tracing::info!(%store, %session, addr = %shard.addr, "in session");
+        *current.lock().expect("never poisoned") = (store, session);
+        let _ = shard.to.send(ToShard::Begin(store, masters.cluster()));
+        heartbeat(masters, shard, store, session, &mut confirmed, &failed).await?;
+        tracing::warn!(%store, %session, "the session has lapsed; registering anew");
+    }
+}
+
+/// Renews a session until it lapses.
+async fn heartbeat(
+    masters: &Masters,
+    shard: &ShardHandle,
+    store: StoreId,
+    session: SessionId,
+    confirmed: &mut mpsc::UnboundedReceiver<Vec<Order>>,
+    failed: &Mutex<Option<String>>,
+) -> anyhow::Result<()> {
+    let mut table = 0;
+    let mut done: Vec<Order> = vec![];
+    let mut ticks = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let why = failed.lock().expect("never poisoned").clone();
+        if let Some(why) = why {
+            masters.ask(&StoreRequest::OutOfService { store, session }, ASK_LIMIT).await;
+            anyhow::bail!("the disk has failed: {why}");
+        }
+        // Only a store whose shard answers through its own loop, and whose disk does not hang,
+        // is renewed: a hung disk must look hung.
+        let Some(report) = probe(shard).await else { continue };
+        if report.oldest_disk_op_ms > DISK_HUNG_MS {
+            tracing::warn!(%store, ms = report.oldest_disk_op_ms, "a disk operation hangs");
+            continue;
+        }
+        while let Ok(more) = confirmed.try_recv() {
+            done.extend(more);
+        }
+        done.truncate(common::limits::ORDERS_MAX);
+        let sent = now();
+        let beat = Beat {
+            store,
+            session,
+            capacity: shard.capacity,
+            used: report.stats.used_bytes,
+            confirmed: done.clone(),
+            table,
+        };
+        match masters.try_ask(&StoreRequest::Heartbeat(beat)).await {
+            Some(StoreReply::Renewed { session_ms, orders, table: version, stores }) => {
+                done.clear();
+                if let Some(stores) = stores {
+                    table = version;
+                    let _ = shard.to.send(ToShard::Table(stores));
+                }
+                if !orders.is_empty() {
+                    done = carry_out(shard, orders, confirmed).await;
+                }
+                let held = Span::from_ms(session_ms * (100 - DRIFT_PERCENT) / 100);
+                let _ = shard.to.send(ToShard::Session(session, sent + held));
+            }
+            Some(StoreReply::Lapsed) => return Ok(()),
+            Some(StoreReply::Refused { refusal, .. }) => tracing::warn!(%refusal, "heartbeat refused"),
+            _ => {}
+        }
+    }
+}
+
+/// Orders are carried out, durably, before the session's deadline moves.
+async fn carry_out(shard: &ShardHandle, orders: Vec<Order>, confirmed: &mut mpsc::UnboundedReceiver<Vec<Order>>) -> Vec<Order> {
+    let mut done = vec![];
+    let _ = shard.to.send(ToShard::Orders(orders.clone()));
+    while done.len() < orders.len() {
+        match confirmed.recv().await {
+            Some(more) => done.extend(more),
+            None => break,
+        }
+    }
+    done
+}
+
+async fn probe(shard: &ShardHandle) -> Option<Report> {
+    let (answer, report) = oneshot::channel();
+    shard.to.send(ToShard::Probe(answer)).ok()?;
+    tokio::time::timeout(Duration::from_millis(DISK_HUNG_MS), report).await.ok()?.ok()
+}

@@ -1,0 +1,256 @@
+//! Performs disk operations: on the ring, or on a pool of threads where io_uring is forbidden.
+//! Data is written with `O_DIRECT` and read through the page cache: what is hot is in memory.
+
+use crate::buf::AlignedBuf;
+use crate::config::EngineChoice;
+use crate::ring;
+use bytes::Bytes;
+use chunkserver_core::io::{DiskKind, FileRef};
+use common::limits::{BLOCK_BYTES, DISK_RESERVE_BYTES};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// What moves bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// io_uring, by tokio-uring.
+    Uring,
+    /// A thread pool with pread and pwrite, sockets on tokio.
+    Threads,
+}
+
+impl Engine {
+    /// The engine that was asked for, if the kernel allows it.
+    pub fn choose(choice: EngineChoice) -> anyhow::Result<Engine> {
+        let ring = io_uring::IoUring::new(8);
+        match (choice, ring) {
+            (EngineChoice::Threads, _) => Ok(Engine::Threads),
+            (_, Ok(_)) => Ok(Engine::Uring),
+            (EngineChoice::Uring, Err(e)) => anyhow::bail!("io_uring is not to be had ({e}); set engine = \"threads\""),
+            (EngineChoice::Auto, Err(e)) => {
+                tracing::warn!(error = %e, "io_uring is FORBIDDEN here: falling back to a thread pool, which is slower");
+                eprintln!("cairn chunkserver: io_uring is forbidden here ({e}); using threads, which is slower");
+                Ok(Engine::Threads)
+            }
+        }
+    }
+}
+
+/// An open file of the store, twice: for direct writes, and for reads through the page cache.
+struct Open {
+    direct: Rc<Shared>,
+    cached: Rc<Shared>,
+}
+
+/// A file that an operation on another thread can hold too.
+struct Shared(Arc<File>);
+
+impl std::os::fd::AsRawFd for Shared {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
+/// The disk of one store.
+pub struct Disk {
+    engine: Engine,
+    dir: PathBuf,
+    files: RefCell<BTreeMap<FileRef, Rc<Open>>>,
+}
+
+/// Where a file of the store lies.
+pub fn path_of(dir: &Path, file: FileRef) -> PathBuf {
+    match file {
+        FileRef::Log(n) => dir.join(format!("log/{n:04}")),
+        FileRef::Extents(n) => dir.join(format!("extents/{n:06}")),
+        FileRef::Checkpoint(n) => dir.join(format!("checkpoint/{n}")),
+    }
+}
+
+/// Makes a file of written zeros, durably, and its name with it.
+pub fn allocate(dir: &Path, file: FileRef, len: u64) -> io::Result<()> {
+    const STRIDE: u64 = 1024 * 1024;
+    let path = path_of(dir, file);
+    let (_, free) = space(dir)?;
+    let reserve = DISK_RESERVE_BYTES.min(free / 8);
+    if free < len + reserve {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    }
+    let fresh = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT).open(&path)?;
+    let zeros = AlignedBuf::padded(&vec![0; STRIDE as usize]);
+    for offset in (0..len).step_by(STRIDE as usize) {
+        let n = STRIDE.min(len - offset) as usize;
+        if let Err(e) = fresh.write_all_at(&zeros[..n], offset) {
+            // Half a segment would be taken for a whole one.
+            let _ = std::fs::remove_file(&path);
+            return Err(e);
+        }
+    }
+    fresh.sync_all()?;
+    File::open(path.parent().expect("in a directory"))?.sync_all()
+}
+
+/// Bytes of the file system in all, and free.
+pub fn space(dir: &Path) -> io::Result<(u64, u64)> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(dir.as_os_str().as_bytes())?;
+    #[expect(unsafe_code, reason = "statvfs has no safe door in std")]
+    // SAFETY: all-zero is a valid statvfs; `path` is a terminated string; both outlive the call.
+    let (done, stat) = unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        (libc::statvfs(path.as_ptr(), &mut stat), stat)
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+}
+
+impl Disk {
+    /// The disk of a directory. `locked` are files that are open already, with their locks.
+    pub fn new(engine: Engine, dir: PathBuf, locked: Vec<(FileRef, File)>) -> io::Result<Disk> {
+        let disk = Disk { engine, dir, files: RefCell::new(BTreeMap::new()) };
+        for (file, direct) in locked {
+            let cached = OpenOptions::new().read(true).open(path_of(&disk.dir, file))?;
+            disk.files.borrow_mut().insert(file, open_pair(direct, cached));
+        }
+        Ok(disk)
+    }
+
+    fn open(&self, file: FileRef) -> io::Result<Rc<Open>> {
+        if let Some(open) = self.files.borrow().get(&file) {
+            return Ok(open.clone());
+        }
+        let path = path_of(&self.dir, file);
+        let create = matches!(file, FileRef::Checkpoint(_));
+        let direct = OpenOptions::new().write(true).create(create).truncate(false).custom_flags(libc::O_DIRECT).open(&path)?;
+        let cached = OpenOptions::new().read(true).open(&path)?;
+        let open = open_pair(direct, cached);
+        self.files.borrow_mut().insert(file, open.clone());
+        Ok(open)
+    }
+
+    /// Performs one operation.
+    pub async fn perform(&self, file: FileRef, kind: DiskKind) -> Result<Bytes, String> {
+        let about = format!("{} {}", verb(&kind), path_of(&self.dir, file).display());
+        self.try_perform(file, kind).await.map_err(|e| format!("{about}: {e}"))
+    }
+
+    async fn try_perform(&self, file: FileRef, kind: DiskKind) -> io::Result<Bytes> {
+        match kind {
+            DiskKind::Allocate { len } => {
+                let dir = self.dir.clone();
+                blocking(move || allocate(&dir, file, len)).await?;
+                Ok(Bytes::new())
+            }
+            DiskKind::Sync => {
+                let open = self.open(file)?;
+                match self.engine {
+                    Engine::Uring => ring::sync(open.direct.clone()).await?,
+                    Engine::Threads => {
+                        let file = open.direct.0.clone();
+                        blocking(move || file.sync_data()).await?
+                    }
+                }
+                Ok(Bytes::new())
+            }
+            DiskKind::Read { offset, len } => self.read(file, offset, len as usize).await,
+            DiskKind::Write { offset, data, durable } => {
+                self.write(file, offset, data, durable).await?;
+                Ok(Bytes::new())
+            }
+        }
+    }
+
+    async fn read(&self, file: FileRef, offset: u64, len: usize) -> io::Result<Bytes> {
+        let open = self.open(file)?;
+        let mut buf = AlignedBuf::new(len);
+        let mut got = 0;
+        while got < len {
+            let n = match self.engine {
+                Engine::Uring if got == 0 => {
+                    let result;
+                    (result, buf) = ring::read_at(open.cached.clone(), buf, len, offset).await;
+                    result?
+                }
+                _ => {
+                    // The rest of a short read is rare enough for a thread.
+                    let file = open.cached.0.clone();
+                    let at = offset + got as u64;
+                    let rest = blocking(move || {
+                        let mut rest = vec![0; len - got];
+                        file.read_at(&mut rest, at).map(|n| (n, rest))
+                    });
+                    let (n, rest) = rest.await?;
+                    buf[got..got + n].copy_from_slice(&rest[..n]);
+                    n
+                }
+            };
+            if n == 0 {
+                buf[got..len].fill(0);
+                break;
+            }
+            got += n;
+        }
+        Ok(buf.freeze(len))
+    }
+
+    async fn write(&self, file: FileRef, offset: u64, data: Bytes, durable: bool) -> io::Result<()> {
+        let open = self.open(file)?;
+        let aligned = (data.as_ptr() as usize).is_multiple_of(BLOCK_BYTES) && data.len().is_multiple_of(BLOCK_BYTES);
+        let data = match aligned {
+            true => data,
+            false => {
+                let len = data.len().next_multiple_of(BLOCK_BYTES);
+                AlignedBuf::padded(&data).freeze(len)
+            }
+        };
+        match self.engine {
+            Engine::Uring => {
+                let mut rest = data;
+                let mut at = offset;
+                while !rest.is_empty() {
+                    let n = ring::write_at(open.direct.clone(), rest.clone(), at, durable).await?;
+                    if n == 0 {
+                        return Err(io::ErrorKind::WriteZero.into());
+                    }
+                    rest = rest.slice(n..);
+                    at += n as u64;
+                }
+                Ok(())
+            }
+            Engine::Threads => {
+                let file = open.direct.0.clone();
+                let write = move || {
+                    file.write_all_at(&data, offset)?;
+                    if durable { file.sync_data() } else { Ok(()) }
+                };
+                blocking(write).await
+            }
+        }
+    }
+}
+
+fn open_pair(direct: File, cached: File) -> Rc<Open> {
+    let shared = |file| Rc::new(Shared(Arc::new(file)));
+    Rc::new(Open { direct: shared(direct), cached: shared(cached) })
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+fn verb(kind: &DiskKind) -> &'static str {
+    match kind {
+        DiskKind::Read { .. } => "read",
+        DiskKind::Write { .. } => "write",
+        DiskKind::Sync => "flush",
+        DiskKind::Allocate { .. } => "allocate",
+    }
+}

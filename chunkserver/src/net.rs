@@ -1,0 +1,304 @@
+//! Connections that come in: sockets to frames to the shard, answers back.
+
+use crate::buf::AlignedBuf;
+use crate::shard::Shard;
+use crate::sock::Sock;
+use bytes::Bytes;
+use chunkserver_core::io::Input;
+use common::limits::CONN_QUEUE_BYTES_MAX;
+use common::wire::chunk_chunk::Peer;
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::frame::{HEADER_BYTES, Header, Kind};
+use common::wire::{self, Caller, Hello, HelloOk};
+use common::{Code, Epoch, Refusal};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use tokio::sync::Notify;
+
+/// Bytes that are received at once where small messages are expected.
+const SMALL_READ: usize = 64 * 1024;
+/// And where a large payload probably follows the header: what comes with it must be copied.
+const LARGE_READ: usize = 4096;
+/// A frame with more payload than this is a large one.
+const LARGE_PAYLOAD: usize = 16 * 1024;
+/// A caller greets within this time, in milliseconds.
+const HELLO_MS: u64 = 5000;
+
+/// A frame as it was received: header and body verified, the payload as it came.
+pub struct Frame {
+    pub header: Header,
+    pub body: Vec<u8>,
+    pub payload: Bytes,
+}
+
+/// Reads frames from a socket.
+pub struct Reader {
+    sock: Sock,
+    /// Received and not consumed: `buf[from..to]`.
+    buf: AlignedBuf,
+    from: usize,
+    to: usize,
+    read: usize,
+}
+
+impl Reader {
+    pub fn new(sock: Sock) -> Reader {
+        Reader { sock, buf: AlignedBuf::new(SMALL_READ + LARGE_READ), from: 0, to: 0, read: LARGE_READ }
+    }
+
+    /// The next frame; `Ok(None)` when the connection ended between two.
+    pub async fn frame(&mut self) -> Result<Option<Frame>, Code> {
+        if !self.fill(HEADER_BYTES).await {
+            return Ok(None);
+        }
+        let head: &[u8; HEADER_BYTES] = self.buf[self.from..self.from + HEADER_BYTES].try_into().expect("64 bytes");
+        let header = Header::decode(head)?;
+        self.from += HEADER_BYTES;
+        let Some(body) = self.take(header.body_len as usize).await else { return Ok(None) };
+        header.check_body(&body)?;
+        let len = header.payload_len as usize;
+        let Some(payload) = self.payload(len).await else { return Ok(None) };
+        self.read = if len > LARGE_PAYLOAD { LARGE_READ } else { SMALL_READ };
+        Ok(Some(Frame { header, body, payload }))
+    }
+
+    /// At least `n` bytes in the buffer; `n` is small.
+    async fn fill(&mut self, n: usize) -> bool {
+        while self.to - self.from < n {
+            self.buf.copy_within(self.from..self.to, 0);
+            (self.from, self.to) = (0, self.to - self.from);
+            let end = (self.to + self.read.max(n)).min(self.buf.len());
+            let empty = AlignedBuf::new(1);
+            let buf = std::mem::replace(&mut self.buf, empty);
+            let (got, buf) = self.sock.recv(buf, (self.to, end), false).await;
+            self.buf = buf;
+            match got {
+                Ok(n) if n > 0 => self.to += n,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    async fn take(&mut self, n: usize) -> Option<Vec<u8>> {
+        if n <= SMALL_READ {
+            if !self.fill(n).await {
+                return None;
+            }
+            let bytes = self.buf[self.from..self.from + n].to_vec();
+            self.from += n;
+            return Some(bytes);
+        }
+        Some(self.payload(n).await?.to_vec())
+    }
+
+    /// Payload goes into a buffer of its own, aligned for the disk.
+    async fn payload(&mut self, len: usize) -> Option<Bytes> {
+        if len == 0 {
+            return Some(Bytes::new());
+        }
+        let mut payload = AlignedBuf::new(len);
+        let here = (self.to - self.from).min(len);
+        payload[..here].copy_from_slice(&self.buf[self.from..self.from + here]);
+        self.from += here;
+        let mut at = here;
+        while at < len {
+            let got;
+            (got, payload) = self.sock.recv(payload, (at, len), true).await;
+            match got {
+                Ok(n) if n > 0 => at += n,
+                _ => return None,
+            }
+        }
+        Some(payload.freeze(len))
+    }
+}
+
+/// Frames that wait to be written to a socket.
+#[derive(Default)]
+pub struct Queue {
+    parts: RefCell<Vec<Bytes>>,
+    bytes: Cell<usize>,
+    wake: Notify,
+    closed: Cell<bool>,
+}
+
+impl Queue {
+    /// Queues a frame; too much of it closes the connection: whoever does not read is not served.
+    pub fn push(&self, head: Vec<u8>, payload: Vec<Bytes>) {
+        if self.closed.get() {
+            return;
+        }
+        let mut parts = self.parts.borrow_mut();
+        self.bytes.set(self.bytes.get() + head.len() + payload.iter().map(|p| p.len()).sum::<usize>());
+        parts.push(head.into());
+        parts.extend(payload);
+        drop(parts);
+        if self.bytes.get() > CONN_QUEUE_BYTES_MAX {
+            self.close();
+        }
+        self.wake.notify_one();
+    }
+
+    /// No more frames.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.wake.notify_one();
+    }
+
+    /// Whether the connection is given up.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Writes what is queued until the queue closes or the socket breaks.
+    pub async fn write_to(&self, sock: &Sock) {
+        loop {
+            let parts = std::mem::take(&mut *self.parts.borrow_mut());
+            if parts.is_empty() {
+                if self.closed.get() {
+                    break;
+                }
+                self.wake.notified().await;
+                continue;
+            }
+            let bytes: usize = parts.iter().map(|p| p.len()).sum();
+            let done = sock.send_all(gather(parts)).await;
+            self.bytes.set(self.bytes.get() - bytes);
+            if done.is_err() {
+                break;
+            }
+        }
+        self.closed.set(true);
+        sock.close();
+    }
+}
+
+/// Small parts that follow one another are joined: fewer for the kernel to walk.
+fn gather(parts: Vec<Bytes>) -> Vec<Bytes> {
+    const SMALL: usize = 4096;
+    let mut out: Vec<Bytes> = vec![];
+    let mut joined: Vec<u8> = vec![];
+    for part in parts {
+        if part.len() <= SMALL {
+            joined.extend_from_slice(&part);
+        } else {
+            if !joined.is_empty() {
+                out.push(std::mem::take(&mut joined).into());
+            }
+            out.push(part);
+        }
+    }
+    if !joined.is_empty() {
+        out.push(joined.into());
+    }
+    out
+}
+
+/// Serves one connection to its end.
+pub async fn serve(shard: Rc<Shard>, sock: Sock) {
+    let conn = shard.next_conn();
+    let queue = Rc::new(Queue::default());
+    let writer = tokio::task::spawn_local({
+        let (queue, sock) = (queue.clone(), sock.clone());
+        async move { queue.write_to(&sock).await }
+    });
+    shard.conns.borrow_mut().insert(conn, queue.clone());
+    if let Err(code) = connection(&shard, conn, &queue, sock.clone()).await {
+        queue.push(wire::frame(shard.cluster, 0, 0, &Refusal::from(code), 0), vec![]);
+    }
+    shard.conns.borrow_mut().remove(&conn);
+    queue.close();
+    // The writer ends by itself: the queue is closed.
+    let _ = writer.await;
+}
+
+async fn connection(shard: &Rc<Shard>, conn: u64, queue: &Queue, sock: Sock) -> Result<(), Code> {
+    let mut reader = Reader::new(sock.clone());
+    // A caller that says nothing is hung up on; the read itself must not be dropped.
+    let greeted = Rc::new(Cell::new(false));
+    let watch = tokio::task::spawn_local({
+        let (greeted, sock) = (greeted.clone(), sock);
+        async move {
+            tokio::time::sleep(std::time::Duration::from_millis(HELLO_MS)).await;
+            if !greeted.get() {
+                sock.close();
+            }
+        }
+    });
+    let Some(first) = reader.frame().await? else { return Ok(()) };
+    greeted.set(true);
+    watch.abort();
+    if first.header.kind != Kind::Hello {
+        return Err(Code::Unexpected);
+    }
+    if first.header.cluster.0 != 0 && first.header.cluster != shard.cluster {
+        return Err(Code::WrongCluster);
+    }
+    let hello: Hello = wire::decode(&first.body)?;
+    let version = match hello.agree() {
+        Ok(version) => version,
+        Err(refusal) => {
+            queue.push(wire::frame(shard.cluster, 0, 0, &refusal, 0), vec![]);
+            return Ok(());
+        }
+    };
+    queue.push(wire::frame(shard.cluster, 0, 0, &HelloOk { cluster: shard.cluster, version }, 0), vec![]);
+    while let Some(frame) = reader.frame().await? {
+        if frame.header.cluster != shard.cluster {
+            return Err(Code::WrongCluster);
+        }
+        match (&hello.caller, frame.header.kind) {
+            (Caller::Store(from), Kind::Peer) => {
+                let msg: Peer = wire::decode(&frame.body)?;
+                verify_peer(&msg, &frame.payload)?;
+                shard.feed(Input::Peer { from: *from, msg, data: frame.payload });
+            }
+            (_, Kind::ClientChunk) => {
+                let msg: ClientChunk = wire::decode(&frame.body)?;
+                let Header { request, epoch, .. } = frame.header;
+                match verify_client(&msg, &frame.payload) {
+                    Ok(()) => {
+                        let epoch = Epoch(epoch);
+                        shard.feed(Input::Client { conn, request, epoch, msg, data: frame.payload })
+                    }
+                    Err(code) => {
+                        let refused = ClientChunkReply::Refused(code.into());
+                        queue.push(wire::frame(shard.cluster, request, 0, &refused, 0), vec![]);
+                    }
+                }
+            }
+            _ => return Err(Code::Unexpected),
+        }
+        if queue.is_closed() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn verify_client(msg: &ClientChunk, payload: &Bytes) -> Result<(), Code> {
+    match msg {
+        ClientChunk::Push { piece, .. } => check(piece, payload),
+        ClientChunk::Write { inline: Some(piece), .. } => check(piece, payload),
+        _ if payload.is_empty() => Ok(()),
+        _ => Err(Code::Unexpected),
+    }
+}
+
+fn verify_peer(msg: &Peer, payload: &Bytes) -> Result<(), Code> {
+    match msg {
+        Peer::Forward { piece, .. } => check(piece, payload),
+        Peer::Apply { inline: Some(piece), .. } => check(piece, payload),
+        Peer::Fetched { piece: Some(piece), .. } => check(piece, payload),
+        _ if payload.is_empty() => Ok(()),
+        _ => Err(Code::Unexpected),
+    }
+}
+
+fn check(piece: &wire::Piece, payload: &Bytes) -> Result<(), Code> {
+    match piece.invalid() {
+        Some(code) => Err(code),
+        None => piece.verify(payload),
+    }
+}

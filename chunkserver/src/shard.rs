@@ -1,0 +1,315 @@
+//! One store, one thread, one ring: gathers what happens, steps the node, performs what it says.
+
+use crate::config::Config;
+use crate::dir::{DataDir, Meta};
+use crate::disk::{Disk, Engine};
+use crate::links::{self, Class};
+use crate::net::{self, Queue};
+use crate::now;
+use crate::sock::Listener;
+use anyhow::Context;
+use chunkserver_core::io::{ConnId, DiskDone, Input, MasterAsk, Output};
+use chunkserver_core::{Node, Stats};
+use common::wire::chunk_master::Order;
+use common::wire::{self, ChunkConfig, StoreInfo};
+use common::{ChunkHandle, ClusterId, Refusal, SessionId, StoreId, Time};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc as std_mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+/// What the control thread tells a shard.
+pub enum ToShard {
+    /// The masters gave the store its id, and the cluster is this.
+    Begin(StoreId, ClusterId),
+    /// The stores and their addresses.
+    Table(Vec<StoreInfo>),
+    /// The session holds until then.
+    Session(SessionId, Time),
+    /// To be carried out; answered by `FromShard::Confirmed`.
+    Orders(Vec<Order>),
+    /// The answer to a question.
+    Master(ChunkHandle, Result<ChunkConfig, Refusal>),
+    /// How is it?
+    Probe(oneshot::Sender<Report>),
+    /// Write a checkpoint and end.
+    Stop,
+}
+
+/// What a shard tells the control thread.
+pub enum FromShard {
+    /// A question to the masters.
+    Ask(MasterAsk),
+    /// Orders that are carried out.
+    Confirmed(Vec<Order>),
+    /// The disk has failed.
+    Failed(String),
+}
+
+/// How a shard is.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// Figures of the node.
+    pub stats: Stats,
+    /// Age of the oldest disk operation under way, in milliseconds.
+    pub oldest_disk_op_ms: u64,
+}
+
+/// A shard, as the control thread sees it.
+pub struct ShardHandle {
+    /// To it.
+    pub to: mpsc::UnboundedSender<ToShard>,
+    /// From it.
+    pub from: mpsc::UnboundedReceiver<FromShard>,
+    /// Its data port.
+    pub addr: SocketAddr,
+    /// What its directory says.
+    pub meta: Meta,
+    /// Where that is.
+    pub path: PathBuf,
+    /// Device and inode of the directory.
+    pub dev_ino: (u64, u64),
+    /// Bytes that the store may use.
+    pub capacity: u64,
+}
+
+/// A shard.
+pub struct Shard {
+    pub id: Cell<StoreId>,
+    pub cluster: ClusterId,
+    pub engine: Engine,
+    node: RefCell<Node>,
+    disk: Disk,
+    control: mpsc::UnboundedSender<FromShard>,
+    pub conns: RefCell<HashMap<ConnId, Rc<Queue>>>,
+    next_conn: Cell<ConnId>,
+    pub links: RefCell<BTreeMap<(StoreId, Class), Rc<Queue>>>,
+    pub table: RefCell<HashMap<StoreId, SocketAddr>>,
+    /// When each disk operation under way began.
+    disk_ops: RefCell<BTreeMap<u64, Time>>,
+    deadline: Cell<Option<Time>>,
+    deadline_moved: Notify,
+}
+
+/// Starts the shards; each has bound its port and waits for its store's id.
+pub fn start(dirs: Vec<DataDir>, config: &Arc<Config>, engine: Engine) -> anyhow::Result<(Vec<ShardHandle>, Vec<JoinHandle<()>>)> {
+    let mut handles = vec![];
+    let mut threads = vec![];
+    for (i, dir) in dirs.into_iter().enumerate() {
+        let port = if config.port == 0 { 0 } else { config.port + i as u16 };
+        let addr = SocketAddr::new(config.bind, port);
+        let listener = std::net::TcpListener::bind(addr).with_context(|| format!("bind the data port {addr}; is it in use?"))?;
+        let addr = listener.local_addr()?;
+        let (to, inbox) = mpsc::unbounded_channel();
+        let (outbox, from) = mpsc::unbounded_channel();
+        let handle = ShardHandle {
+            to,
+            from,
+            addr,
+            meta: dir.meta.clone(),
+            path: dir.path.clone(),
+            dev_ino: dir.dev_ino,
+            capacity: dir.capacity,
+        };
+        let (up, is_up) = std_mpsc::channel();
+        let name = format!("shard-{i}");
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let main = run(dir, listener, engine, inbox, outbox, up);
+            match engine {
+                Engine::Uring => {
+                    let mut ring = tokio_uring::uring_builder();
+                    ring.setup_cqsize(4096).setup_coop_taskrun().setup_single_issuer();
+                    tokio_uring::builder().entries(256).uring_builder(&ring).start(main);
+                }
+                Engine::Threads => {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                    let runtime = runtime.expect("a runtime without a ring needs nothing");
+                    tokio::task::LocalSet::new().block_on(&runtime, main);
+                }
+            }
+        })?;
+        is_up.recv().context("a shard's thread ended at once; io_uring may be limited here (RLIMIT_MEMLOCK?)")?;
+        handles.push(handle);
+        threads.push(thread);
+    }
+    Ok((handles, threads))
+}
+
+async fn run(
+    dir: DataDir,
+    listener: std::net::TcpListener,
+    engine: Engine,
+    mut inbox: mpsc::UnboundedReceiver<ToShard>,
+    control: mpsc::UnboundedSender<FromShard>,
+    up: std_mpsc::Sender<()>,
+) {
+    // The control thread waits for this; it cannot be gone.
+    let _ = up.send(());
+    let DataDir { path, recovered, locked, lock, .. } = dir;
+    let (id, cluster) = loop {
+        match inbox.recv().await {
+            Some(ToShard::Begin(id, cluster)) => break (id, cluster),
+            Some(ToShard::Probe(answer)) => {
+                let _ = answer.send(Report { stats: Stats::default(), oldest_disk_op_ms: 0 });
+            }
+            Some(ToShard::Stop) | None => return,
+            Some(_) => {}
+        }
+    };
+    let disk = match Disk::new(engine, path, locked) {
+        Ok(disk) => disk,
+        Err(e) => {
+            let _ = control.send(FromShard::Failed(format!("open the log: {e}")));
+            return;
+        }
+    };
+    let shard = Rc::new(Shard {
+        id: Cell::new(id),
+        cluster,
+        engine,
+        node: RefCell::new(Node::new(id, recovered)),
+        disk,
+        control,
+        conns: RefCell::default(),
+        next_conn: Cell::new(1),
+        links: RefCell::default(),
+        table: RefCell::default(),
+        disk_ops: RefCell::default(),
+        deadline: Cell::new(None),
+        deadline_moved: Notify::new(),
+    });
+    tokio::task::spawn_local(timer(shard.clone()));
+    tokio::task::spawn_local(accept(shard.clone(), listener, engine));
+    shard.feed(Input::Wake);
+    while let Some(message) = inbox.recv().await {
+        match message {
+            ToShard::Begin(..) => {}
+            ToShard::Table(stores) => {
+                *shard.table.borrow_mut() = stores.into_iter().map(|s| (s.store, s.addr)).collect();
+            }
+            ToShard::Session(session, until) => shard.feed(Input::Session { session, until }),
+            ToShard::Orders(orders) => shard.feed(Input::Orders(orders)),
+            ToShard::Master(handle, answer) => shard.feed(Input::Master { handle, answer }),
+            ToShard::Probe(answer) => {
+                let _ = answer.send(shard.report());
+            }
+            ToShard::Stop => break,
+        }
+    }
+    shard.stop().await;
+    drop(lock);
+}
+
+impl Shard {
+    pub fn next_conn(&self) -> ConnId {
+        let conn = self.next_conn.get();
+        self.next_conn.set(conn + 1);
+        conn
+    }
+
+    fn report(&self) -> Report {
+        let oldest = self.disk_ops.borrow().values().min().copied();
+        Report {
+            stats: self.node.borrow().stats(),
+            oldest_disk_op_ms: oldest.map_or(0, |began| now().since(began).0 / 1_000_000),
+        }
+    }
+
+    /// Something happened: the node decides, this performs.
+    pub fn feed(self: &Rc<Self>, input: Input) {
+        let mut out = vec![];
+        let deadline = {
+            let mut node = self.node.borrow_mut();
+            node.step(now(), input, &mut out);
+            node.deadline()
+        };
+        for output in out {
+            self.perform(output);
+        }
+        if deadline != self.deadline.replace(deadline) {
+            self.deadline_moved.notify_one();
+        }
+    }
+
+    fn perform(self: &Rc<Self>, output: Output) {
+        match output {
+            Output::Reply { conn, request, msg, data } => {
+                // A client that is gone wants no answer.
+                if let Some(queue) = self.conns.borrow().get(&conn) {
+                    let len = data.iter().map(|d| d.len()).sum();
+                    queue.push(wire::frame(self.cluster, request, 0, &msg, len), data);
+                }
+            }
+            Output::Peer { to, msg, data } => links::send(self, to, &msg, data),
+            Output::Master(ask) => self.tell(FromShard::Ask(ask)),
+            Output::Confirmed(orders) => self.tell(FromShard::Confirmed(orders)),
+            Output::Failed(why) => self.tell(FromShard::Failed(why)),
+            Output::Disk(op) => {
+                self.disk_ops.borrow_mut().insert(op.token, now());
+                let shard = self.clone();
+                tokio::task::spawn_local(async move {
+                    // Zero-filling ahead of need takes as long as it takes.
+                    if matches!(op.kind, chunkserver_core::io::DiskKind::Allocate { .. }) {
+                        shard.disk_ops.borrow_mut().remove(&op.token);
+                    }
+                    let result = shard.disk.perform(op.file, op.kind).await;
+                    shard.disk_ops.borrow_mut().remove(&op.token);
+                    shard.feed(Input::Disk(DiskDone { token: op.token, result }));
+                });
+            }
+        }
+    }
+
+    fn tell(&self, message: FromShard) {
+        // The control thread is gone only when the process ends.
+        let _ = self.control.send(message);
+    }
+
+    /// A last checkpoint, so that the next start is quick; not waited for too long.
+    async fn stop(self: &Rc<Self>) {
+        const LIMIT: Duration = Duration::from_secs(5);
+        self.feed(Input::Checkpoint);
+        let began = std::time::Instant::now();
+        while !self.node.borrow().is_idle() && began.elapsed() < LIMIT {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Wakes the node when it asked for it.
+async fn timer(shard: Rc<Shard>) {
+    loop {
+        let moved = shard.deadline_moved.notified();
+        match shard.deadline.get() {
+            None => moved.await,
+            Some(at) => {
+                let wait = Duration::from_nanos(at.since(now()).0);
+                if tokio::time::timeout(wait, moved).await.is_err() {
+                    shard.feed(Input::Wake);
+                }
+            }
+        }
+    }
+}
+
+async fn accept(shard: Rc<Shard>, listener: std::net::TcpListener, engine: Engine) {
+    let listener = Listener::new(listener, engine).expect("a bound listener can be used");
+    loop {
+        match listener.accept(engine).await {
+            Ok(sock) if shard.conns.borrow().len() >= common::limits::CONNS_MAX => sock.close(),
+            Ok(sock) => {
+                tokio::task::spawn_local(net::serve(shard.clone(), sock));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The answering side: accepts, greets, hands requests to a handler, writes its answers.
+
+use crate::{Frame, Payload, ReadFrame, read_frame};
+use common::wire::frame::Kind;
+use common::wire::{self, Caller, Hello, HelloOk, Message};
+use common::{ClusterId, Code, Refusal};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+
+/// Requests of one connection that are handled at a time.
+const IN_FLIGHT_MAX: usize = 1024;
+/// Connections at a time.
+const CONNS_MAX: usize = 4096;
+/// A caller greets within this time.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+
+/// Who is on the other side of a connection.
+#[derive(Clone, Debug)]
+pub struct PeerInfo {
+    /// Its address.
+    pub addr: SocketAddr,
+    /// Who it says it is.
+    pub caller: Caller,
+}
+
+/// An answer, encoded: what `Served::reply` makes.
+pub struct Reply {
+    kind_frame: Box<dyn FnOnce(ClusterId, u64) -> Vec<u8> + Send>,
+    payload: Payload,
+}
+
+impl Reply {
+    /// This message.
+    pub fn new<M: Message + Send + 'static>(message: M, payload: Payload) -> Reply {
+        let len = payload.iter().map(|p| p.len()).sum();
+        let kind_frame = Box::new(move |cluster, request| wire::frame(cluster, request, 0, &message, len));
+        Reply { kind_frame, payload }
+    }
+}
+
+impl From<Code> for Reply {
+    fn from(code: Code) -> Reply {
+        Reply::new(Refusal::from(code), vec![])
+    }
+}
+
+/// The answer to a request, some time later.
+pub type Served = Pin<Box<dyn Future<Output = Reply> + Send>>;
+
+/// Answers requests.
+pub trait Handler: Send + Sync + 'static {
+    /// What the handler keeps of a connection.
+    type State: Send;
+
+    /// A connection begins.
+    fn connected(&self, peer: &PeerInfo) -> Self::State;
+
+    /// A request. What is done before the future is returned is done in the order of the frames.
+    fn handle(&self, peer: &PeerInfo, state: &mut Self::State, frame: Frame) -> Served;
+}
+
+/// Serves connections until the listener fails for good; it never does on its own.
+pub async fn serve<H: Handler>(listener: TcpListener, cluster: ClusterId, handler: Arc<H>) {
+    let room = Arc::new(Semaphore::new(CONNS_MAX));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, addr)) => {
+                let handler = handler.clone();
+                tokio::spawn(async move {
+                    connection(stream, addr, cluster, handler).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, or the caller is gone already: go on, but not hot.
+                tracing::debug!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection<H: Handler>(stream: TcpStream, addr: SocketAddr, cluster: ClusterId, handler: Arc<H>) {
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let (read, write) = stream.into_split();
+    let mut read = BufReader::with_capacity(32 * 1024, read);
+    let mut write = BufWriter::with_capacity(32 * 1024, write);
+    let hello = match tokio::time::timeout(HELLO_LIMIT, read_frame(&mut read)).await {
+        Ok(ReadFrame::Frame(frame)) => greet(&frame, cluster),
+        Ok(ReadFrame::Bad(code)) => Err(code.into()),
+        Ok(ReadFrame::Closed) | Err(_) => return,
+    };
+    let first = match &hello {
+        Ok((_, version)) => wire::frame(cluster, 0, 0, &HelloOk { cluster, version: *version }, 0),
+        Err(refusal) => wire::frame(cluster, 0, 0, refusal, 0),
+    };
+    if write.write_all(&first).await.is_err() || write.flush().await.is_err() {
+        return;
+    }
+    let Ok((caller, _)) = hello else { return };
+    let peer = PeerInfo { addr, caller };
+    let (answers, queue) = mpsc::channel::<(Vec<u8>, Payload)>(IN_FLIGHT_MAX);
+    let writer = tokio::spawn(write_answers(write, queue));
+    let mut state = handler.connected(&peer);
+    let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+    loop {
+        let frame = match read_frame(&mut read).await {
+            ReadFrame::Frame(frame) if frame.header.cluster == cluster => frame,
+            ReadFrame::Frame(_) => {
+                refuse_connection(&answers, cluster, Code::WrongCluster).await;
+                break;
+            }
+            ReadFrame::Bad(code) => {
+                refuse_connection(&answers, cluster, code).await;
+                break;
+            }
+            ReadFrame::Closed => break,
+        };
+        let Ok(permit) = in_flight.clone().acquire_owned().await else { break };
+        let request = frame.header.request;
+        let served = handler.handle(&peer, &mut state, frame);
+        let answers = answers.clone();
+        tokio::spawn(async move {
+            let Reply { kind_frame, payload } = served.await;
+            // A connection that is gone takes no answers.
+            let _ = answers.send((kind_frame(cluster, request), payload)).await;
+            drop(permit);
+        });
+    }
+    drop(answers);
+    let _ = writer.await;
+}
+
+fn greet(frame: &Frame, cluster: ClusterId) -> Result<(Caller, u16), Refusal> {
+    if frame.header.kind != Kind::Hello {
+        return Err(Code::Unexpected.into());
+    }
+    let theirs = frame.header.cluster;
+    if theirs.0 != 0 && theirs != cluster {
+        return Err(Refusal::new(Code::WrongCluster, format!("caller is of {theirs}, this is {cluster}")));
+    }
+    let hello: Hello = wire::decode(&frame.body)?;
+    let version = hello.agree()?;
+    Ok((hello.caller, version))
+}
+
+async fn refuse_connection(answers: &mpsc::Sender<(Vec<u8>, Payload)>, cluster: ClusterId, code: Code) {
+    // Best effort: the connection closes either way.
+    let _ = answers.send((wire::frame(cluster, 0, 0, &Refusal::from(code), 0), vec![])).await;
+}
+
+async fn write_answers(
+    mut write: BufWriter<tokio::net::tcp::OwnedWriteHalf>,
+    mut queue: mpsc::Receiver<(Vec<u8>, Payload)>,
+) {
+    while let Some((head, payload)) = queue.recv().await {
+        let mut done = write.write_all(&head).await;
+        for part in payload {
+            if done.is_ok() {
+                done = write.write_all(&part).await;
+            }
+        }
+        if done.is_ok() && queue.is_empty() {
+            done = write.flush().await;
+        }
+        if done.is_err() {
+            // The reader notices by itself; senders find the queue closed.
+            return;
+        }
+    }
+    let _ = write.shutdown().await;
+}

@@ -1,0 +1,448 @@
+//! The Raft log: segments of zeros written once and recycled, one writer thread, one
+//! `O_DIRECT|O_DSYNC` write a group. Vote, entries, truncation, purge and commit go through one
+//! queue, in order. (Measured against a growing file with fdatasync: docs/decisions/0002.)
+
+use super::{LogId, RaftEntry, TypeConfig, Vote, from_bytes, to_bytes};
+use common::checksum::crc32c;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Debug;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, mpsc};
+
+const BLOCK: usize = 4096;
+/// Bytes of a segment.
+const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+/// Most bytes of a group, unless one record alone is longer.
+const GROUP_BYTES: usize = 1024 * 1024;
+/// Most bytes that one read of entries gives.
+const READ_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Requests that wait for the writer.
+const QUEUE: usize = 4096;
+const MAGIC: u32 = u32::from_le_bytes(*b"CRNR");
+const HEADER_BYTES: usize = 32;
+
+/// A record, by its tag.
+const VOTE: u8 = 1;
+const ENTRY: u8 = 2;
+const TRUNCATE: u8 = 3;
+const PURGE: u8 = 4;
+const COMMITTED: u8 = 5;
+
+/// What the log holds, in memory too: the entries since the last purge.
+#[derive(Default)]
+struct Mirror {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    entries: BTreeMap<u64, (RaftEntry, usize)>,
+}
+
+enum Done {
+    Nobody,
+    Flushed(IOFlushed<TypeConfig>),
+    Told(tokio::sync::oneshot::Sender<io::Result<()>>),
+}
+
+struct Request {
+    /// Records: tag, bytes.
+    records: Vec<(u8, Vec<u8>)>,
+    /// The highest index among them: a segment is recycled once all its entries are purged.
+    last_index: u64,
+    /// Entries up to here may be forgotten.
+    purge: u64,
+    done: Done,
+}
+
+/// The log. Clones read the same one.
+#[derive(Clone)]
+pub struct LogStore {
+    mirror: Arc<Mutex<Mirror>>,
+    queue: mpsc::SyncSender<Request>,
+}
+
+struct Segment {
+    sequence: u64,
+    file: File,
+    last_index: u64,
+}
+
+struct Writer {
+    dir: PathBuf,
+    mirror: Arc<Mutex<Mirror>>,
+    segments: VecDeque<Segment>,
+    offset: u64,
+    group: u64,
+    purged: u64,
+    spare: Vec<PathBuf>,
+    failed: Option<String>,
+    /// Twice the memory that is needed, so that an aligned part of it can be used.
+    buffer: Vec<u8>,
+}
+
+impl LogStore {
+    /// Opens the log in a directory, making it if there is none.
+    pub fn open(dir: &Path) -> anyhow::Result<LogStore> {
+        std::fs::create_dir_all(dir)?;
+        let mut mirror = Mirror::default();
+        let mut found = vec![];
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+            match name.strip_suffix(".log").and_then(|n| n.parse::<u64>().ok()) {
+                Some(sequence) => found.push((sequence, path)),
+                None => std::fs::remove_file(path)?,
+            }
+        }
+        found.sort();
+        let mut segments = VecDeque::new();
+        let (mut group, mut offset) = (0, SEGMENT_BYTES);
+        let last = found.len().saturating_sub(1);
+        for (i, (sequence, path)) in found.into_iter().enumerate() {
+            let bytes = std::fs::read(&path)?;
+            let mut last_index = 0;
+            let (next, end) = replay(&bytes, sequence, group, &mut mirror, &mut last_index)?;
+            if end == 0 && i < last {
+                anyhow::bail!("segment {} of the Raft log is damaged; remove this master and add an empty one", path.display());
+            }
+            (group, offset) = (next, end);
+            segments.push_back(Segment { sequence, file: open_segment(&path)?, last_index });
+        }
+        let purged = mirror.purged.map_or(0, |id| id.index);
+        let mirror = Arc::new(Mutex::new(mirror));
+        let (queue, requests) = mpsc::sync_channel(QUEUE);
+        let writer = Writer {
+            dir: dir.into(),
+            mirror: mirror.clone(),
+            segments,
+            offset,
+            group,
+            purged,
+            spare: vec![],
+            failed: None,
+            buffer: vec![],
+        };
+        std::thread::Builder::new().name("raft-log".into()).spawn(move || writer.run(requests))?;
+        Ok(LogStore { mirror, queue })
+    }
+
+    fn send(&self, request: Request) -> io::Result<()> {
+        self.queue.send(request).map_err(|_| io::Error::other("the log's writer has ended"))
+    }
+
+    async fn durably(&self, tag: u8, bytes: Vec<u8>, purge: u64) -> io::Result<()> {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.send(Request { records: vec![(tag, bytes)], last_index: 0, purge, done: Done::Told(tell) })?;
+        told.await.map_err(io::Error::other)?
+    }
+
+    /// Whether this log has ever seen a vote: a master without one is new.
+    pub fn is_new(&self) -> bool {
+        self.mirror.lock().expect("never poisoned").vote.is_none()
+    }
+}
+
+/// Applies the groups of a segment; gives the next group's number and where it goes.
+fn replay(bytes: &[u8], sequence: u64, mut group: u64, mirror: &mut Mirror, last_index: &mut u64) -> anyhow::Result<(u64, u64)> {
+    let mut at = 0;
+    let mut first = true;
+    while let Some(header) = bytes.get(at..at + HEADER_BYTES) {
+        let u32_at = |i: usize| u32::from_le_bytes(header[i..i + 4].try_into().expect("4 bytes"));
+        let u64_at = |i: usize| u64::from_le_bytes(header[i..i + 8].try_into().expect("8 bytes"));
+        let good = u32_at(0) == MAGIC && u32_at(28) == crc32c(&header[..28]) && u64_at(4) == sequence;
+        let expected = u64_at(12) == group || (first && group == 0);
+        let len = u32_at(20) as usize;
+        let Some(body) = bytes.get(at + HEADER_BYTES..at + HEADER_BYTES + len) else { break };
+        if !good || !expected || crc32c(body) != u32_at(24) {
+            break;
+        }
+        first = false;
+        group = u64_at(12) + 1;
+        apply_records(body, mirror, last_index).ok_or_else(|| anyhow::anyhow!("a record of the Raft log cannot be decoded"))?;
+        at += (HEADER_BYTES + len).next_multiple_of(BLOCK);
+    }
+    Ok((group, at as u64))
+}
+
+fn apply_records(mut body: &[u8], mirror: &mut Mirror, last_index: &mut u64) -> Option<()> {
+    while !body.is_empty() {
+        let (tag, rest) = body.split_first()?;
+        let (len, rest) = rest.split_first_chunk::<4>()?;
+        let len = u32::from_le_bytes(*len) as usize;
+        let record = rest.get(..len)?;
+        body = &rest[len..];
+        match *tag {
+            VOTE => mirror.vote = Some(from_bytes(record)?),
+            COMMITTED => mirror.committed = from_bytes(record)?,
+            ENTRY => {
+                let entry: RaftEntry = from_bytes(record)?;
+                let index = entry.log_id.index;
+                *last_index = index.max(*last_index);
+                mirror.entries.insert(index, (entry, len));
+            }
+            TRUNCATE => {
+                let first: u64 = from_bytes(record)?;
+                mirror.entries.split_off(&first);
+            }
+            PURGE => {
+                let upto: LogId = from_bytes(record)?;
+                mirror.entries = mirror.entries.split_off(&(upto.index + 1));
+                mirror.purged = Some(upto);
+            }
+            _ => return None,
+        }
+    }
+    Some(())
+}
+
+fn open_segment(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(path)
+}
+
+impl Writer {
+    fn run(mut self, requests: mpsc::Receiver<Request>) {
+        while let Ok(first) = requests.recv() {
+            let mut batch = vec![first];
+            let mut bytes = size(&batch[0]);
+            while bytes < GROUP_BYTES {
+                let Ok(more) = requests.try_recv() else { break };
+                bytes += size(&more);
+                batch.push(more);
+            }
+            let result = match &self.failed {
+                Some(why) => Err(why.clone()),
+                None => self.write(&batch).map_err(|e| format!("write the Raft log: {e}")),
+            };
+            if let Err(why) = &result {
+                // A failed write is never tried again: nobody can say what is durable.
+                tracing::error!(%why, "the Raft log has failed");
+                self.failed = Some(why.clone());
+            }
+            for request in batch {
+                let result = result.clone().map_err(io::Error::other);
+                match request.done {
+                    Done::Nobody => {}
+                    Done::Flushed(callback) => callback.io_completed(result),
+                    // Who asked may have given up.
+                    Done::Told(tell) => drop(tell.send(result)),
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &[Request]) -> io::Result<()> {
+        let mut body = vec![];
+        let mut last_index = 0;
+        for request in batch {
+            last_index = request.last_index.max(last_index);
+            self.purged = request.purge.max(self.purged);
+            for (tag, record) in &request.records {
+                push_record(&mut body, *tag, record);
+            }
+        }
+        self.group_write(&body)?;
+        let segment = self.segments.back_mut().expect("just written to");
+        segment.last_index = last_index.max(segment.last_index);
+        self.recycle();
+        Ok(())
+    }
+
+    fn group_write(&mut self, body: &[u8]) -> io::Result<()> {
+        let len = (HEADER_BYTES + body.len()).next_multiple_of(BLOCK);
+        if len as u64 > SEGMENT_BYTES - BLOCK as u64 {
+            return Err(io::Error::other("a group is longer than a segment"));
+        }
+        if self.offset + len as u64 > SEGMENT_BYTES {
+            self.roll()?;
+        }
+        self.buffer.resize((len + BLOCK).max(self.buffer.len()), 0);
+        let from = self.buffer.as_ptr().align_offset(BLOCK);
+        let out = &mut self.buffer[from..from + len];
+        let segment = self.segments.back().expect("rolled");
+        out[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        out[4..12].copy_from_slice(&segment.sequence.to_le_bytes());
+        out[12..20].copy_from_slice(&self.group.to_le_bytes());
+        out[20..24].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        out[24..28].copy_from_slice(&crc32c(body).to_le_bytes());
+        let crc = crc32c(&out[..28]);
+        out[28..32].copy_from_slice(&crc.to_le_bytes());
+        out[HEADER_BYTES..HEADER_BYTES + body.len()].copy_from_slice(body);
+        out[HEADER_BYTES + body.len()..].fill(0);
+        segment.file.write_all_at(out, self.offset)?;
+        self.offset += len as u64;
+        self.group += 1;
+        Ok(())
+    }
+
+    /// Begins a new segment; it repeats the state, so that older ones can go.
+    fn roll(&mut self) -> io::Result<()> {
+        let sequence = self.segments.back().map_or(1, |s| s.sequence + 1);
+        let path = self.dir.join(format!("{sequence:012}.log"));
+        match self.spare.pop() {
+            Some(spare) => std::fs::rename(spare, &path)?,
+            None => {
+                let tmp = self.dir.join("new.tmp");
+                zero_file(&tmp)?;
+                std::fs::rename(&tmp, &path)?;
+            }
+        }
+        File::open(&self.dir)?.sync_all()?;
+        self.segments.push_back(Segment { sequence, file: open_segment(&path)?, last_index: 0 });
+        self.offset = 0;
+        let mut body = vec![];
+        {
+            let mirror = self.mirror.lock().expect("never poisoned");
+            if let Some(purged) = &mirror.purged {
+                push_record(&mut body, PURGE, &to_bytes(purged));
+            }
+            if let Some(vote) = &mirror.vote {
+                push_record(&mut body, VOTE, &to_bytes(vote));
+            }
+            push_record(&mut body, COMMITTED, &to_bytes(&mirror.committed));
+        }
+        self.group_write(&body)
+    }
+
+    fn recycle(&mut self) {
+        const SPARE_MAX: usize = 2;
+        while self.segments.len() > 1 && self.segments[0].last_index <= self.purged {
+            let old = self.segments.pop_front().expect("there are two");
+            let path = self.dir.join(format!("{:012}.log", old.sequence));
+            let spare = self.dir.join(format!("{:012}.spare", old.sequence));
+            let done = match self.spare.len() < SPARE_MAX {
+                true => std::fs::rename(&path, &spare).map(|()| self.spare.push(spare)),
+                false => std::fs::remove_file(&path),
+            };
+            if let Err(error) = done {
+                // It costs space only; the next start sorts it out.
+                tracing::warn!(%error, path = %path.display(), "cannot recycle a log segment");
+            }
+        }
+    }
+}
+
+fn size(request: &Request) -> usize {
+    request.records.iter().map(|(_, r)| r.len() + 5).sum()
+}
+
+fn push_record(body: &mut Vec<u8>, tag: u8, record: &[u8]) {
+    body.push(tag);
+    body.extend_from_slice(&(record.len() as u32).to_le_bytes());
+    body.extend_from_slice(record);
+}
+
+fn zero_file(path: &Path) -> io::Result<()> {
+    let file = File::create(path)?;
+    let zeros = vec![0; 1024 * 1024];
+    for offset in (0..SEGMENT_BYTES).step_by(zeros.len()) {
+        file.write_all_at(&zeros, offset)?;
+    }
+    file.sync_all()
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> Result<Vec<RaftEntry>, io::Error>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let mirror = self.mirror.lock().expect("never poisoned");
+        let from = range.start_bound().cloned();
+        let to = range.end_bound().cloned();
+        let empty = matches!((from, to), (Bound::Included(a), Bound::Excluded(b)) if a >= b);
+        if empty {
+            return Ok(vec![]);
+        }
+        Ok(mirror.entries.range((from, to)).map(|(_, (entry, _))| entry.clone()).collect())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.mirror.lock().expect("never poisoned").vote)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, io::Error> {
+        let mirror = self.mirror.lock().expect("never poisoned");
+        let mut bytes = 0;
+        let mut entries = vec![];
+        for (_, (entry, len)) in mirror.entries.range(start..end) {
+            bytes += len;
+            if bytes > READ_BYTES_MAX && !entries.is_empty() {
+                break;
+            }
+            entries.push(entry.clone());
+        }
+        Ok(entries)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let mirror = self.mirror.lock().expect("never poisoned");
+        let last = mirror.entries.values().next_back().map(|(entry, _)| entry.log_id);
+        Ok(LogState { last_purged_log_id: mirror.purged, last_log_id: last.or(mirror.purged) })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.mirror.lock().expect("never poisoned").vote = Some(*vote);
+        self.durably(VOTE, to_bytes(vote), 0).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        self.mirror.lock().expect("never poisoned").committed = committed;
+        // Advice only: it need not be durable, so it rides with whatever comes.
+        let records = vec![(COMMITTED, to_bytes(&committed))];
+        let request = Request { records, last_index: 0, purge: 0, done: Done::Nobody };
+        match self.queue.try_send(request) {
+            Ok(()) | Err(mpsc::TrySendError::Full(_)) => Ok(()),
+            Err(mpsc::TrySendError::Disconnected(_)) => Err(io::Error::other("the log's writer has ended")),
+        }
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.mirror.lock().expect("never poisoned").committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = RaftEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut records = vec![];
+        let mut last_index = 0;
+        {
+            let mut mirror = self.mirror.lock().expect("never poisoned");
+            for entry in entries {
+                let bytes = to_bytes(&entry);
+                last_index = entry.log_id.index;
+                mirror.entries.insert(last_index, (entry, bytes.len()));
+                records.push((ENTRY, bytes));
+            }
+        }
+        self.send(Request { records, last_index, purge: 0, done: Done::Flushed(callback) })
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let first = last.map_or(0, |id| id.index + 1);
+        self.mirror.lock().expect("never poisoned").entries.split_off(&first);
+        self.durably(TRUNCATE, to_bytes(&first), 0).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        {
+            let mut mirror = self.mirror.lock().expect("never poisoned");
+            mirror.entries = mirror.entries.split_off(&(upto.index + 1));
+            mirror.purged = Some(upto);
+        }
+        self.durably(PURGE, to_bytes(&upto), upto.index).await
+    }
+}

@@ -1,0 +1,316 @@
+//! Raft between masters, over the framed connections: calls are pipelined, each has a deadline.
+
+use super::state_machine::Parts;
+use super::{Raft, Snapshot, SnapshotMeta, TypeConfig, Vote, from_bytes, to_bytes};
+use bincode::{Decode, Encode};
+use common::ClusterId;
+use common::wire::frame::Kind;
+use common::wire::{Caller, Message};
+use common_net::{Conn, Frame, NetError, Reply};
+use futures::stream::{BoxStream, StreamExt};
+use futures::{FutureExt, Stream};
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::RPCOption;
+use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, VoteRequest, VoteResponse};
+use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// A call of Raft; its data is the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Call {
+    /// AppendEntries.
+    Append,
+    /// RequestVote.
+    Vote,
+    /// The question before it.
+    PreVote,
+    /// Leadership is handed over.
+    Transfer,
+    /// A snapshot begins: its description.
+    SnapshotBegin,
+    /// A part of it.
+    SnapshotPart,
+    /// That was all: install it.
+    SnapshotEnd,
+}
+
+impl Message for Call {
+    const KIND: Kind = Kind::Raft;
+}
+
+/// The answer; its data is the payload. Empty if there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Answer;
+
+impl Message for Answer {
+    const KIND: Kind = Kind::RaftReply;
+}
+
+/// Appends that are under way to one follower.
+const PIPELINE: usize = 64;
+/// No answer to an append for so long breaks the pipeline.
+const APPEND_LIMIT: Duration = Duration::from_millis(1500);
+/// A part of a snapshot is taken within this.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(30);
+
+/// Makes connections to other masters.
+pub struct Network {
+    /// Who calls.
+    pub id: u64,
+    /// The cluster.
+    pub cluster: ClusterId,
+}
+
+/// A connection to another master, made when it is needed.
+pub struct Client {
+    id: u64,
+    cluster: ClusterId,
+    addr: String,
+    conn: Option<Conn>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, _target: u64, node: &BasicNode) -> Client {
+        Client { id: self.id, cluster: self.cluster, addr: node.addr.clone(), conn: None }
+    }
+}
+
+type Rpc<T> = Result<T, RPCError<TypeConfig>>;
+
+fn unreachable(error: &NetError) -> RPCError<TypeConfig> {
+    // Never `NetworkError`: that is retried hot.
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+fn undecodable() -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string("the answer cannot be decoded"))
+}
+
+impl Client {
+    async fn conn(&mut self, limit: Duration) -> Result<Conn, NetError> {
+        match &self.conn {
+            Some(conn) if !conn.is_closed() => Ok(conn.clone()),
+            _ => {
+                let conn = Conn::dial(&self.addr, Caller::Master(self.id), self.cluster, limit).await?;
+                self.conn = Some(conn.clone());
+                Ok(conn)
+            }
+        }
+    }
+
+    async fn call<Q: Serialize, R: DeserializeOwned>(&mut self, call: Call, request: &Q, limit: Duration) -> Rpc<R> {
+        let conn = self.conn(limit).await.map_err(|e| unreachable(&e))?;
+        let payload = vec![to_bytes(request).into()];
+        let answer = conn.call::<_, Answer>(&call, 0, payload, limit).await;
+        let (_, frame) = answer.map_err(|e| {
+            self.conn = None;
+            unreachable(&e)
+        })?;
+        from_bytes(&frame.payload).ok_or_else(undecodable)
+    }
+
+    async fn send_snapshot(&mut self, vote: Vote, snapshot: Snapshot) -> Rpc<SnapshotResponse<TypeConfig>> {
+        /// Parts are sent together up to so many bytes.
+        const BATCH_BYTES: usize = 4 * 1024 * 1024;
+        let _: () = self.call(Call::SnapshotBegin, &(vote, snapshot.meta), SNAPSHOT_LIMIT).await?;
+        let mut batch: Vec<serde_bytes::ByteBuf> = vec![];
+        let mut bytes = 0;
+        for part in snapshot.snapshot.iter() {
+            bytes += part.len();
+            batch.push(serde_bytes::ByteBuf::from(part.clone()));
+            if bytes > BATCH_BYTES {
+                let _: () = self.call(Call::SnapshotPart, &std::mem::take(&mut batch), SNAPSHOT_LIMIT).await?;
+                bytes = 0;
+            }
+        }
+        let _: () = self.call(Call::SnapshotPart, &batch, SNAPSHOT_LIMIT).await?;
+        self.call(Call::SnapshotEnd, &(), SNAPSHOT_LIMIT).await
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Client {
+    type SnapshotData = Parts;
+
+    async fn append_entries(&mut self, rpc: AppendEntriesRequest<TypeConfig>, option: RPCOption) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+        self.call(Call::Append, &rpc, option.soft_ttl().max(APPEND_LIMIT)).await
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> futures::future::BoxFuture<'s, Rpc<BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        async move {
+            let limit = option.soft_ttl().max(Duration::from_millis(300));
+            let conn = self.conn(limit).await.map_err(|e| unreachable(&e))?;
+            let sent = input.then(move |request| {
+                // Sent here, one after another: the order on the connection is the log's.
+                let conn = conn.clone();
+                async move {
+                    let first = request.prev_log_id;
+                    let last = request.entries.last().map(|e| e.log_id).or(first);
+                    let payload = vec![to_bytes(&request).into()];
+                    let answer = conn.send(&Call::Append, 0, payload).await;
+                    (conn, first, last, answer)
+                }
+            });
+            let answers = sent.map(|(conn, first, last, answer)| async move {
+                let answer = answer.map_err(|e| unreachable(&e))?;
+                let (_, frame) = conn.answer::<Answer>(answer, APPEND_LIMIT).await.map_err(|e| unreachable(&e))?;
+                let response: AppendEntriesResponse<TypeConfig> = from_bytes(&frame.payload).ok_or_else(undecodable)?;
+                Ok(response.into_stream_result(first, last))
+            });
+            Ok(answers.buffered(PIPELINE).boxed())
+        }
+        .boxed()
+    }
+
+    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+        self.call(Call::Vote, &rpc, option.soft_ttl()).await
+    }
+
+    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+        self.call(Call::PreVote, &rpc, option.soft_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = self.send_snapshot(vote, snapshot) => sent.map_err(|e| match e {
+                RPCError::Unreachable(u) => StreamingError::Unreachable(u),
+                other => StreamingError::Unreachable(Unreachable::from_string(other)),
+            }),
+        }
+    }
+
+    async fn transfer_leader(&mut self, req: TransferLeaderRequest<TypeConfig>, option: RPCOption) -> Rpc<TransferLeaderResponse<TypeConfig>> {
+        self.call(Call::Transfer, &req, option.soft_ttl()).await
+    }
+}
+
+/// What the answering side keeps of a connection: appends in order, a snapshot in parts.
+#[derive(Default)]
+pub struct Inbound {
+    appends: Option<mpsc::Sender<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<AppendEntriesResponse<TypeConfig>>)>>,
+    snapshot: Arc<tokio::sync::Mutex<Option<(Vote, SnapshotMeta, Vec<Vec<u8>>)>>>,
+}
+
+/// Answers a call. Appends keep the order of their frames.
+pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> common_net::Served {
+    use common::Code;
+    let Ok(call) = common::wire::decode::<Call>(&frame.body) else { return ready(Code::BadBody.into()) };
+    let payload = frame.payload;
+    match call {
+        Call::Append => {
+            let Some(request) = from_bytes::<AppendEntriesRequest<TypeConfig>>(&payload) else { return ready(Code::BadBody.into()) };
+            let queue = state.appends.get_or_insert_with(|| append_in_order(raft.clone()));
+            let (tell, told) = oneshot::channel();
+            if queue.try_send((request, tell)).is_err() {
+                return ready(Code::Busy.into());
+            }
+            Box::pin(async move { told.await.map_or(Code::Unavailable.into(), |r| answer(&r)) })
+        }
+        // A master that has just started keeps its vote back: it may have granted a lease.
+        Call::Vote | Call::PreVote if !votes => ready(Code::Unavailable.into()),
+        Call::Vote | Call::PreVote => {
+            let Some(request) = from_bytes::<VoteRequest<TypeConfig>>(&payload) else { return ready(Code::BadBody.into()) };
+            let raft = raft.clone();
+            Box::pin(async move {
+                let answered = if call == Call::Vote { raft.vote(request).await } else { raft.pre_vote(request).await };
+                answered.map_or(Code::Unavailable.into(), |r| answer(&r))
+            })
+        }
+        Call::Transfer => {
+            let Some(request) = from_bytes::<TransferLeaderRequest<TypeConfig>>(&payload) else { return ready(Code::BadBody.into()) };
+            let raft = raft.clone();
+            Box::pin(async move { raft.handle_transfer_leader(request).await.map_or(Code::Unavailable.into(), |r| answer(&r)) })
+        }
+        Call::SnapshotBegin => {
+            let Some((vote, meta)) = from_bytes::<(Vote, SnapshotMeta)>(&payload) else { return ready(Code::BadBody.into()) };
+            let slot = state.snapshot.clone();
+            Box::pin(async move {
+                *slot.lock().await = Some((vote, meta, vec![]));
+                answer(&())
+            })
+        }
+        Call::SnapshotPart => {
+            let Some(parts) = from_bytes::<Vec<serde_bytes::ByteBuf>>(&payload) else { return ready(Code::BadBody.into()) };
+            let slot = state.snapshot.clone();
+            Box::pin(async move {
+                match &mut *slot.lock().await {
+                    Some((_, _, all)) => all.extend(parts.into_iter().map(|p| p.into_vec())),
+                    None => return Code::Unexpected.into(),
+                }
+                answer(&())
+            })
+        }
+        Call::SnapshotEnd => {
+            let (slot, raft) = (state.snapshot.clone(), raft.clone());
+            Box::pin(async move {
+                let Some((vote, meta, parts)) = slot.lock().await.take() else { return Code::Unexpected.into() };
+                let snapshot = Snapshot { meta, snapshot: Arc::new(parts) };
+                raft.install_full_snapshot(vote, snapshot).await.map_or(Code::Unavailable.into(), |r| answer(&r))
+            })
+        }
+    }
+}
+
+fn append_in_order(
+    raft: Raft,
+) -> mpsc::Sender<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<AppendEntriesResponse<TypeConfig>>)> {
+    let (queue, mut requests) = mpsc::channel::<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<_>)>(PIPELINE * 4);
+    tokio::spawn(async move {
+        // The next append is handed to Raft before the last one is answered: polled once in order.
+        let mut under_way = futures::stream::FuturesOrdered::new();
+        loop {
+            tokio::select! {
+                biased;
+                next = requests.recv() => match next {
+                    Some((request, tell)) => {
+                        let raft = raft.clone();
+                        let mut append = Box::pin(async move { raft.append_entries(request).await });
+                        let first = futures::poll!(append.as_mut());
+                        under_way.push_back(async move {
+                            let done = match first {
+                                std::task::Poll::Ready(done) => done,
+                                std::task::Poll::Pending => append.await,
+                            };
+                            if let Ok(response) = done {
+                                // The connection may be gone; then nobody wants the answer.
+                                let _ = tell.send(response);
+                            }
+                        });
+                    }
+                    None => break,
+                },
+                Some(()) = under_way.next(), if !under_way.is_empty() => {}
+            }
+        }
+    });
+    queue
+}
+
+fn answer<T: Serialize>(value: &T) -> Reply {
+    Reply::new(Answer, vec![to_bytes(value).into()])
+}
+
+fn ready(reply: Reply) -> common_net::Served {
+    Box::pin(std::future::ready(reply))
+}
