@@ -1,1 +1,342 @@
-//! x
+//! The client library: everything a program does with a Cairn cluster. Runs wherever tokio runs.
+
+mod chunk;
+mod conns;
+mod error;
+mod file;
+mod masters;
+
+pub use common::wire::client_master::{Attr, ChunkInfo, Entry, FileKind, Policy, Status, TrashEntry};
+pub use error::Error;
+pub use file::{Appender, FileReader, FileWriter};
+
+use common::limits::{CLIENT_DEADLINE_MS, LIST_PAGE_MAX};
+use common::wire::StoreInfo;
+use common::wire::client_master::{MasterReply, MasterRequest, Mutation};
+use common::{ChunkHandle, ClusterId, Code, FileId, Refusal, StoreId};
+use conns::Conns;
+use masters::Masters;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A result of this library.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// How to reach a cluster.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Addresses of masters; one that answers is enough.
+    pub masters: Vec<String>,
+    /// The cluster, if it is known: any other is refused.
+    pub cluster: Option<ClusterId>,
+    /// Rack of this client: replicas there are preferred.
+    pub rack: String,
+    /// A request is given up after this long.
+    pub deadline: Duration,
+}
+
+impl Config {
+    /// With the defaults.
+    pub fn new(masters: Vec<String>) -> Config {
+        Config { masters, cluster: None, rack: String::new(), deadline: Duration::from_millis(CLIENT_DEADLINE_MS) }
+    }
+}
+
+/// A client of a cluster. Clones share everything.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub config: Config,
+    pub masters: Masters,
+    pub conns: Conns,
+    pub writes: chunk::Writes,
+}
+
+/// The state of one replica of a chunk.
+pub use chunk::ReplicaView;
+
+impl Client {
+    /// Connects to a cluster.
+    pub async fn connect(config: Config) -> Result<Client> {
+        let masters = Masters::new(&config);
+        let inner = Inner { masters, conns: Conns::default(), writes: Default::default(), config };
+        let client = Client { inner: Arc::new(inner) };
+        client.stores().await?;
+        Ok(client)
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.inner.config.deadline
+    }
+
+    async fn ask(&self, request: MasterRequest) -> Result<MasterReply> {
+        self.inner.masters.ask(&request, self.deadline()).await
+    }
+
+    async fn mutate(&self, mutation: Mutation) -> Result<MasterReply> {
+        self.inner.masters.mutate(mutation, self.deadline()).await
+    }
+
+    // --- the name space --------------------------------------------------------------------
+
+    /// Attributes of a path. The length of an open file is asked of its primary.
+    pub async fn stat(&self, path: &[u8]) -> Result<Attr> {
+        let MasterReply::Attr(mut attr) = self.ask(MasterRequest::Stat { path: path.into() }).await? else {
+            return Err(Error::unexpected("stat"));
+        };
+        if attr.open.is_some() {
+            attr.length = self.layout(attr.file).await?.len();
+        }
+        Ok(attr)
+    }
+
+    /// Attributes as the masters have them: of an open file the length may lag.
+    pub async fn lookup(&self, path: &[u8]) -> Result<Attr> {
+        match self.ask(MasterRequest::Stat { path: path.into() }).await? {
+            MasterReply::Attr(attr) => Ok(attr),
+            _ => Err(Error::unexpected("stat")),
+        }
+    }
+
+    /// One page of a directory, in byte order: the names after `after`, and whether there are more.
+    pub async fn list_page(&self, path: &[u8], after: &[u8], limit: u32) -> Result<(Vec<Entry>, bool)> {
+        let request = MasterRequest::List { path: path.into(), after: after.into(), limit };
+        match self.ask(request).await? {
+            MasterReply::Entries { entries, more } => Ok((entries, more)),
+            _ => Err(Error::unexpected("list")),
+        }
+    }
+
+    /// All entries of a directory.
+    pub async fn list(&self, path: &[u8]) -> Result<Vec<Entry>> {
+        let mut all: Vec<Entry> = vec![];
+        loop {
+            let after = all.last().map(|e| e.name.clone()).unwrap_or_default();
+            let (page, more) = self.list_page(path, &after, LIST_PAGE_MAX).await?;
+            all.extend(page);
+            if !more {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Makes a directory; with `parents` also those above, and no error if it exists.
+    pub async fn mkdir(&self, path: &[u8], parents: bool, mode: u32) -> Result<()> {
+        self.mutate(Mutation::Mkdir { path: path.into(), parents, mode }).await.map(drop)
+    }
+
+    /// Renames a file or directory, atomically.
+    pub async fn rename(&self, from: &[u8], to: &[u8], replace: bool) -> Result<()> {
+        self.mutate(Mutation::Rename { from: from.into(), to: to.into(), replace }).await.map(drop)
+    }
+
+    /// Moves a file or directory into the trash.
+    pub async fn unlink(&self, path: &[u8], recursive: bool) -> Result<()> {
+        self.mutate(Mutation::Unlink { path: path.into(), recursive }).await.map(drop)
+    }
+
+    /// Brings the newest trashed entry of a path back.
+    pub async fn undelete(&self, path: &[u8], to: &[u8]) -> Result<()> {
+        self.mutate(Mutation::Undelete { path: path.into(), to: to.into() }).await.map(drop)
+    }
+
+    /// The trash, oldest first.
+    pub async fn trash(&self) -> Result<Vec<TrashEntry>> {
+        match self.ask(MasterRequest::Trash { after: FileId(0), limit: LIST_PAGE_MAX }).await? {
+            MasterReply::Trash(entries) => Ok(entries),
+            _ => Err(Error::unexpected("trash")),
+        }
+    }
+
+    /// Empties the trash for good.
+    pub async fn empty_trash(&self) -> Result<()> {
+        self.mutate(Mutation::EmptyTrash { before_ns: u64::MAX }).await.map(drop)
+    }
+
+    /// Makes a symlink; replaces a file.
+    pub async fn symlink(&self, path: &[u8], target: &[u8]) -> Result<()> {
+        let mutation = Mutation::Symlink { path: path.into(), target: target.into(), parents: true };
+        self.mutate(mutation).await.map(drop)
+    }
+
+    /// Sets permission bits and modification time.
+    pub async fn set_attr(&self, path: &[u8], mode: Option<u32>, mtime_ns: Option<i64>) -> Result<()> {
+        let mutation = Mutation::SetAttr { path: path.into(), mode, mtime_ns, uid: None, gid: None };
+        self.mutate(mutation).await.map(drop)
+    }
+
+    /// Makes an empty file if there is none.
+    pub async fn create(&self, path: &[u8], exclusive: bool) -> Result<Attr> {
+        let mutation = Mutation::Create {
+            path: path.into(),
+            mode: 0o644,
+            exclusive,
+            parents: false,
+            chunk: false,
+            near: String::new(),
+        };
+        match self.mutate(mutation).await? {
+            MasterReply::Opened { attr, .. } => Ok(attr),
+            _ => Err(Error::unexpected("create")),
+        }
+    }
+
+    /// Cuts a file, or extends it with zeros.
+    pub async fn truncate(&self, path: &[u8], length: u64) -> Result<()> {
+        loop {
+            let attr = self.lookup(path).await?;
+            if let Some(handle) = attr.open {
+                self.seal(handle).await?;
+            }
+            match self.mutate(Mutation::Truncate { file: attr.file, length }).await {
+                // An appender opened a new chunk in between.
+                Err(Error::Refused(r)) if r.code == Code::BadArgument && r.about.contains("not sealed") => continue,
+                done => return done.map(drop),
+            }
+        }
+    }
+
+    /// The policy that holds for a path.
+    pub async fn policy(&self, path: &[u8]) -> Result<Policy> {
+        match self.ask(MasterRequest::Policy { path: path.into() }).await? {
+            MasterReply::Policy(policy) => Ok(policy),
+            _ => Err(Error::unexpected("policy")),
+        }
+    }
+
+    /// Sets the policy of a directory.
+    pub async fn set_policy(&self, path: &[u8], policy: Policy) -> Result<Policy> {
+        match self.mutate(Mutation::SetPolicy { path: path.into(), policy }).await? {
+            MasterReply::Policy(policy) => Ok(policy),
+            _ => Err(Error::unexpected("set policy")),
+        }
+    }
+
+    // --- files -----------------------------------------------------------------------------
+
+    /// Opens a file for reading. Sees all that was acknowledged before.
+    pub async fn open(&self, path: &[u8]) -> Result<FileReader> {
+        let attr = self.lookup(path).await?;
+        match attr.kind {
+            FileKind::File => {}
+            FileKind::Directory => return Err(Refusal::new(Code::IsADirectory, String::from_utf8_lossy(path)).into()),
+            FileKind::Symlink => return Err(Refusal::new(Code::BadArgument, "it is a symlink").into()),
+        }
+        self.open_file(attr).await
+    }
+
+    /// Opens a file whose attributes were just read.
+    pub async fn open_file(&self, attr: Attr) -> Result<FileReader> {
+        let layout = match attr.length == 0 && attr.open.is_none() {
+            true => Default::default(),
+            false => self.layout(attr.file).await?,
+        };
+        Ok(FileReader::new(self.clone(), attr, layout))
+    }
+
+    /// Begins a new file that takes its name when it is finished, in place of what was there.
+    pub async fn put(&self, path: &[u8]) -> Result<FileWriter> {
+        FileWriter::begin(self.clone(), path).await
+    }
+
+    /// Makes a small file in one go, visible at once; what is written is durable on return.
+    pub async fn create_with(&self, path: &[u8], data: &[u8]) -> Result<()> {
+        file::create_with(self, path, data).await
+    }
+
+    /// Opens a file for record appends, making it if there is none.
+    pub async fn appender(&self, path: &[u8]) -> Result<Appender> {
+        Appender::open(self.clone(), path).await
+    }
+
+    /// Writes at an offset of a file that exists; extends it where needed.
+    pub async fn write_at(&self, path: &[u8], offset: u64, data: &[u8]) -> Result<()> {
+        file::write_at(self, path, offset, data).await
+    }
+
+    /// All chunks of a file, the exact length of the last one among them.
+    pub async fn layout(&self, file: FileId) -> Result<client_core::Layout> {
+        let mut chunks: Vec<ChunkInfo> = vec![];
+        loop {
+            let limit = common::limits::LAYOUT_PAGE_MAX;
+            let request = MasterRequest::Layout { file, from: chunks.len() as u32, limit };
+            let MasterReply::Layout { chunks: page, count } = self.ask(request).await? else {
+                return Err(Error::unexpected("layout"));
+            };
+            let done = page.is_empty() || chunks.len() + page.len() >= count as usize;
+            chunks.extend(page);
+            if done {
+                break;
+            }
+        }
+        let mut layout = client_core::Layout::new(chunks);
+        if let Some(last) = layout.chunks().last().filter(|c| c.config.sealed.is_none()).cloned() {
+            let length = self.chunk_length(&last.config).await?;
+            layout.set_last_length(length.max(last.length));
+        }
+        Ok(layout)
+    }
+
+    // --- the cluster -----------------------------------------------------------------------
+
+    /// All stores.
+    pub async fn stores(&self) -> Result<Vec<StoreInfo>> {
+        match self.ask(MasterRequest::Stores).await? {
+            MasterReply::Stores { stores, .. } => {
+                self.inner.conns.set_table(&stores);
+                Ok(stores)
+            }
+            _ => Err(Error::unexpected("stores")),
+        }
+    }
+
+    /// The state of the cluster, from whoever leads it.
+    pub async fn status(&self) -> Result<Status> {
+        let MasterReply::Status(status) = self.ask(MasterRequest::Status).await? else {
+            return Err(Error::unexpected("status"));
+        };
+        Ok(status)
+    }
+
+    /// The state of one master, as it says itself; nothing if it does not answer.
+    pub async fn status_of(&self, addr: &str) -> Option<Status> {
+        self.inner.masters.status_of(addr).await
+    }
+
+    /// Adds a master that is running and empty.
+    pub async fn add_master(&self, id: u64, addr: String) -> Result<()> {
+        self.ask(MasterRequest::AddMaster { id, addr }).await.map(drop)
+    }
+
+    /// Removes a master.
+    pub async fn remove_master(&self, id: u64) -> Result<()> {
+        self.ask(MasterRequest::RemoveMaster { id }).await.map(drop)
+    }
+
+    /// Makes another master lead.
+    pub async fn transfer_leader(&self, id: u64) -> Result<()> {
+        self.ask(MasterRequest::TransferLeader { id }).await.map(drop)
+    }
+
+    /// The configuration of a chunk.
+    pub async fn config(&self, handle: ChunkHandle) -> Result<common::wire::ChunkConfig> {
+        match self.ask(MasterRequest::Config { handle }).await? {
+            MasterReply::Config(config) => Ok(config),
+            _ => Err(Error::unexpected("config")),
+        }
+    }
+
+    /// How a chunk stands at one of its members.
+    pub async fn replica(&self, config: &common::wire::ChunkConfig, store: StoreId) -> Result<ReplicaView> {
+        self.replica_view(config, store).await
+    }
+
+    /// Tells the masters that this client will never ask again.
+    pub async fn close(self) {
+        // Best effort: the masters forget idle clients by themselves.
+        let _ = tokio::time::timeout(Duration::from_millis(500), self.mutate(Mutation::EndClient)).await;
+    }
+}

@@ -1,2 +1,122 @@
-//! x
+//! The master: metadata in `master_core::Metadata`, replicated by Raft; never in the data path.
+
+pub mod config;
+mod leader;
 pub mod raft;
+mod rpc;
+mod steward;
+
+use anyhow::{Context, bail};
+use config::Config;
+use openraft::BasicNode;
+use raft::log::LogStore;
+use raft::network::Network;
+use raft::state_machine::StateMachine;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Runs a master until it is told to stop (SIGTERM, SIGINT) or cannot go on.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let started = Instant::now();
+    std::fs::create_dir_all(&config.dir).with_context(|| format!("make {}", config.dir.display()))?;
+    let lock_path = config.dir.join("LOCK");
+    let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
+    if lock.try_lock().is_err() {
+        bail!("another master serves {}", config.dir.display());
+    }
+    check_identity(&config)?;
+    let listener = tokio::net::TcpListener::bind(&config.listen).await;
+    let listener = listener.with_context(|| format!("bind {}; is the port in use?", config.listen))?;
+    let log = LogStore::open(&config.dir.join("log")).context("open the Raft log")?;
+    let is_new = log.is_new();
+    let state_machine = StateMachine::open(&config.dir.join("snapshot")).context("open the snapshot")?;
+    let state = state_machine.shared();
+    let cluster = config.cluster_id();
+    let network = Network { id: config.id, cluster };
+    let raft = openraft::Raft::new(config.id, raft::config(config.time_scale), network, log, state_machine).await?;
+    let leader = leader::Leader::start(raft.clone(), state);
+    let rpc = Arc::new(rpc::Rpc {
+        leader: leader.clone(),
+        id: config.id,
+        started,
+        is_new,
+        time_scale: config.time_scale,
+        usage: rpc::Usage::default(),
+    });
+    tokio::spawn(common_net::serve(listener, cluster, Arc::new(rpc::Door(rpc.clone()))));
+    tokio::spawn(steward::run(leader, steward::from(rpc)));
+    // The lowest id founds a new cluster; the others wait to be told.
+    let founds = config.initial.iter().map(|m| m.id).min() == Some(config.id);
+    if is_new && founds {
+        let members: BTreeMap<u64, BasicNode> = config.initial.iter().map(|m| (m.id, BasicNode::new(&m.addr))).collect();
+        raft.initialize(members).await.context("found the cluster")?;
+    }
+    tracing::info!(id = config.id, listen = %config.listen, "master started");
+    stopped(&raft).await?;
+    leave(&raft, config.id).await;
+    raft.shutdown().await.context("stop Raft")?;
+    drop(lock);
+    Ok(())
+}
+
+/// A directory belongs to one master of one cluster for ever.
+fn check_identity(config: &Config) -> anyhow::Result<()> {
+    let path = config.dir.join("identity");
+    let mine = format!("cluster {}\nmaster {}\n", config.cluster, config.id);
+    match std::fs::read_to_string(&path) {
+        Ok(found) if found == mine => Ok(()),
+        Ok(found) => bail!("{} belongs to another: {}", config.dir.display(), found.replace('\n', " ")),
+        Err(_) => {
+            std::fs::write(&path, mine)?;
+            std::fs::File::open(&path)?.sync_all()?;
+            Ok(())
+        }
+    }
+}
+
+async fn stopped(raft: &raft::Raft) -> anyhow::Result<()> {
+    use openraft::async_runtime::watch::WatchReceiver;
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let broken = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            if let Err(fatal) = &raft.metrics().borrow_watched().running_state {
+                return fatal.to_string();
+            }
+        }
+    };
+    tokio::select! {
+        _ = term.recv() => Ok(()),
+        _ = tokio::signal::ctrl_c() => Ok(()),
+        why = broken => bail!("Raft has stopped: {why}"),
+    }
+}
+
+/// A leader that stops hands over first, so that nobody waits for an election.
+async fn leave(raft: &raft::Raft, id: u64) {
+    use openraft::async_runtime::watch::WatchReceiver;
+    const LIMIT: Duration = Duration::from_millis(1000);
+    let metrics = raft.metrics().borrow_watched().clone();
+    if metrics.current_leader != Some(id) {
+        return;
+    }
+    let mut others = metrics.membership_config.membership().voter_ids().filter(|v| *v != id);
+    if let Some(next) = others.next() {
+        if raft.trigger().transfer_leader(next).await.is_ok() {
+            let gone = async {
+                while raft.is_leader() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            // If it does not work out, an election will do.
+            let _ = tokio::time::timeout(LIMIT, gone).await;
+        }
+    }
+}

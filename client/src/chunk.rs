@@ -1,0 +1,415 @@
+//! Reads and writes of one chunk: routes, retries under one request id, verifies.
+
+use crate::conns::Class;
+use crate::{Client, Error, Result};
+use bytes::Bytes;
+use client_core::{Next, Session, next_after};
+use common::limits::{CHUNK_CLIENT_WINDOW, INLINE_BYTES_MAX, PIECE_BYTES_MAX};
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::client_master::{MasterReply, MasterRequest};
+use common::wire::{ChunkConfig, Piece};
+use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, Serial, StoreId};
+use common_net::NetError;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// One try of a write; the primary may be waiting for a reconfiguration.
+const WRITE_LIMIT: Duration = Duration::from_millis(1000);
+/// A piece is held by the whole chain within this.
+const PUSH_LIMIT: Duration = Duration::from_millis(1500);
+/// One try of a read.
+const READ_LIMIT: Duration = Duration::from_millis(1000);
+/// After this another replica is asked too.
+const HEDGE_AFTER: Duration = Duration::from_millis(50);
+/// Between two tries, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+
+/// The numbers of this client's writes to chunks.
+pub(crate) struct Writes {
+    session: Mutex<Session>,
+    ended: Notify,
+}
+
+impl Default for Writes {
+    fn default() -> Self {
+        Writes { session: Mutex::new(Session::new(ClientId(rand::random()))), ended: Notify::new() }
+    }
+}
+
+/// Where a write lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub offset: u64,
+}
+
+/// The state of one replica of a chunk.
+#[derive(Clone, Debug)]
+pub struct ReplicaView {
+    /// Its store.
+    pub store: StoreId,
+    /// Committed bytes that it knows of.
+    pub length: u64,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Last serial that it knows committed.
+    pub committed: Serial,
+    /// Last serial that is durable there.
+    pub applied: Serial,
+}
+
+/// A failed try: what it met, and what to do.
+struct Miss {
+    last: String,
+    next: Next,
+    /// The primary could not be reached at all.
+    silent: bool,
+}
+
+impl Miss {
+    fn net(error: NetError) -> Miss {
+        match error {
+            NetError::Refused { refusal, .. } => Miss::refused(refusal),
+            other => Miss { last: other.to_string(), next: Next::Refresh, silent: true },
+        }
+    }
+
+    fn refused(refusal: Refusal) -> Miss {
+        let next = if refusal.code == Code::NoSuchStore { Next::Refresh } else { next_after(refusal.code) };
+        Miss { last: refusal.to_string(), next, silent: false }
+    }
+}
+
+impl Client {
+    /// Writes to a chunk, at an offset or at its end. Exactly once: whatever happens on the way,
+    /// it is tried under one request id until it is answered.
+    pub(crate) async fn write_chunk(&self, config: &mut ChunkConfig, offset: Option<u64>, data: Bytes) -> Result<Written> {
+        let request = self.begin_write().await;
+        let done = self.write_until_answered(config, offset, data, request).await;
+        self.inner.writes.session.lock().expect("never poisoned").end(request);
+        self.inner.writes.ended.notify_one();
+        done
+    }
+
+    async fn begin_write(&self) -> RequestId {
+        loop {
+            let room = self.inner.writes.ended.notified();
+            {
+                let mut session = self.inner.writes.session.lock().expect("never poisoned");
+                if !session.is_full(CHUNK_CLIENT_WINDOW) {
+                    return session.begin();
+                }
+            }
+            // Missed wake-ups are harmless: the next end wakes again, and time passes.
+            let _ = tokio::time::timeout(Duration::from_millis(20), room).await;
+        }
+    }
+
+    async fn write_until_answered(
+        &self,
+        config: &mut ChunkConfig,
+        offset: Option<u64>,
+        data: Bytes,
+        request: RequestId,
+    ) -> Result<Written> {
+        let began = Instant::now();
+        let deadline = began + self.inner.config.deadline;
+        let mut pause = RETRY.0;
+        let mut chain = self.chain(config);
+        let inline = (data.len() <= INLINE_BYTES_MAX).then(|| Piece::of(&data));
+        let mut pushed = inline.is_some();
+        loop {
+            let tried = async {
+                if !pushed {
+                    self.push(config, &chain, request, &data).await?;
+                    pushed = true;
+                }
+                self.commit(config, offset, &data, request, inline.clone()).await
+            };
+            let miss = match tried.await {
+                Ok(done) => return done,
+                Err(miss) => miss,
+            };
+            if Instant::now() + pause >= deadline {
+                let action = format!("write {} bytes to {}", data.len(), config.handle);
+                return Err(Error::Unknown { action, ms: began.elapsed().as_millis() as u64, last: miss.last });
+            }
+            match miss.next {
+                Next::PushAgain => {
+                    // The primary alone: it gives the bytes to the others.
+                    pushed = inline.is_some();
+                    chain = vec![config.primary];
+                }
+                Next::Refresh => {
+                    let before = (config.epoch, config.primary);
+                    self.refresh(config, miss.silent, deadline).await?;
+                    if config.primary != before.1 {
+                        chain = vec![config.primary];
+                        pushed = inline.is_some();
+                    }
+                    if config.epoch != before.0 {
+                        continue;
+                    }
+                }
+                Next::Wait | Next::Elsewhere | Next::GiveUp => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    /// The order in which the bytes travel: the closest replica first, whichever its role.
+    fn chain(&self, config: &ChunkConfig) -> Vec<StoreId> {
+        let mut chain = config.members.clone();
+        let rack = &self.inner.config.rack;
+        if !rack.is_empty() {
+            chain.sort_by_key(|s| self.inner.conns.rack(*s).as_ref() != Some(rack));
+        }
+        chain
+    }
+
+    /// Pushes the pieces of a write along the chain; all are under way at once.
+    async fn push(&self, config: &ChunkConfig, chain: &[StoreId], request: RequestId, data: &Bytes) -> std::result::Result<(), Miss> {
+        let again = |last: String| Miss { last, next: Next::PushAgain, silent: false };
+        let conn = self.inner.conns.get(chain[0], Class::Bulk).await.map_err(|e| {
+            // The first of the chain is away; the primary may be there. If it is the primary
+            // itself, the masters must hear of it.
+            if chain[0] == config.primary { Miss::net(e) } else { again(e.to_string()) }
+        })?;
+        let mut answers = vec![];
+        for (index, at) in (0..data.len()).step_by(PIECE_BYTES_MAX).enumerate() {
+            let part = data.slice(at..(at + PIECE_BYTES_MAX).min(data.len()));
+            let msg = ClientChunk::Push {
+                request,
+                handle: config.handle,
+                index: index as u16,
+                total: data.len() as u32,
+                chain: chain[1..].to_vec(),
+                piece: Piece::of(&part),
+            };
+            answers.push(conn.send(&msg, config.epoch.0, vec![part]).await.map_err(|e| again(e.to_string()))?);
+        }
+        for answer in answers {
+            match conn.answer::<ClientChunkReply>(answer, PUSH_LIMIT).await {
+                Ok((ClientChunkReply::Held, _)) => {}
+                Ok((ClientChunkReply::Refused(refusal), _)) => return Err(Miss::refused(refusal)),
+                Ok(_) => return Err(again("an answer that does not fit a push".into())),
+                Err(e) if chain[0] == config.primary => return Err(Miss::net(e)),
+                Err(e) => return Err(again(e.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(
+        &self,
+        config: &ChunkConfig,
+        offset: Option<u64>,
+        data: &Bytes,
+        request: RequestId,
+        inline: Option<Piece>,
+    ) -> std::result::Result<Result<Written>, Miss> {
+        let lowest = self.inner.writes.session.lock().expect("never poisoned").ticket(request).lowest;
+        let payload = if inline.is_some() { vec![data.clone()] } else { vec![] };
+        let create = (config.epoch.number() == 1 && config.sealed.is_none()).then(|| config.clone());
+        let msg = ClientChunk::Write { request, lowest, handle: config.handle, offset, len: data.len() as u32, inline, create };
+        let conn = self.inner.conns.get(config.primary, Class::Control).await.map_err(Miss::net)?;
+        match conn.call(&msg, config.epoch.0, payload, WRITE_LIMIT).await.map_err(Miss::net)?.0 {
+            ClientChunkReply::Written { offset, .. } => Ok(Ok(Written { offset })),
+            ClientChunkReply::Refused(refusal) => {
+                let miss = Miss::refused(refusal.clone());
+                if miss.next == Next::GiveUp { Ok(Err(refusal.into())) } else { Err(miss) }
+            }
+            _ => Ok(Err(Error::unexpected("write"))),
+        }
+    }
+
+    /// Asks the masters how a chunk stands now; with `silent`, its primary could not be reached.
+    pub(crate) async fn refresh(&self, config: &mut ChunkConfig, silent: bool, deadline: Instant) -> Result<()> {
+        let handle = config.handle;
+        let request = match silent {
+            true => MasterRequest::PrimarySilent { handle, epoch: config.epoch },
+            false => MasterRequest::Config { handle },
+        };
+        match self.inner.masters.ask(&request, deadline).await {
+            Ok(MasterReply::Config(now)) => {
+                let sealed = config.sealed.or(now.sealed);
+                *config = ChunkConfig { sealed, ..now };
+            }
+            Ok(_) => return Err(Error::unexpected("config")),
+            // Too few members live: they may come back before the deadline.
+            Err(Error::Refused(r)) if r.code == Code::Frozen => {}
+            Err(e) => return Err(e),
+        }
+        if config.members.iter().any(|m| self.inner.conns.rack(*m).is_none()) || silent {
+            self.stores().await?;
+        }
+        Ok(())
+    }
+
+    /// Reads a range of a chunk; shorter where the chunk ends. Every byte is verified here.
+    pub(crate) async fn read_chunk(&self, config: &ChunkConfig, offset: u64, len: u32) -> Result<Vec<Bytes>> {
+        let deadline = Instant::now() + self.inner.config.deadline;
+        let mut config = config.clone();
+        let mut pause = RETRY.0;
+        let mut first = (offset / (PIECE_BYTES_MAX as u64 * 16)) as usize + config.handle.0 as usize;
+        let rack = &self.inner.config.rack;
+        loop {
+            let n = config.members.len();
+            let mut order: Vec<StoreId> = (0..n).map(|i| config.members[(first + i) % n]).collect();
+            if !rack.is_empty() {
+                order.sort_by_key(|s| self.inner.conns.rack(*s).as_ref() != Some(rack));
+            }
+            let last = match self.read_hedged(&config, &order, offset, len).await {
+                Ok(data) => return Ok(data),
+                Err(miss) => miss,
+            };
+            if Instant::now() + pause >= deadline {
+                return Err(Error::Unreadable { what: config.handle.to_string(), last });
+            }
+            self.refresh(&mut config, false, deadline).await?;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+            first += 1;
+        }
+    }
+
+    /// Asks replicas in this order; the next one when one refuses, breaks, or is slow.
+    async fn read_hedged(&self, config: &ChunkConfig, order: &[StoreId], offset: u64, len: u32) -> std::result::Result<Vec<Bytes>, String> {
+        use futures::stream::{FuturesUnordered, StreamExt};
+        let mut under_way = FuturesUnordered::new();
+        let mut rest = order.iter();
+        let mut last = String::from("no replica is known");
+        loop {
+            if under_way.is_empty() {
+                match rest.next() {
+                    Some(store) => under_way.push(self.read_replica(config, *store, offset, len)),
+                    None => return Err(last),
+                }
+            }
+            match tokio::time::timeout(HEDGE_AFTER, under_way.next()).await {
+                Ok(Some(Ok(data))) => return Ok(data),
+                Ok(Some(Err(why))) => last = why,
+                Ok(None) => {}
+                Err(_) => {
+                    if let Some(store) = rest.next() {
+                        under_way.push(self.read_replica(config, *store, offset, len));
+                    } else if let Some(answer) = under_way.next().await {
+                        match answer {
+                            Ok(data) => return Ok(data),
+                            Err(why) => last = why,
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn read_replica(&self, config: &ChunkConfig, store: StoreId, offset: u64, len: u32) -> std::result::Result<Vec<Bytes>, String> {
+        let conn = self.inner.conns.get(store, Class::Bulk).await.map_err(|e| e.to_string())?;
+        let msg = ClientChunk::Read { handle: config.handle, offset, len, stale: false };
+        let (reply, frame) = conn
+            .call::<_, ClientChunkReply>(&msg, config.epoch.0, vec![], READ_LIMIT)
+            .await
+            .map_err(|e| e.to_string())?;
+        match reply {
+            ClientChunkReply::Data { pieces } => {
+                verified(&pieces, frame.payload, len).ok_or_else(|| format!("{store}: the bytes do not match their checksums"))
+            }
+            ClientChunkReply::Refused(refusal) => Err(format!("{store}: {refusal}")),
+            _ => Err(format!("{store}: an answer that does not fit a read")),
+        }
+    }
+
+    /// The committed length of an open chunk, from its primary.
+    pub(crate) async fn chunk_length(&self, config: &ChunkConfig) -> Result<u64> {
+        let began = Instant::now();
+        let deadline = began + self.inner.config.deadline;
+        let mut config = config.clone();
+        let mut pause = RETRY.0;
+        loop {
+            if let Some(sealed) = config.sealed {
+                return Ok(sealed);
+            }
+            let (last, silent) = match self.stat_replica(&config, config.primary).await {
+                Ok(view) => return Ok(view.0),
+                Err(miss) if miss.next == Next::GiveUp => (miss.last, false),
+                Err(miss) => (miss.last, miss.silent),
+            };
+            if Instant::now() + pause >= deadline {
+                let action = format!("ask for the length of {}", config.handle);
+                return Err(Error::Unknown { action, ms: began.elapsed().as_millis() as u64, last });
+            }
+            self.refresh(&mut config, silent, deadline).await?;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    async fn stat_replica(&self, config: &ChunkConfig, store: StoreId) -> std::result::Result<(u64, ReplicaView), Miss> {
+        let conn = self.inner.conns.get(store, Class::Control).await.map_err(Miss::net)?;
+        let msg = ClientChunk::Stat { handle: config.handle };
+        match conn.call(&msg, config.epoch.0, vec![], READ_LIMIT).await.map_err(Miss::net)?.0 {
+            ClientChunkReply::Stat { length, epoch, committed, applied, .. } => {
+                Ok((length, ReplicaView { store, length, epoch, committed, applied }))
+            }
+            ClientChunkReply::Refused(refusal) => Err(Miss::refused(refusal)),
+            _ => Err(Miss { last: "an answer that does not fit".into(), next: Next::GiveUp, silent: false }),
+        }
+    }
+
+    pub(crate) async fn replica_view(&self, config: &ChunkConfig, store: StoreId) -> Result<ReplicaView> {
+        let view = self.stat_replica(config, store).await;
+        view.map(|(_, view)| view).map_err(|miss| Error::Unreadable { what: format!("{} on {store}", config.handle), last: miss.last })
+    }
+
+    /// Seals a chunk at its present length.
+    pub(crate) async fn seal(&self, handle: ChunkHandle) -> Result<u64> {
+        let began = Instant::now();
+        let deadline = began + self.inner.config.deadline;
+        let mut config = self.config(handle).await?;
+        let mut pause = RETRY.0;
+        loop {
+            if let Some(sealed) = config.sealed {
+                return Ok(sealed);
+            }
+            let asked = async {
+                let conn = self.inner.conns.get(config.primary, Class::Control).await.map_err(Miss::net)?;
+                let msg = ClientChunk::Seal { handle };
+                match conn.call(&msg, config.epoch.0, vec![], WRITE_LIMIT).await.map_err(Miss::net)?.0 {
+                    ClientChunkReply::Sealed { length } => Ok(length),
+                    ClientChunkReply::Refused(refusal) => Err(Miss::refused(refusal)),
+                    _ => Err(Miss { last: "an answer that does not fit".into(), next: Next::Wait, silent: false }),
+                }
+            };
+            let miss = match asked.await {
+                Ok(length) => return Ok(length),
+                Err(miss) => miss,
+            };
+            if Instant::now() + pause >= deadline {
+                let action = format!("seal {handle}");
+                return Err(Error::Unknown { action, ms: began.elapsed().as_millis() as u64, last: miss.last });
+            }
+            self.refresh(&mut config, miss.silent, deadline).await?;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+}
+
+/// The bytes of a read, if they match their checksums and are no more than was asked.
+fn verified(pieces: &[Piece], payload: Bytes, len: u32) -> Option<Vec<Bytes>> {
+    let mut out = vec![];
+    let mut rest = payload;
+    let mut total = 0;
+    for piece in pieces {
+        if piece.invalid().is_some() || piece.len as usize > rest.len() {
+            return None;
+        }
+        let bytes = rest.split_to(piece.len as usize);
+        piece.verify(&bytes).ok()?;
+        total += piece.len;
+        out.push(bytes);
+    }
+    (rest.is_empty() && total <= len).then_some(out)
+}

@@ -1,0 +1,54 @@
+//! Connections to stores: one for control, one for bulk data each, shared by all requests.
+
+use common::wire::{Caller, StoreInfo};
+use common::{ClusterId, Code, StoreId};
+use common_net::{Conn, NetError};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// A connection to a store is made within this.
+const DIAL_LIMIT: Duration = Duration::from_millis(300);
+
+/// What a connection is for: an order never waits behind data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Class {
+    Control,
+    Bulk,
+}
+
+type Slot = Arc<tokio::sync::Mutex<Option<Conn>>>;
+
+#[derive(Default)]
+pub(crate) struct Conns {
+    table: Mutex<HashMap<StoreId, (SocketAddr, String)>>,
+    slots: Mutex<HashMap<(StoreId, Class), Slot>>,
+}
+
+impl Conns {
+    pub fn set_table(&self, stores: &[StoreInfo]) {
+        let table = stores.iter().map(|s| (s.store, (s.addr, s.rack.clone()))).collect();
+        *self.table.lock().expect("never poisoned") = table;
+    }
+
+    pub fn rack(&self, store: StoreId) -> Option<String> {
+        self.table.lock().expect("never poisoned").get(&store).map(|(_, rack)| rack.clone())
+    }
+
+    /// The connection to a store, made if there is none.
+    pub async fn get(&self, store: StoreId, class: Class) -> Result<Conn, NetError> {
+        let slot = self.slots.lock().expect("never poisoned").entry((store, class)).or_default().clone();
+        let mut slot = slot.lock().await;
+        if let Some(conn) = slot.as_ref().filter(|c| !c.is_closed()) {
+            return Ok(conn.clone());
+        }
+        let known = self.table.lock().expect("never poisoned").get(&store).map(|(addr, _)| *addr);
+        let Some(addr) = known else {
+            return Err(NetError::Refused { addr: store.to_string(), refusal: Code::NoSuchStore.into() });
+        };
+        let conn = Conn::dial(&addr.to_string(), Caller::Client, ClusterId(0), DIAL_LIMIT).await?;
+        *slot = Some(conn.clone());
+        Ok(conn)
+    }
+}

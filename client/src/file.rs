@@ -1,0 +1,366 @@
+//! Files: streaming reads and writes, record appends, positional writes.
+
+use crate::chunk::Written;
+use crate::{Attr, Client, Error, Result};
+use bytes::{Bytes, BytesMut};
+use client_core::{Layout, Span};
+use common::limits::{PIECE_BYTES_MAX, WRITE_BYTES_MAX};
+use common::wire::client_master::{ChunkInfo, MasterReply, Mutation};
+use common::{ChunkHandle, Code, FileId, Refusal};
+use futures::stream::{self, Stream, StreamExt};
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+/// Pieces of a streaming read that are under way at a time.
+const READ_AHEAD: usize = 8;
+/// Writes of a stream that are under way at a time.
+const WRITES_UNDER_WAY: usize = 6;
+
+/// A file that is read.
+#[derive(Clone)]
+pub struct FileReader {
+    client: Client,
+    attr: Attr,
+    layout: Arc<Layout>,
+}
+
+impl FileReader {
+    pub(crate) fn new(client: Client, mut attr: Attr, layout: Layout) -> FileReader {
+        attr.length = layout.len();
+        FileReader { client, attr, layout: Arc::new(layout) }
+    }
+
+    /// Attributes when it was opened; the length is exact.
+    pub fn attr(&self) -> &Attr {
+        &self.attr
+    }
+
+    /// Bytes when it was opened.
+    pub fn len(&self) -> u64 {
+        self.layout.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads a range; shorter at the end of the file.
+    pub async fn read_at(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
+        let mut out = vec![];
+        let mut parts = Box::pin(self.stream(offset, len));
+        while let Some(part) = parts.next().await {
+            out.extend_from_slice(&part?);
+        }
+        Ok(out)
+    }
+
+    /// A range as a stream, read ahead; parts come in order.
+    pub fn stream(&self, offset: u64, len: u64) -> impl Stream<Item = Result<Bytes>> + Send + use<> {
+        let spans = self.layout.spans(offset, len, PIECE_BYTES_MAX as u64);
+        let (client, layout) = (self.client.clone(), self.layout.clone());
+        let reads = spans.into_iter().map(move |span| {
+            let (client, layout) = (client.clone(), layout.clone());
+            async move { read_span(&client, &layout, span).await }
+        });
+        stream::iter(reads).buffered(READ_AHEAD).flat_map(|parts| {
+            let parts: Vec<Result<Bytes>> = match parts {
+                Ok(parts) => parts.into_iter().map(Ok).collect(),
+                Err(e) => vec![Err(e)],
+            };
+            stream::iter(parts)
+        })
+    }
+}
+
+/// The bytes of a span: what the chunk does not have within its length is zeros.
+async fn read_span(client: &Client, layout: &Layout, span: Span) -> Result<Vec<Bytes>> {
+    let config = &layout.chunks()[span.chunk].config;
+    let mut parts = match config.handle {
+        ChunkHandle::HOLE => vec![],
+        _ => client.read_chunk(config, span.offset, span.len as u32).await?,
+    };
+    let got: u64 = parts.iter().map(|p| p.len() as u64).sum();
+    if got < span.len {
+        parts.push(vec![0; (span.len - got) as usize].into());
+    }
+    Ok(parts)
+}
+
+/// A new file that is written from its beginning. It has no name until `finish`.
+pub struct FileWriter {
+    client: Client,
+    path: Vec<u8>,
+    file: FileId,
+    chunk_bytes: u64,
+    chunk: Option<ChunkInfo>,
+    /// Bytes before the present chunk, and given to it.
+    before: u64,
+    in_chunk: u64,
+    buffer: BytesMut,
+    under_way: JoinSet<Result<Written>>,
+}
+
+impl FileWriter {
+    pub(crate) async fn begin(client: Client, path: &[u8]) -> Result<FileWriter> {
+        let near = client.inner.config.rack.clone();
+        let mutation = Mutation::CreateUnnamed { like: path.into(), chunk: false, near };
+        let MasterReply::Opened { attr, .. } = client.mutate(mutation).await? else {
+            return Err(Error::unexpected("create"));
+        };
+        Ok(FileWriter {
+            client,
+            path: path.into(),
+            file: attr.file,
+            chunk_bytes: attr.chunk_bytes,
+            chunk: None,
+            before: 0,
+            in_chunk: 0,
+            buffer: BytesMut::new(),
+            under_way: JoinSet::new(),
+        })
+    }
+
+    /// Bytes given so far.
+    pub fn len(&self) -> u64 {
+        self.before + self.in_chunk + self.buffer.len() as u64
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds bytes. Returns when they are under way, not when they are durable.
+    pub async fn write(&mut self, mut data: &[u8]) -> Result<()> {
+        while !data.is_empty() {
+            if self.buffer.is_empty() {
+                self.buffer.reserve(WRITE_BYTES_MAX.min(data.len().max(64 * 1024)));
+            }
+            let n = data.len().min(WRITE_BYTES_MAX - self.buffer.len());
+            self.buffer.extend_from_slice(&data[..n]);
+            data = &data[n..];
+            if self.buffer.len() == WRITE_BYTES_MAX {
+                self.send().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a buffer of exactly the size of a write without copying it.
+    pub async fn write_block(&mut self, block: Bytes) -> Result<()> {
+        if block.len() != WRITE_BYTES_MAX || !self.buffer.is_empty() {
+            return self.write(&block).await;
+        }
+        self.send_bytes(block).await
+    }
+
+    async fn send(&mut self) -> Result<()> {
+        let data = self.buffer.split().freeze();
+        self.send_bytes(data).await
+    }
+
+    async fn send_bytes(&mut self, data: Bytes) -> Result<()> {
+        if self.in_chunk == self.chunk_bytes || self.chunk.is_none() {
+            self.next_chunk().await?;
+        }
+        while self.under_way.len() >= WRITES_UNDER_WAY {
+            self.one_done().await?;
+        }
+        let mut config = self.chunk.as_ref().expect("just made").config.clone();
+        let (client, offset) = (self.client.clone(), self.in_chunk);
+        self.in_chunk += data.len() as u64;
+        self.under_way.spawn(async move { client.write_chunk(&mut config, Some(offset), data).await });
+        Ok(())
+    }
+
+    async fn one_done(&mut self) -> Result<()> {
+        match self.under_way.join_next().await {
+            Some(Ok(done)) => done.map(drop),
+            Some(Err(join)) => std::panic::resume_unwind(join.into_panic()),
+            None => Ok(()),
+        }
+    }
+
+    async fn next_chunk(&mut self) -> Result<()> {
+        let index = self.chunk.as_ref().map_or(0, |c| c.index + 1);
+        let declare = (index > 0).then_some(self.in_chunk);
+        let near = self.client.inner.config.rack.clone();
+        let mutation = Mutation::AddChunk { file: self.file, index, declare, near };
+        let MasterReply::Chunk(chunk) = self.client.mutate(mutation).await? else {
+            return Err(Error::unexpected("add a chunk"));
+        };
+        self.chunk = Some(chunk);
+        self.before += self.in_chunk;
+        self.in_chunk = 0;
+        Ok(())
+    }
+
+    /// Waits until everything is durable and gives the file its name, in place of what was there.
+    pub async fn finish(mut self, mode: u32, mtime_ns: i64, parents: bool) -> Result<Attr> {
+        if !self.buffer.is_empty() {
+            self.send().await?;
+        }
+        while !self.under_way.is_empty() {
+            self.one_done().await?;
+        }
+        let length = self.before + self.in_chunk;
+        let path = self.path.clone();
+        let mutation = Mutation::Publish { file: self.file, path, length, mode, mtime_ns, parents };
+        match self.client.mutate(mutation).await? {
+            MasterReply::Attr(attr) => Ok(attr),
+            _ => Err(Error::unexpected("publish")),
+        }
+    }
+}
+
+/// Makes a file with this content: name and chunk in one entry of the log, then the bytes.
+pub(crate) async fn create_with(client: &Client, path: &[u8], data: &[u8]) -> Result<()> {
+    let near = client.inner.config.rack.clone();
+    let mutation = Mutation::Create { path: path.into(), mode: 0o644, exclusive: true, parents: false, chunk: !data.is_empty(), near };
+    let MasterReply::Opened { chunk, .. } = client.mutate(mutation).await? else {
+        return Err(Error::unexpected("create"));
+    };
+    let Some(chunk) = chunk.filter(|_| !data.is_empty()) else { return Ok(()) };
+    let mut config = chunk.config;
+    let mut at = 0;
+    for part in data.chunks(WRITE_BYTES_MAX) {
+        client.write_chunk(&mut config, Some(at), Bytes::copy_from_slice(part)).await?;
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// A file to which records are appended: each exactly once, whole, in one piece.
+pub struct Appender {
+    client: Client,
+    file: FileId,
+    last: Option<ChunkInfo>,
+}
+
+impl Appender {
+    pub(crate) async fn open(client: Client, path: &[u8]) -> Result<Appender> {
+        let near = client.inner.config.rack.clone();
+        let mutation = Mutation::Create { path: path.into(), mode: 0o644, exclusive: false, parents: false, chunk: true, near };
+        match client.mutate(mutation).await? {
+            MasterReply::Opened { attr, chunk } => Ok(Appender { client, file: attr.file, last: chunk }),
+            _ => Err(Error::unexpected("open for append")),
+        }
+    }
+
+    /// Appends a record; durable on return. Gives its offset in the file.
+    pub async fn append(&mut self, record: &[u8]) -> Result<u64> {
+        if record.is_empty() || record.len() > common::limits::APPEND_BYTES_MAX {
+            return Err(Refusal::new(Code::BadArgument, "a record has 1 byte to 1 MiB").into());
+        }
+        let data = Bytes::copy_from_slice(record);
+        loop {
+            let mut chunk = match self.last.take() {
+                Some(chunk) if chunk.config.sealed.is_none() && chunk.config.handle != ChunkHandle::HOLE => chunk,
+                last => self.next_chunk(last).await?,
+            };
+            let done = self.client.write_chunk(&mut chunk.config, None, data.clone()).await;
+            match done {
+                Ok(written) => {
+                    let offset = chunk.start + written.offset;
+                    self.last = Some(chunk);
+                    return Ok(offset);
+                }
+                // Refused for good in this chunk, so it is not in it: it goes into the next.
+                Err(Error::Refused(r)) if matches!(r.code, Code::ChunkFull | Code::Sealed) => {
+                    let length = self.client.seal(chunk.config.handle).await?;
+                    chunk.config.sealed = Some(length);
+                    chunk.length = length;
+                    self.last = Some(chunk);
+                }
+                Err(e) => {
+                    self.last = Some(chunk);
+                    return Err(e);
+                }
+            }
+        }
+    }
+
+    /// The chunk after this one, which may have been made by another appender.
+    async fn next_chunk(&self, last: Option<ChunkInfo>) -> Result<ChunkInfo> {
+        let index = last.map_or(0, |c| c.index + 1);
+        let near = self.client.inner.config.rack.clone();
+        let mutation = Mutation::AddChunk { file: self.file, index, declare: None, near };
+        match self.client.mutate(mutation).await? {
+            MasterReply::Chunk(chunk) => Ok(chunk),
+            _ => Err(Error::unexpected("add a chunk")),
+        }
+    }
+
+    /// Tells the masters the length, so that listings show it.
+    pub async fn close(self) -> Result<()> {
+        if let Some(last) = self.last.filter(|c| c.config.sealed.is_none()) {
+            let length = self.client.chunk_length(&last.config).await?;
+            self.client.mutate(Mutation::ReportLength { handle: last.config.handle, length }).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes at an offset of a file that exists.
+pub(crate) async fn write_at(client: &Client, path: &[u8], offset: u64, data: &[u8]) -> Result<()> {
+    let attr = client.lookup(path).await?;
+    let mut at = offset;
+    let mut rest = data;
+    while !rest.is_empty() {
+        let layout = client.layout(attr.file).await?;
+        if at < layout.len() {
+            at = overwrite(client, &layout, at, &mut rest).await?;
+        } else {
+            at = extend(client, &attr, &layout, at, &mut rest).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes over what is there, up to the end of the file.
+async fn overwrite(client: &Client, layout: &Layout, at: u64, rest: &mut &[u8]) -> Result<u64> {
+    let mut at = at;
+    for span in layout.spans(at, rest.len() as u64, WRITE_BYTES_MAX as u64) {
+        let mut config = layout.chunks()[span.chunk].config.clone();
+        if config.handle == ChunkHandle::HOLE {
+            return Err(Refusal::new(Code::BadArgument, "writing into a hole is not offered by this version").into());
+        }
+        let (now, later) = rest.split_at(span.len as usize);
+        client.write_chunk(&mut config, Some(span.offset), Bytes::copy_from_slice(now)).await?;
+        *rest = later;
+        at += span.len;
+    }
+    Ok(at)
+}
+
+/// Writes beyond the end: into the open last chunk while it has room, else into a new one.
+async fn extend(client: &Client, attr: &Attr, layout: &Layout, at: u64, rest: &mut &[u8]) -> Result<u64> {
+    let open = layout.chunks().last().filter(|c| c.config.sealed.is_none());
+    let room = open.and_then(|c| attr.chunk_bytes.checked_sub(at - c.start)).filter(|room| *room > 0);
+    if let (Some(chunk), Some(room)) = (open, room) {
+        let n = rest.len().min(room as usize).min(WRITE_BYTES_MAX);
+        let (now, later) = rest.split_at(n);
+        let mut config = chunk.config.clone();
+        client.write_chunk(&mut config, Some(at - chunk.start), Bytes::copy_from_slice(now)).await?;
+        let length = at - chunk.start + n as u64;
+        client.mutate(Mutation::ReportLength { handle: config.handle, length }).await?;
+        *rest = later;
+        return Ok(at + n as u64);
+    }
+    if let Some(chunk) = open {
+        client.seal(chunk.config.handle).await?;
+        return Ok(at);
+    }
+    let index = layout.chunks().len() as u32;
+    let mutation = match at - layout.len() {
+        0 => Mutation::AddChunk { file: attr.file, index, declare: None, near: String::new() },
+        gap => Mutation::AddHole { file: attr.file, index, length: gap },
+    };
+    match client.mutate(mutation).await {
+        Ok(_) => Ok(at),
+        // Another writer was quicker: look again.
+        Err(Error::Refused(r)) if r.code == Code::WrongChunkIndex => Ok(at),
+        Err(e) => Err(e),
+    }
+}

@@ -1,0 +1,145 @@
+//! Finds the leading master and asks it, again and again until it answers.
+
+use crate::{Config, Error, Result};
+use client_core::Session;
+use common::limits::CLIENT_WINDOW;
+use common::wire::Caller;
+use common::wire::client_master::{MasterReply, MasterRequest, Mutation, Status};
+use common::{ClientId, ClusterId, Code, Refusal};
+use common_net::Conn;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// One master answers within this, or another is asked.
+const CALL_LIMIT: Duration = Duration::from_millis(3500);
+/// A connection to a master is made within this.
+const DIAL_LIMIT: Duration = Duration::from_millis(500);
+/// Between two tries, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+
+pub(crate) struct Masters {
+    addrs: Mutex<Vec<String>>,
+    cluster: ClusterId,
+    leader: tokio::sync::Mutex<Option<Conn>>,
+    next: AtomicUsize,
+    session: Mutex<Session>,
+    answered: Notify,
+}
+
+impl Masters {
+    pub fn new(config: &Config) -> Masters {
+        Masters {
+            addrs: Mutex::new(config.masters.clone()),
+            cluster: config.cluster.unwrap_or_default(),
+            leader: tokio::sync::Mutex::new(None),
+            next: AtomicUsize::new(0),
+            session: Mutex::new(Session::new(ClientId(rand::random()))),
+            answered: Notify::new(),
+        }
+    }
+
+    async fn conn(&self) -> std::result::Result<Conn, String> {
+        let mut leader = self.leader.lock().await;
+        if let Some(conn) = leader.as_ref().filter(|c| !c.is_closed()) {
+            return Ok(conn.clone());
+        }
+        let addr = {
+            let addrs = self.addrs.lock().expect("never poisoned");
+            if addrs.is_empty() {
+                return Err("no master's address is known".into());
+            }
+            addrs[self.next.fetch_add(1, Ordering::Relaxed) % addrs.len()].clone()
+        };
+        let conn = Conn::dial(&addr, Caller::Client, self.cluster, DIAL_LIMIT).await.map_err(|e| e.to_string())?;
+        *leader = Some(conn.clone());
+        Ok(conn)
+    }
+
+    /// This master does not lead: the one it names is asked next, or just another.
+    async fn leave(&self, from: &Conn, hint: Option<String>) {
+        let mut leader = self.leader.lock().await;
+        if leader.as_ref().is_some_and(|c| c.addr() != from.addr()) {
+            return;
+        }
+        *leader = None;
+        if let Some(addr) = hint.filter(|a| a != from.addr()) {
+            let mut addrs = self.addrs.lock().expect("never poisoned").clone();
+            if !addrs.contains(&addr) {
+                addrs.push(addr.clone());
+                *self.addrs.lock().expect("never poisoned") = addrs;
+            }
+            *leader = Conn::dial(&addr, Caller::Client, self.cluster, DIAL_LIMIT).await.ok();
+        }
+    }
+
+    /// Asks until a leader answers or the deadline passes.
+    pub async fn ask(&self, request: &MasterRequest, deadline: Instant) -> Result<MasterReply> {
+        let began = Instant::now();
+        let mut pause = RETRY.0;
+        loop {
+            let last = match self.try_ask(request, deadline).await {
+                Ok(reply) => return reply,
+                Err(last) => last,
+            };
+            if Instant::now() + pause >= deadline {
+                let ms = began.elapsed().as_millis() as u64;
+                return Err(Error::Unknown { action: "ask the masters".into(), ms, last });
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    /// One try: an answer, or why there is none.
+    async fn try_ask(&self, request: &MasterRequest, deadline: Instant) -> std::result::Result<Result<MasterReply>, String> {
+        let conn = self.conn().await?;
+        let limit = CALL_LIMIT.min(deadline.saturating_duration_since(Instant::now()));
+        match conn.call::<_, MasterReply>(request, 0, vec![], limit).await {
+            Ok((MasterReply::Refused { code: code @ (Code::NotLeader | Code::Unavailable), leader, .. }, _)) => {
+                self.leave(&conn, leader).await;
+                Err(format!("{}: {code}", conn.addr()))
+            }
+            Ok((MasterReply::Refused { code, about, .. }, _)) => Ok(Err(Refusal { code, about }.into())),
+            Ok((reply, _)) => Ok(Ok(reply)),
+            Err(common_net::NetError::Refused { refusal, .. }) if refusal.code == Code::WrongCluster => {
+                Ok(Err(refusal.into()))
+            }
+            Err(e) => {
+                self.leave(&conn, None).await;
+                Err(e.to_string())
+            }
+        }
+    }
+
+    /// Carries a mutation out, exactly once, however often it must be asked.
+    pub async fn mutate(&self, mutation: Mutation, deadline: Instant) -> Result<MasterReply> {
+        let request = loop {
+            let room = self.answered.notified();
+            {
+                let mut session = self.session.lock().expect("never poisoned");
+                if !session.is_full(CLIENT_WINDOW) {
+                    break session.begin();
+                }
+            }
+            // Missed wake-ups are harmless: the next answer wakes again, and time passes.
+            let _ = tokio::time::timeout(Duration::from_millis(20), room).await;
+        };
+        let lowest = self.session.lock().expect("never poisoned").ticket(request).lowest;
+        let ask = MasterRequest::Mutate { request, lowest, mutation };
+        let reply = self.ask(&ask, deadline).await;
+        self.session.lock().expect("never poisoned").end(request);
+        self.answered.notify_one();
+        reply
+    }
+
+    /// What one master says of itself.
+    pub async fn status_of(&self, addr: &str) -> Option<Status> {
+        let conn = Conn::dial(addr, Caller::Client, self.cluster, DIAL_LIMIT).await.ok()?;
+        match conn.call::<_, MasterReply>(&MasterRequest::Status, 0, vec![], DIAL_LIMIT).await {
+            Ok((MasterReply::Status(status), _)) => Some(status),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What a master does as leader: proposes entries with stamps, answers reads after a ReadIndex
+//! round, counts the sessions of stores.
+
+use crate::raft::state_machine::Shared;
+use crate::raft::{Logged, Raft};
+use common::limits::SESSION_MS;
+use common::{Code, SessionId, StoreId};
+use master_core::{Command, Entry, Reply};
+use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::{BasicNode, ReadPolicy};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{Notify, oneshot};
+
+/// Why this master does not answer.
+#[derive(Clone, Debug)]
+pub struct NotHere {
+    /// `NotLeader` or `Unavailable`.
+    pub code: Code,
+    /// The leader's address, if known.
+    pub leader: Option<String>,
+}
+
+/// A proposal or a round that takes longer has no quorum.
+const QUORUM_LIMIT: Duration = Duration::from_secs(3);
+
+#[derive(Default)]
+struct Sessions {
+    /// Under which term these were counted.
+    term: u64,
+    /// When this process began to lead in that term: every session counts as renewed then.
+    began: Option<Instant>,
+    /// The log's time then.
+    clock_ns: u64,
+    renewed: BTreeMap<StoreId, (SessionId, Instant)>,
+    /// When a primary first complained of a store, lately.
+    complaints: BTreeMap<(StoreId, StoreId), Instant>,
+}
+
+/// The leader's side of a master.
+pub struct Leader {
+    /// Raft.
+    pub raft: Raft,
+    /// The state, for queries after a round.
+    pub state: Shared,
+    sessions: Mutex<Sessions>,
+    waiting: Mutex<Vec<oneshot::Sender<Result<(), NotHere>>>>,
+    wake: Notify,
+}
+
+impl Leader {
+    /// Starts the task that runs ReadIndex rounds.
+    pub fn start(raft: Raft, state: Shared) -> Arc<Leader> {
+        let leader = Arc::new(Leader {
+            raft,
+            state,
+            sessions: Mutex::default(),
+            waiting: Mutex::default(),
+            wake: Notify::new(),
+        });
+        tokio::spawn(leader.clone().rounds());
+        leader
+    }
+
+    /// One ReadIndex round after another, each for all that came before it began.
+    async fn rounds(self: Arc<Self>) {
+        loop {
+            let waiting = std::mem::take(&mut *self.waiting.lock().expect("never poisoned"));
+            if waiting.is_empty() {
+                self.wake.notified().await;
+                continue;
+            }
+            let round = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+            let outcome = match tokio::time::timeout(QUORUM_LIMIT, round).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(f)))) => Err(not_leader(f)),
+                Ok(Err(_)) | Err(_) => Err(NotHere { code: Code::Unavailable, leader: None }),
+            };
+            for waiter in waiting {
+                // Who gave up does not want to know.
+                let _ = waiter.send(outcome.clone());
+            }
+        }
+    }
+
+    /// Waits for a round that begins after this call: then the state is linearizable.
+    pub async fn round(&self) -> Result<(), NotHere> {
+        let (tell, told) = oneshot::channel();
+        self.waiting.lock().expect("never poisoned").push(tell);
+        self.wake.notify_one();
+        told.await.unwrap_or(Err(NotHere { code: Code::Unavailable, leader: None }))
+    }
+
+    /// Puts a command into the log and gives the answer of its application. With a term, only
+    /// while this master leads in just that term: the decision was made by its count.
+    pub async fn propose(&self, command: Command, term: Option<u64>) -> Result<Reply, NotHere> {
+        if term.is_some_and(|t| self.term() != Some(t)) {
+            return Err(NotHere { code: Code::NotLeader, leader: None });
+        }
+        let entry = Entry { stamp_ns: self.stamp_ns(), wall_ns: wall_ns(), salt: rand::random(), command };
+        let write = self.raft.client_write(Logged(Arc::new(entry)));
+        match tokio::time::timeout(QUORUM_LIMIT, write).await {
+            Ok(Ok(done)) => Ok(done.data.0.expect("a command has an answer")),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(f)))) => Err(not_leader(f)),
+            Ok(Err(_)) | Err(_) => Err(NotHere { code: Code::Unavailable, leader: None }),
+        }
+    }
+
+    /// The term in which this master leads, if it does.
+    pub fn term(&self) -> Option<u64> {
+        let metrics = self.raft.server_metrics();
+        let metrics = tokio_watch(&metrics);
+        metrics
+    }
+
+    /// The log's time: it goes on from the last stamp by this machine's monotonic clock.
+    fn stamp_ns(&self) -> u64 {
+        let state_ns = self.state.read().expect("never poisoned").clock_ns();
+        let sessions = self.sessions.lock().expect("never poisoned");
+        let elapsed = sessions.began.map_or(0, |began| began.elapsed().as_nanos() as u64);
+        state_ns.max(sessions.clock_ns + elapsed)
+    }
+
+    // --- sessions ------------------------------------------------------------------------
+
+    /// Brings the count in line with the term: whoever just began to lead counts every session as
+    /// renewed now. Gives the term, if this master leads.
+    pub fn begin_if_new(&self) -> Option<u64> {
+        let term = self.term()?;
+        let mut sessions = self.sessions.lock().expect("never poisoned");
+        if sessions.began.is_none() || sessions.term != term {
+            let clock_ns = self.state.read().expect("never poisoned").clock_ns();
+            *sessions = Sessions { term, began: Some(Instant::now()), clock_ns, ..Sessions::default() };
+        }
+        Some(term)
+    }
+
+    /// How long this process has led.
+    pub fn led_for(&self) -> Duration {
+        self.begin_if_new();
+        let sessions = self.sessions.lock().expect("never poisoned");
+        sessions.began.map_or(Duration::ZERO, |began| began.elapsed())
+    }
+
+    /// A store's heartbeat was received then.
+    pub fn renewed(&self, store: StoreId, session: SessionId, received: Instant) {
+        self.begin_if_new();
+        let mut sessions = self.sessions.lock().expect("never poisoned");
+        let entry = sessions.renewed.entry(store).or_insert((session, received));
+        if entry.0 != session || entry.1 < received {
+            *entry = (session, received);
+        }
+    }
+
+    /// How long ago a store was heard of in its session.
+    pub fn silent_for(&self, store: StoreId, session: SessionId) -> Duration {
+        self.begin_if_new();
+        let sessions = self.sessions.lock().expect("never poisoned");
+        let heard = sessions.renewed.get(&store).filter(|(s, _)| *s == session).map(|(_, at)| *at);
+        heard.or(sessions.began).map_or(Duration::ZERO, |at| at.elapsed())
+    }
+
+    /// What is left of a session, by this count, in milliseconds, rounded up.
+    pub fn remaining_ms(&self, store: StoreId, session: SessionId) -> u64 {
+        let silent = self.silent_for(store, session);
+        let left = Duration::from_millis(SESSION_MS).saturating_sub(silent);
+        left.as_millis() as u64 + u64::from(!left.is_zero())
+    }
+
+    /// For how long this primary has complained of that store without a pause.
+    pub fn complained_for(&self, accuser: StoreId, accused: StoreId) -> Duration {
+        const PAUSE: Duration = Duration::from_secs(3);
+        let mut sessions = self.sessions.lock().expect("never poisoned");
+        sessions.complaints.retain(|_, since| since.elapsed() < PAUSE);
+        sessions.complaints.entry((accuser, accused)).or_insert_with(Instant::now).elapsed()
+    }
+}
+
+fn tokio_watch(
+    metrics: &openraft::alias::WatchReceiverOf<crate::raft::TypeConfig, openraft::metrics::RaftServerMetrics<crate::raft::TypeConfig>>,
+) -> Option<u64> {
+    use openraft::async_runtime::watch::WatchReceiver;
+    let metrics = metrics.borrow_watched();
+    let vote = &metrics.vote;
+    (metrics.state == openraft::ServerState::Leader).then_some(vote.leader_id.term)
+}
+
+fn not_leader(forward: ForwardToLeader<crate::raft::TypeConfig>) -> NotHere {
+    NotHere { code: Code::NotLeader, leader: forward.leader_node.map(|n: BasicNode| n.addr) }
+}
+
+fn wall_ns() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
+}

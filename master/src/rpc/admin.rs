@@ -1,0 +1,84 @@
+//! Administration: status, membership, leadership.
+
+use super::Rpc;
+use common::Code;
+use common::wire::client_master::{MasterReply, Status};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::{BasicNode, ChangeMembers};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A change of membership takes at most this long.
+const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+
+type ChangeError = RaftError<crate::raft::TypeConfig, ClientWriteError<crate::raft::TypeConfig>>;
+
+fn failed(error: ChangeError) -> MasterReply {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(f)) => MasterReply::Refused {
+            code: Code::NotLeader,
+            about: String::new(),
+            leader: f.leader_node.map(|n| n.addr),
+        },
+        other => MasterReply::refused(Code::BadArgument, other),
+    }
+}
+
+impl Rpc {
+    pub(super) async fn status(&self) -> Status {
+        let metrics = self.leader.raft.metrics().borrow_watched().clone();
+        let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let masters = metrics.membership_config.membership().nodes();
+        let masters = masters.map(|(id, node)| (*id, node.addr.clone(), voters.contains(id))).collect();
+        let state = self.leader.state.read().expect("never poisoned");
+        let (files, chunks, degraded) = state.counts();
+        let up = state.all_stores().filter(|(_, s)| s.session().is_some()).count() as u64;
+        Status {
+            id: self.id,
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            applied: metrics.last_applied.map_or(0, |id| id.index),
+            last_log: metrics.last_log_index.unwrap_or(0),
+            snapshot: metrics.snapshot.map_or(0, |id| id.index),
+            masters,
+            files,
+            chunks,
+            degraded,
+            stores: (state.all_stores().count() as u64, up),
+            digest: state.fixed_digest(),
+        }
+    }
+
+    pub(super) async fn add_master(&self, id: u64, addr: String) -> MasterReply {
+        let change = async {
+            self.leader.raft.add_learner(id, BasicNode::new(addr), true).await?;
+            let voters = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+            self.leader.raft.change_membership(voters, true).await
+        };
+        match tokio::time::timeout(CHANGE_LIMIT, change).await {
+            Ok(Ok(_)) => MasterReply::Done,
+            Ok(Err(e)) => failed(e),
+            Err(_) => MasterReply::refused(Code::Deadline, "the new master does not catch up; is it running?"),
+        }
+    }
+
+    pub(super) async fn remove_master(&self, id: u64) -> MasterReply {
+        let voters = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
+        match tokio::time::timeout(CHANGE_LIMIT, self.leader.raft.change_membership(voters, false)).await {
+            Ok(Ok(_)) => MasterReply::Done,
+            Ok(Err(e)) => failed(e),
+            Err(_) => MasterReply::refused(Code::Deadline, "no quorum agrees"),
+        }
+    }
+
+    pub(super) async fn transfer_leader(&self, id: u64) -> MasterReply {
+        if let Err(e) = self.leader.round().await {
+            return super::client::not_here(e);
+        }
+        match self.leader.raft.trigger().transfer_leader(id).await {
+            Ok(()) => MasterReply::Done,
+            Err(e) => MasterReply::refused(Code::Unavailable, e),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Chunkservers: sessions, and what primaries ask.
+
+use super::Rpc;
+use super::client::{ALIVE, GRACE};
+use crate::leader::NotHere;
+use common::limits::{ORDERS_MAX, SESSION_MS};
+use common::wire::ChunkConfig;
+use common::wire::chunk_master::{Beat, StoreReply, StoreRequest};
+use common::{ChunkHandle, Code, Epoch, Refusal, SessionId, StoreId};
+use master_core::{Command, Metadata, Reply, StoreState};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// A primary that goes on complaining of a live store for so long is believed.
+const BELIEVED: Duration = Duration::from_secs(2);
+
+/// What stores report of their disks, until the steward puts it into the log: capacity, used.
+#[derive(Default)]
+pub struct Usage(Mutex<BTreeMap<StoreId, (u64, u64)>>);
+
+impl Usage {
+    /// What was reported since the last call.
+    pub fn take(&self) -> Vec<(StoreId, u64, u64)> {
+        let taken = std::mem::take(&mut *self.0.lock().expect("never poisoned"));
+        taken.into_iter().map(|(store, (capacity, used))| (store, capacity, used)).collect()
+    }
+}
+
+fn not_here(not_here: NotHere) -> StoreReply {
+    StoreReply::Refused { refusal: not_here.code.into(), leader: not_here.leader }
+}
+
+fn refused(refusal: Refusal) -> StoreReply {
+    StoreReply::Refused { refusal, leader: None }
+}
+
+impl Rpc {
+    /// Answers a chunkserver. The request was received then.
+    pub(super) async fn store(&self, request: StoreRequest, received: Instant) -> StoreReply {
+        match request {
+            StoreRequest::Register(register) => {
+                if register.rack.is_empty() || register.rack.len() > 255 {
+                    return refused(Refusal::new(Code::BadArgument, "rack: 1-255 bytes"));
+                }
+                let reply = self.propose(Command::Register(register), None).await;
+                if let StoreReply::Registered { store, session, .. } = reply {
+                    self.leader.renewed(store, session, received);
+                }
+                reply
+            }
+            StoreRequest::Heartbeat(beat) => self.heartbeat(beat, received).await,
+            StoreRequest::Exited { uuid, incarnation } => self.exited(uuid, incarnation).await,
+            StoreRequest::OutOfService { store, session } => {
+                self.propose(Command::StoreDown { store, session }, None).await
+            }
+            StoreRequest::Confirm { store, session, handle } => self.confirm(store, session, handle).await,
+            StoreRequest::Takeover { store, handle, epoch } => self.takeover(store, handle, epoch).await,
+            StoreRequest::Silent { store, handle, epoch, accused } => self.silent(store, handle, epoch, accused).await,
+            StoreRequest::Seal { store, handle, epoch, length, .. } => {
+                match self.read_config(handle).await {
+                    Ok(config) if config.primary != store => refused(Refusal::new(Code::NotPrimary, handle)),
+                    Ok(_) => self.propose(Command::Seal { handle, epoch, length }, None).await,
+                    Err(reply) => reply,
+                }
+            }
+        }
+    }
+
+    async fn propose(&self, command: Command, term: Option<u64>) -> StoreReply {
+        match self.leader.propose(command, term).await {
+            Ok(Reply::Store(reply)) => self.with_wait(reply),
+            Ok(Reply::Master(_)) => unreachable!("a store's command has a store's answer"),
+            Err(e) => not_here(e),
+        }
+    }
+
+    /// Fills in how long members that were removed may still serve, by this leader's count.
+    fn with_wait(&self, reply: StoreReply) -> StoreReply {
+        match reply {
+            StoreReply::Config(mut config) => {
+                config.wait_ms = self.wait_ms(config.handle);
+                StoreReply::Config(config)
+            }
+            other => other,
+        }
+    }
+
+    fn wait_ms(&self, handle: ChunkHandle) -> u64 {
+        let removed = self.leader.state.read().expect("never poisoned").removed_from(handle);
+        removed.iter().map(|(store, session)| self.leader.remaining_ms(*store, *session)).max().unwrap_or(0)
+    }
+
+    async fn read<T>(&self, read: impl FnOnce(&Metadata) -> Result<T, Refusal>) -> Result<T, StoreReply> {
+        self.leader.round().await.map_err(not_here)?;
+        read(&self.leader.state.read().expect("never poisoned")).map_err(refused)
+    }
+
+    async fn read_config(&self, handle: ChunkHandle) -> Result<ChunkConfig, StoreReply> {
+        self.read(|s| s.config(handle)).await
+    }
+
+    /// Renews a session: after a round that began after the heartbeat came, if the state then
+    /// says "up, this session", and with every removal that the store has not confirmed.
+    async fn heartbeat(&self, beat: Beat, received: Instant) -> StoreReply {
+        let Beat { store, session, capacity, used, confirmed, table } = beat;
+        if !confirmed.is_empty() {
+            let reply = self.propose(Command::Confirmed { store, session, orders: confirmed }, None).await;
+            if let StoreReply::Refused { refusal, leader } = reply {
+                return match refusal.code {
+                    Code::NotInSession => StoreReply::Lapsed,
+                    _ => StoreReply::Refused { refusal, leader },
+                };
+            }
+        }
+        let renewed = self.read(|state| {
+            let up = state.store(store).is_some_and(|s| s.state == StoreState::Up(session));
+            if !up {
+                return Ok(None);
+            }
+            let (orders, all) = state.orders_for(store, ORDERS_MAX);
+            let stores = (state.table_version() != table).then(|| state.store_table());
+            Ok(Some((orders, all, state.table_version(), stores)))
+        });
+        match renewed.await {
+            Err(reply) => reply,
+            Ok(None) => StoreReply::Lapsed,
+            Ok(Some((orders, all, table, stores))) => {
+                self.usage.0.lock().expect("never poisoned").insert(store, (capacity, used));
+                // With orders still to come the deadline does not move; the next heartbeat does it.
+                let session_ms = if all { SESSION_MS } else { 0 };
+                if all {
+                    self.leader.renewed(store, session, received);
+                }
+                StoreReply::Renewed { session_ms, orders, table, stores }
+            }
+        }
+    }
+
+    /// A parent saw its chunkserver exit.
+    async fn exited(&self, uuid: u128, incarnation: u64) -> StoreReply {
+        let found = self.read(|state| {
+            let found = state.store_by_uuid(uuid).filter(|(_, s)| s.register.incarnation == incarnation);
+            Ok(found.and_then(|(id, s)| s.session().map(|session| (id, session))))
+        });
+        match found.await {
+            Ok(Some((store, session))) => self.propose(Command::StoreDown { store, session }, None).await,
+            Ok(None) => StoreReply::Done,
+            Err(reply) => reply,
+        }
+    }
+
+    async fn confirm(&self, store: StoreId, session: SessionId, handle: ChunkHandle) -> StoreReply {
+        let config = self.read(|state| {
+            let up = state.store(store).is_some_and(|s| s.state == StoreState::Up(session));
+            if up { state.config(handle) } else { Err(Refusal::new(Code::NotInSession, store)) }
+        });
+        match config.await {
+            Ok(config) => self.with_wait(StoreReply::Config(config)),
+            Err(reply) => reply,
+        }
+    }
+
+    /// A primary that was restarted, or has lost track, starts over in a new epoch.
+    async fn takeover(&self, store: StoreId, handle: ChunkHandle, epoch: Epoch) -> StoreReply {
+        let config = match self.read_config(handle).await {
+            Ok(config) => config,
+            Err(reply) => return reply,
+        };
+        if config.primary != store || config.epoch != epoch {
+            return self.with_wait(StoreReply::Config(config));
+        }
+        let command = Command::Reconfigure { handle, epoch, remove: vec![], primary: Some(store) };
+        self.propose(command, None).await
+    }
+
+    /// A primary says that members do not answer. The accuser can be the sick one: a store that
+    /// was heard of just now is removed only if the complaint goes on.
+    async fn silent(&self, store: StoreId, handle: ChunkHandle, epoch: Epoch, accused: Vec<StoreId>) -> StoreReply {
+        let term = self.leader.begin_if_new();
+        let read = self.read(|state| {
+            let config = state.config(handle)?;
+            let session = |id: &StoreId| state.store(*id).and_then(|s| s.session());
+            let sessions: Vec<_> = accused.iter().map(|id| (*id, session(id))).collect();
+            Ok((config, sessions))
+        });
+        let (config, sessions) = match read.await {
+            Ok(read) => read,
+            Err(reply) => return reply,
+        };
+        if config.epoch != epoch || config.primary != store {
+            return self.with_wait(StoreReply::Config(config));
+        }
+        let gone = |(id, session): &(StoreId, Option<SessionId>)| match session {
+            Some(session) => {
+                self.leader.complained_for(store, *id) > BELIEVED || self.leader.silent_for(*id, *session) > ALIVE
+            }
+            None => self.leader.led_for() > GRACE,
+        };
+        let remove: Vec<StoreId> = sessions.iter().filter(|s| gone(s)).map(|(id, _)| *id).collect();
+        if remove.is_empty() {
+            return refused(Refusal::new(Code::Busy, "the accused is in session; try again"));
+        }
+        self.propose(Command::Reconfigure { handle, epoch, remove, primary: None }, term).await
+    }
+}

@@ -1,0 +1,111 @@
+//! Clients: the name space, layouts, configurations.
+
+use super::Rpc;
+use crate::leader::NotHere;
+use common::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX};
+use common::wire::client_master::{MasterReply, MasterRequest, Mutation};
+use common::wire::chunk_master::StoreReply;
+use common::{ChunkHandle, Code, Epoch, Refusal};
+use master_core::{Command, Metadata, Reply};
+use std::time::Duration;
+
+/// A primary that was heard of within this is not taken for dead on a client's word.
+pub(super) const ALIVE: Duration = Duration::from_millis(600);
+/// After a change of leader (or a start of everything), members that have not registered yet are
+/// not removed for so long: they are probably on their way.
+pub(super) const GRACE: Duration = Duration::from_secs(3);
+
+pub(super) fn not_here(not_here: NotHere) -> MasterReply {
+    MasterReply::Refused { code: not_here.code, about: String::new(), leader: not_here.leader }
+}
+
+fn refusal(refusal: Refusal) -> MasterReply {
+    MasterReply::Refused { code: refusal.code, about: refusal.about, leader: None }
+}
+
+impl Rpc {
+    /// Answers a client.
+    pub(super) async fn client(&self, request: MasterRequest) -> MasterReply {
+        match request {
+            MasterRequest::Mutate { request, lowest, mutation } => {
+                if let Some(about) = invalid(&mutation) {
+                    return MasterReply::refused(Code::BadArgument, about);
+                }
+                match self.leader.propose(Command::Mutate { request, lowest, mutation }, None).await {
+                    Ok(Reply::Master(reply)) => reply,
+                    Ok(Reply::Store(_)) => unreachable!("a mutation has a client's answer"),
+                    Err(e) => not_here(e),
+                }
+            }
+            MasterRequest::Stat { path } => self.query(|s| s.resolve(&path).map(|id| MasterReply::Attr(s.attr(id)))).await,
+            MasterRequest::List { path, after, limit } => self.query(|s| s.list(&path, &after, limit)).await,
+            MasterRequest::Layout { file, from, limit } => self.query(|s| s.layout(file, from, limit)).await,
+            MasterRequest::Config { handle } => self.query(|s| s.config(handle).map(MasterReply::Config)).await,
+            MasterRequest::Policy { path } => self.query(|s| s.policy_at(&path).map(MasterReply::Policy)).await,
+            MasterRequest::Stores => {
+                self.query(|s| Ok(MasterReply::Stores { version: s.table_version(), stores: s.store_table() })).await
+            }
+            MasterRequest::Trash { after, limit } => {
+                let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
+                self.query(|s| Ok(MasterReply::Trash(s.list_trash(after, limit)))).await
+            }
+            MasterRequest::PrimarySilent { handle, epoch } => self.primary_silent(handle, epoch).await,
+            MasterRequest::Status => MasterReply::Status(self.status().await),
+            MasterRequest::AddMaster { id, addr } => self.add_master(id, addr).await,
+            MasterRequest::RemoveMaster { id } => self.remove_master(id).await,
+            MasterRequest::TransferLeader { id } => self.transfer_leader(id).await,
+        }
+    }
+
+    /// Reads the state, linearizably.
+    pub(super) async fn query(&self, read: impl FnOnce(&Metadata) -> Result<MasterReply, Refusal>) -> MasterReply {
+        match self.leader.round().await {
+            Ok(()) => read(&self.leader.state.read().expect("never poisoned")).unwrap_or_else(refusal),
+            Err(e) => not_here(e),
+        }
+    }
+
+    /// A client cannot reach a primary. If it is dead, or has been silent, another one leads.
+    async fn primary_silent(&self, handle: ChunkHandle, epoch: Epoch) -> MasterReply {
+        let term = self.leader.begin_if_new();
+        if let Err(e) = self.leader.round().await {
+            return not_here(e);
+        }
+        let (config, session) = {
+            let state = self.leader.state.read().expect("never poisoned");
+            let config = match state.config(handle) {
+                Ok(config) => config,
+                Err(r) => return refusal(r),
+            };
+            let session = state.store(config.primary).and_then(|s| s.session());
+            (config, session)
+        };
+        let gone = match session {
+            Some(session) => self.leader.silent_for(config.primary, session) > ALIVE,
+            None => self.leader.led_for() > GRACE,
+        };
+        if config.epoch != epoch || !gone {
+            return MasterReply::Config(config);
+        }
+        let command = Command::Reconfigure { handle, epoch, remove: vec![config.primary], primary: None };
+        match self.leader.propose(command, term).await {
+            Ok(Reply::Store(StoreReply::Config(config))) => MasterReply::Config(config),
+            Ok(Reply::Store(StoreReply::Refused { refusal: r, .. })) => refusal(r),
+            Ok(other) => unreachable!("a reconfiguration answers with a configuration, not {other:?}"),
+            Err(e) => not_here(e),
+        }
+    }
+}
+
+/// Why a mutation cannot be put into the log, if so: its paths are checked where they are used.
+fn invalid(mutation: &Mutation) -> Option<&'static str> {
+    let long = |near: &str| near.len() > NAME_BYTES_MAX;
+    match mutation {
+        Mutation::Create { near, .. } | Mutation::CreateUnnamed { near, .. } | Mutation::AddChunk { near, .. }
+            if long(near) =>
+        {
+            Some("near: at most 255 bytes")
+        }
+        _ => None,
+    }
+}
