@@ -1,1 +1,62 @@
-fn main(){}
+//! `cairn`: one binary for servers, clients and administrators.
+
+mod admin;
+mod args;
+mod fs;
+mod output;
+mod servers;
+mod transfer;
+mod up;
+
+use args::{Cairn, Command};
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args = Cairn::parse();
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cairn: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Cairn) -> anyhow::Result<()> {
+    match args.command {
+        Command::Up(up) => up::up(up),
+        Command::Down { dir } => up::down(&dir),
+        Command::Master(server) => servers::master(server),
+        Command::Chunkserver(server) => servers::chunkserver(server),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cairn::command(), "cairn", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Node => sim::jsonl::run(std::io::stdin().lock(), std::io::stdout().lock()),
+        Command::Fs(command) => with_client(&args.cluster, |client| fs::run(client, command, args.json)),
+        Command::Admin { command } => with_client(&args.cluster, |client| admin::run(client, command, args.json)),
+        Command::Bench(command) => {
+            let config = up::find(&args.cluster)?;
+            let dir = up::cluster_dir(&args.cluster);
+            runtime()?.block_on(bench::run(config, dir, command.into(), args.json))
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+fn with_client<F>(cluster: &Option<String>, work: impl FnOnce(client::Client) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let config = up::find(cluster)?;
+    runtime()?.block_on(async {
+        let client = client::Client::connect(config).await?;
+        let done = work(client.clone()).await;
+        client.close().await;
+        done
+    })
+}

@@ -1,1 +1,3 @@
-//! x
+//! Operating Cairn: local clusters of real processes. Knows servers as processes only.
+
+pub mod cluster;

@@ -1,1 +1,3 @@
-//! x
+//! The cores without their shells.
+
+pub mod jsonl;

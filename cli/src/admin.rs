@@ -1,0 +1,171 @@
+//! Commands for administrators.
+
+use crate::args::{Admin, MasterCommand};
+use crate::fs::path;
+use crate::output::{human, print};
+use client::{Client, Policy};
+use common::wire::StoreInfo;
+use common::{ChunkHandle, StoreId};
+use serde_json::json;
+
+pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<()> {
+    match command {
+        Admin::Status => status(&client, json).await,
+        Admin::Servers => servers(&client, json).await,
+        Admin::Chunks { path: p } => chunks(&client, &path(&p), json).await,
+        Admin::Locate { path: p, offset } => locate(&client, &path(&p), offset, json).await,
+        Admin::Policy { path: p, replication, chunk_mib, label } => {
+            let chunk_bytes = chunk_mib.map(|m| m * 1024 * 1024);
+            let given = Policy { replication, chunk_bytes, memory: None, label };
+            let policy = match given == Policy::default() {
+                true => client.policy(&path(&p)).await?,
+                false => client.set_policy(&path(&p), given).await?,
+            };
+            show_policy(&policy, json);
+            Ok(())
+        }
+        Admin::Master { command: MasterCommand::Add { id, addr } } => Ok(client.add_master(id, addr).await?),
+        Admin::Master { command: MasterCommand::Remove { id } } => Ok(client.remove_master(id).await?),
+        Admin::Master { command: MasterCommand::Transfer { id } } => Ok(client.transfer_leader(id).await?),
+        Admin::EmptyTrash => Ok(client.empty_trash().await?),
+    }
+}
+
+async fn status(client: &Client, json: bool) -> anyhow::Result<()> {
+    let any = client.status().await?;
+    let mut masters = vec![];
+    for (id, addr, votes) in &any.masters {
+        masters.push((*id, addr.clone(), *votes, client.status_of(addr).await));
+    }
+    let digests: Vec<(u64, u64)> = masters.iter().filter_map(|m| m.3.as_ref()).map(|s| s.digest).collect();
+    let drift = digests.iter().any(|a| digests.iter().any(|b| a.0 == b.0 && a.1 != b.1));
+    if json {
+        let list: Vec<_> = masters
+            .iter()
+            .map(|(id, addr, votes, s)| {
+                json!({"id": id, "addr": addr, "votes": votes, "answers": s.is_some(),
+                       "applied": s.as_ref().map(|s| s.applied), "last_log": s.as_ref().map(|s| s.last_log),
+                       "snapshot": s.as_ref().map(|s| s.snapshot)})
+            })
+            .collect();
+        print(&json!({"leader": any.leader, "term": any.term, "masters": list, "files": any.files,
+            "chunks": any.chunks, "degraded": any.degraded, "stores": any.stores.0, "stores_up": any.stores.1,
+            "digests_agree": !drift}));
+        return Ok(());
+    }
+    println!("{:>6}  {:<22} {:<9} {:>10} {:>10} {:>10}", "master", "address", "role", "applied", "log", "snapshot");
+    for (id, addr, votes, s) in &masters {
+        let role = match (any.leader == Some(*id), votes) {
+            (true, _) => "leader",
+            (_, true) => "follower",
+            (_, false) => "learner",
+        };
+        match s {
+            Some(s) => println!("{id:>6}  {addr:<22} {role:<9} {:>10} {:>10} {:>10}", s.applied, s.last_log, s.snapshot),
+            None => println!("{id:>6}  {addr:<22} {role:<9} does not answer"),
+        }
+    }
+    println!("term {}, {} files, {} chunks ({} degraded), {} of {} stores up, digests {}", any.term, any.files,
+        any.chunks, any.degraded, any.stores.1, any.stores.0, if drift { "DIFFER: a master has drifted" } else { "agree" });
+    Ok(())
+}
+
+async fn servers(client: &Client, json: bool) -> anyhow::Result<()> {
+    let stores = client.stores().await?;
+    if !json {
+        println!("{:>6} {:>6} {:<10} {:<22} {:<5} {:>12} {:>12} {:>6}", "store", "server", "rack", "address", "state", "used", "capacity", "full");
+    }
+    for s in stores {
+        if json {
+            print(&json!({"store": s.store.0, "server": s.server.0, "rack": s.rack, "addr": s.addr.to_string(),
+                "up": s.up, "used": s.used, "capacity": s.capacity}));
+            continue;
+        }
+        let full = s.used as f64 * 100.0 / s.capacity.max(1) as f64;
+        let state = if s.up { "up" } else { "down" };
+        println!("{:>6} {:>6} {:<10} {:<22} {state:<5} {:>12} {:>12} {full:>5.1}%", s.store.to_string(), s.server.to_string(),
+            s.rack, s.addr.to_string(), human(s.used), human(s.capacity));
+    }
+    Ok(())
+}
+
+fn rack(stores: &[StoreInfo], id: StoreId) -> &str {
+    stores.iter().find(|s| s.store == id).map_or("?", |s| s.rack.as_str())
+}
+
+async fn chunks(client: &Client, file: &[u8], json: bool) -> anyhow::Result<()> {
+    let attr = client.lookup(file).await?;
+    let layout = client.layout(attr.file).await?;
+    let stores = client.stores().await?;
+    for chunk in layout.chunks() {
+        let config = &chunk.config;
+        if config.handle == ChunkHandle::HOLE {
+            if json {
+                print(&json!({"index": chunk.index, "hole": true, "start": chunk.start, "length": chunk.length}));
+            } else {
+                println!("{:>5} hole at {} length {}", chunk.index, chunk.start, chunk.length);
+            }
+            continue;
+        }
+        let mut replicas = vec![];
+        for store in &config.members {
+            replicas.push((*store, client.replica(config, *store).await));
+        }
+        if json {
+            let list: Vec<_> = replicas
+                .iter()
+                .map(|(store, view)| match view {
+                    Ok(v) => json!({"store": store.0, "rack": rack(&stores, *store), "epoch": v.epoch.0,
+                        "length": v.length, "committed": v.committed.0, "applied": v.applied.0}),
+                    Err(e) => json!({"store": store.0, "rack": rack(&stores, *store), "error": e.to_string()}),
+                })
+                .collect();
+            print(&json!({"index": chunk.index, "handle": config.handle.to_string(), "epoch": config.epoch.0,
+                "start": chunk.start, "length": chunk.length, "sealed": config.sealed.is_some(),
+                "primary": config.primary.0, "replicas": list}));
+            continue;
+        }
+        let state = if config.sealed.is_some() { "sealed" } else { "open" };
+        println!("{:>5} {} {} start {} length {} {state} primary {}", chunk.index, config.handle, config.epoch,
+            chunk.start, chunk.length, config.primary);
+        for (store, view) in replicas {
+            let place = format!("{store} on rack {}", rack(&stores, store));
+            match view {
+                Ok(v) => println!("      {place}: {}, serials committed {} applied {}, {} bytes", v.epoch, v.committed, v.applied, v.length),
+                Err(e) => println!("      {place}: {e}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn locate(client: &Client, file: &[u8], offset: u64, json: bool) -> anyhow::Result<()> {
+    let attr = client.lookup(file).await?;
+    let layout = client.layout(attr.file).await?;
+    let stores = client.stores().await?;
+    let Some(span) = layout.spans(offset, 1, 1).into_iter().next() else {
+        anyhow::bail!("byte {offset} lies beyond the end ({} bytes)", layout.len());
+    };
+    let config = &layout.chunks()[span.chunk].config;
+    for store in &config.members {
+        let info = stores.iter().find(|s| s.store == *store);
+        let (rack, addr) = info.map_or(("?".into(), "?".into()), |s| (s.rack.clone(), s.addr.to_string()));
+        let role = if *store == config.primary { "primary" } else { "secondary" };
+        if json {
+            print(&json!({"handle": config.handle.to_string(), "offset_in_chunk": span.offset, "store": store.0,
+                "rack": rack, "addr": addr, "role": role}));
+        } else {
+            println!("{} + {}: {store} ({role}) on rack {rack} at {addr}", config.handle, span.offset);
+        }
+    }
+    Ok(())
+}
+
+fn show_policy(policy: &Policy, json: bool) {
+    let (replication, chunk) = (policy.replication.unwrap_or(0), policy.chunk_bytes.unwrap_or(0));
+    let label = policy.label.clone().unwrap_or_default();
+    if json {
+        return print(&json!({"replication": replication, "chunk_bytes": chunk, "label": label, "durability": "disk"}));
+    }
+    println!("replication {replication}, chunks of {}, racks {}", human(chunk), if label.is_empty() { "any" } else { &label });
+}

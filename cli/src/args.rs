@@ -1,0 +1,345 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Cairn, a distributed file system: what is acknowledged is never lost.
+///
+/// Exit status: 0 done; 1 not done, the reason is on standard error; 2 the command line is wrong.
+#[derive(Parser)]
+#[command(name = "cairn", version)]
+pub struct Cairn {
+    /// The cluster: addresses of masters (host:port,host:port), or a file or directory that
+    /// `cairn up` made.
+    #[arg(long, global = true, env = "CAIRN_CLUSTER")]
+    pub cluster: Option<String>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a cluster of real processes on this machine.
+    Up(Up),
+    /// Stop the cluster that `up` started.
+    Down {
+        /// Its directory.
+        #[arg(long, default_value = "./cairn-data")]
+        dir: PathBuf,
+    },
+    /// Run a master.
+    Master(Server),
+    /// Run a chunkserver: a small parent, and the worker that it watches.
+    Chunkserver(Server),
+    #[command(flatten)]
+    Fs(Fs),
+    /// Look after a cluster.
+    Admin {
+        #[command(subcommand)]
+        command: Admin,
+    },
+    /// Measure a running cluster, and this machine beside it.
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Speak the JSON-lines protocol on standard input and output.
+    Node,
+    /// Print completions for a shell.
+    Completions {
+        /// Which.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args)]
+pub struct Up {
+    /// Where the cluster lives; made if it does not exist.
+    #[arg(long, default_value = "./cairn-data")]
+    pub dir: PathBuf,
+    /// Masters of a new cluster.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=7))]
+    pub masters: u32,
+    /// Chunkservers of a new cluster.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub chunkservers: u32,
+    /// Racks over which they are spread.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub racks: u32,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub bind: IpAddr,
+    /// Bytes of a segment of extents in a new cluster, for small disks.
+    #[arg(long)]
+    pub segment_bytes: Option<u64>,
+    /// Bytes of a segment of a store's log in a new cluster, for small disks.
+    #[arg(long)]
+    pub log_segment_bytes: Option<u64>,
+    /// Stretch all timeouts of the masters, for slow machines.
+    #[arg(long, default_value_t = 1)]
+    pub time_scale: u64,
+    /// Return when the cluster is healthy; it goes on in the background.
+    #[arg(long)]
+    pub detach: bool,
+}
+
+#[derive(Args)]
+pub struct Server {
+    /// The configuration, a TOML file.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Check the configuration, print it with all defaults, and end.
+    #[arg(long)]
+    pub print_config: bool,
+    /// End when the process with this id, the parent, ends.
+    #[arg(long, hide = true)]
+    pub die_with_parent: Option<u32>,
+    /// This is the worker of a chunkserver.
+    #[arg(long, hide = true)]
+    pub worker: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Fs {
+    /// Store local files. `-` is standard input.
+    Put {
+        /// Directories too, with all that is in them.
+        #[arg(short, long)]
+        recursive: bool,
+        /// Local files, then the path in Cairn.
+        #[arg(required = true, num_args = 2..)]
+        paths: Vec<OsString>,
+    },
+    /// Fetch files. `-` is standard output.
+    Get {
+        /// Directories too, with all that is in them.
+        #[arg(short, long)]
+        recursive: bool,
+        /// Paths in Cairn, then the local one.
+        #[arg(required = true, num_args = 2..)]
+        paths: Vec<OsString>,
+    },
+    /// Print files.
+    Cat {
+        /// The files.
+        #[arg(required = true)]
+        paths: Vec<OsString>,
+    },
+    /// List a directory.
+    Ls {
+        /// With modes, sizes and times.
+        #[arg(short, long)]
+        long: bool,
+        /// Directories too, with all that is in them.
+        #[arg(short = 'R', long)]
+        recursive: bool,
+        /// The path.
+        #[arg(default_value = "/")]
+        path: OsString,
+    },
+    /// Show what is known of files.
+    Stat {
+        /// The paths.
+        #[arg(required = true)]
+        paths: Vec<OsString>,
+    },
+    /// Make directories.
+    Mkdir {
+        /// Parents too, and no error if it exists.
+        #[arg(short, long)]
+        parents: bool,
+        /// The paths.
+        #[arg(required = true)]
+        paths: Vec<OsString>,
+    },
+    /// Rename a file or directory.
+    Mv {
+        /// Do not replace what is there.
+        #[arg(short, long)]
+        no_clobber: bool,
+        /// From.
+        from: OsString,
+        /// To.
+        to: OsString,
+    },
+    /// Delete: into the trash, from which `undelete` brings back.
+    Rm {
+        /// Directories too, with all that is in them.
+        #[arg(short, long)]
+        recursive: bool,
+        /// No error if it does not exist.
+        #[arg(short, long)]
+        force: bool,
+        /// The paths.
+        #[arg(required = true)]
+        paths: Vec<OsString>,
+    },
+    /// Show a directory as a tree.
+    Tree {
+        /// The path.
+        #[arg(default_value = "/")]
+        path: OsString,
+    },
+    /// Sum the bytes below a path.
+    Du {
+        /// The path.
+        #[arg(default_value = "/")]
+        path: OsString,
+    },
+    /// Append standard input, or a text, as one record (or one a line).
+    Append {
+        /// Each line of the input is a record of its own.
+        #[arg(short, long)]
+        lines: bool,
+        /// The file; made if it does not exist.
+        path: OsString,
+        /// The record; standard input if not given.
+        text: Option<OsString>,
+    },
+    /// Make empty files, or set their time to now.
+    Touch {
+        /// The paths.
+        #[arg(required = true)]
+        paths: Vec<OsString>,
+    },
+    /// Cut a file, or extend it with zeros.
+    Truncate {
+        /// The path.
+        path: OsString,
+        /// Bytes.
+        length: u64,
+    },
+    /// Bring the newest deleted file or directory of this path back; without a path, list them.
+    Undelete {
+        /// The path it had.
+        path: Option<OsString>,
+        /// The path it shall have.
+        to: Option<OsString>,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Admin {
+    /// Show the masters, and what they hold.
+    Status,
+    /// Show the chunkservers.
+    Servers,
+    /// Show the chunks of a file, and how each stands at each of its replicas.
+    Chunks {
+        /// The file.
+        path: OsString,
+    },
+    /// Show where a byte of a file lies.
+    Locate {
+        /// The file.
+        path: OsString,
+        /// Which byte.
+        #[arg(default_value_t = 0)]
+        offset: u64,
+    },
+    /// Show or set the policy of a directory.
+    Policy {
+        /// The directory.
+        path: OsString,
+        /// Replicas, 1-5.
+        #[arg(long)]
+        replication: Option<u8>,
+        /// Bytes of a chunk, in MiB.
+        #[arg(long)]
+        chunk_mib: Option<u64>,
+        /// Only racks whose name begins so.
+        #[arg(long)]
+        label: Option<String>,
+    },
+    /// Change the group of masters.
+    Master {
+        #[command(subcommand)]
+        command: MasterCommand,
+    },
+    /// Delete what is in the trash for good.
+    EmptyTrash,
+}
+
+#[derive(Subcommand)]
+pub enum MasterCommand {
+    /// Add a master that is running with an empty directory.
+    Add {
+        /// Its id.
+        id: u64,
+        /// Its address.
+        addr: String,
+    },
+    /// Remove a master.
+    Remove {
+        /// Its id.
+        id: u64,
+    },
+    /// Make another master lead.
+    Transfer {
+        /// Its id.
+        id: u64,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Write one file, durably.
+    Put {
+        /// MiB.
+        #[arg(long, default_value_t = 1024)]
+        mib: u64,
+        /// Files at a time.
+        #[arg(long, default_value_t = 1)]
+        streams: u32,
+    },
+    /// Read one file, twice: the second time it is hot.
+    Get {
+        /// MiB.
+        #[arg(long, default_value_t = 1024)]
+        mib: u64,
+        /// Readers at a time.
+        #[arg(long, default_value_t = 1)]
+        streams: u32,
+    },
+    /// Append records, durably.
+    Append {
+        /// Bytes of a record.
+        #[arg(long, default_value_t = 4096)]
+        bytes: u32,
+        /// Clients at a time.
+        #[arg(long, default_value_t = 1)]
+        clients: u32,
+        /// Seconds.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// Make small files, durably, and look them up.
+    Meta {
+        /// Clients at a time.
+        #[arg(long, default_value_t = 16)]
+        clients: u32,
+        /// Bytes of a file.
+        #[arg(long, default_value_t = 1024)]
+        bytes: u32,
+        /// Seconds of each part.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// All of these.
+    All,
+}
+
+impl From<Bench> for bench::Job {
+    fn from(b: Bench) -> bench::Job {
+        match b {
+            Bench::Put { mib, streams } => bench::Job::Put { mib, streams },
+            Bench::Get { mib, streams } => bench::Job::Get { mib, streams },
+            Bench::Append { bytes, clients, seconds } => bench::Job::Append { bytes, clients, seconds },
+            Bench::Meta { clients, bytes, seconds } => bench::Job::Meta { clients, bytes, seconds },
+            Bench::All => bench::Job::All,
+        }
+    }
+}

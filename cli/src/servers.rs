@@ -1,0 +1,56 @@
+//! `cairn master` and `cairn chunkserver`.
+
+use crate::args::Server;
+use anyhow::{Context, bail};
+use chunkserver::parent;
+use std::process::Command;
+
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("CAIRN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+fn read(server: &Server) -> anyhow::Result<String> {
+    std::fs::read_to_string(&server.config).with_context(|| format!("read {}", server.config.display()))
+}
+
+fn bad(server: &Server, why: String) -> anyhow::Error {
+    anyhow::anyhow!("{}: {why}", server.config.display())
+}
+
+pub fn master(server: Server) -> anyhow::Result<()> {
+    if let Some(parent) = server.die_with_parent {
+        parent::die_with_parent(parent);
+    }
+    let config = master::config::Config::parse(&read(&server)?).map_err(|why| bad(&server, why))?;
+    if server.print_config {
+        print!("{}", toml::to_string(&config)?);
+        return Ok(());
+    }
+    log();
+    master::run(config)
+}
+
+pub fn chunkserver(server: Server) -> anyhow::Result<()> {
+    if let Some(parent) = server.die_with_parent {
+        parent::die_with_parent(parent);
+    }
+    let config = chunkserver::config::Config::parse(&read(&server)?).map_err(|why| bad(&server, why))?;
+    if server.print_config {
+        print!("{}", toml::to_string(&config)?);
+        return Ok(());
+    }
+    if server.worker {
+        log();
+        return chunkserver::run(config);
+    }
+    let mut worker = Command::new(std::env::current_exe()?);
+    worker.arg("chunkserver").arg("--config").arg(&server.config).arg("--worker");
+    worker.arg("--die-with-parent").arg(std::process::id().to_string());
+    let status = parent::run(&config, worker)?;
+    if !status.success() {
+        bail!("the worker has ended: {status}");
+    }
+    Ok(())
+}

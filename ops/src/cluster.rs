@@ -1,0 +1,318 @@
+//! A local cluster of real processes in one directory: made, started, watched, stopped.
+
+use anyhow::{Context, bail};
+use client::{Client, Config};
+use common::ClusterId;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The cluster is healthy within this after its start, or `up` gives up.
+pub const HEALTHY_WITHIN: Duration = Duration::from_secs(60);
+/// Processes that were asked to stop have so long.
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+
+/// What a new cluster is made of.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Masters: 1, 3 or 5.
+    pub masters: u32,
+    /// Chunkservers.
+    pub chunkservers: u32,
+    /// Racks, over which the chunkservers are spread in turn.
+    pub racks: u32,
+    /// Address that everything listens on.
+    pub bind: IpAddr,
+    /// Lines for each chunkserver's configuration.
+    pub chunkserver_extra: String,
+    /// Stretches the masters' timeouts.
+    pub time_scale: u64,
+}
+
+/// The file that clients find a cluster by: `cluster.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientFile {
+    /// The cluster: 16 hexadecimal digits.
+    pub cluster: String,
+    /// Addresses of the masters.
+    pub masters: Vec<String>,
+}
+
+impl ClientFile {
+    /// Reads one.
+    pub fn read(path: &Path) -> anyhow::Result<ClientFile> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// How to connect.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        let cluster = u64::from_str_radix(&self.cluster, 16).context("cluster: 16 hexadecimal digits")?;
+        Ok(Config { cluster: Some(ClusterId(cluster)), ..Config::new(self.masters.clone()) })
+    }
+}
+
+/// What a process of the cluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A master.
+    Master,
+    /// A chunkserver (its parent; the worker is its child).
+    Chunkserver,
+}
+
+/// A process that runs.
+pub struct Process {
+    /// Its name: m1, cs2.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// It.
+    pub child: Child,
+}
+
+/// A cluster whose processes this process starts.
+pub struct Cluster {
+    dir: PathBuf,
+    binary: PathBuf,
+    /// Who runs.
+    pub processes: Vec<Process>,
+    _lock: File,
+}
+
+impl Cluster {
+    /// Makes a cluster in a directory, or finds the one that is there.
+    pub fn open(dir: &Path, spec: &Spec, binary: &Path) -> anyhow::Result<Cluster> {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        let dir = dir.canonicalize()?;
+        let path = dir.join("up.lock");
+        let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        if lock.try_lock().is_err() {
+            bail!("a cluster is running in {} already; `cairn down --dir {0}` stops it", dir.display());
+        }
+        lock.set_len(0)?;
+        writeln!(lock, "{}", std::process::id())?;
+        if !dir.join("cluster.toml").exists() {
+            make(&dir, spec)?;
+        }
+        Ok(Cluster { dir, binary: binary.into(), processes: vec![], _lock: lock })
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The names of all its servers, masters first.
+    pub fn names(&self) -> anyhow::Result<Vec<String>> {
+        let mut names = vec![];
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if entry.path().join("config.toml").exists() {
+                names.push(name);
+            }
+        }
+        names.sort_by_key(|n| (n.starts_with("cs"), n.trim_start_matches(char::is_alphabetic).parse::<u32>().unwrap_or(0)));
+        Ok(names)
+    }
+
+    /// Starts a server. Must be called on the thread that lives as long as the cluster.
+    pub fn start(&mut self, name: &str) -> anyhow::Result<()> {
+        let home = self.dir.join(name);
+        let role = if name.starts_with("cs") { Role::Chunkserver } else { Role::Master };
+        let verb = if role == Role::Master { "master" } else { "chunkserver" };
+        let log = OpenOptions::new().create(true).append(true).open(home.join("log.txt"))?;
+        let child = Command::new(&self.binary)
+            .arg(verb)
+            .arg("--config")
+            .arg(home.join("config.toml"))
+            .arg("--die-with-parent")
+            .arg(std::process::id().to_string())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {name}"))?;
+        self.processes.retain(|p| p.name != name);
+        self.processes.push(Process { name: name.into(), role, child });
+        Ok(())
+    }
+
+    /// Starts all servers.
+    pub fn start_all(&mut self) -> anyhow::Result<()> {
+        for name in self.names()? {
+            self.start(&name)?;
+        }
+        Ok(())
+    }
+
+    /// How clients reach it.
+    pub fn client_file(&self) -> anyhow::Result<ClientFile> {
+        ClientFile::read(&self.dir.join("cluster.toml"))
+    }
+
+    /// Waits until a leader is there and all stores are in session.
+    pub async fn healthy(&mut self) -> anyhow::Result<Client> {
+        let stores = self.names()?.iter().filter(|n| n.starts_with("cs")).count();
+        let config = self.client_file()?.config()?;
+        let began = Instant::now();
+        loop {
+            if let Some(dead) = self.exited() {
+                let log = std::fs::read_to_string(self.dir.join(&dead).join("log.txt")).unwrap_or_default();
+                let tail: Vec<&str> = log.lines().rev().take(5).collect();
+                let tail: Vec<&str> = tail.into_iter().rev().collect();
+                bail!("{dead} ended at once:\n{}", tail.join("\n"));
+            }
+            if began.elapsed() > HEALTHY_WITHIN {
+                bail!("the cluster is not healthy after {} s; see {}/*/log.txt", HEALTHY_WITHIN.as_secs(), self.dir.display());
+            }
+            let quick = Config { deadline: Duration::from_secs(2), ..config.clone() };
+            if let Ok(client) = Client::connect(quick).await {
+                let up = client.stores().await.map_or(0, |s| s.iter().filter(|s| s.up).count());
+                if up >= stores {
+                    return Ok(Client::connect(config).await?);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// A process that has ended, if any; it is taken off the list.
+    pub fn exited(&mut self) -> Option<String> {
+        let at = self.processes.iter_mut().position(|p| matches!(p.child.try_wait(), Ok(Some(_))))?;
+        Some(self.processes.remove(at).name)
+    }
+
+    /// The configuration file of a server.
+    pub fn config_of(&self, name: &str) -> PathBuf {
+        self.dir.join(name).join("config.toml")
+    }
+
+    /// The process of a server: of a chunkserver, the parent.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.processes.iter().find(|p| p.name == name).map(|p| p.child.id())
+    }
+
+    /// The worker of a chunkserver, if it runs.
+    pub fn worker_pid(&self, name: &str) -> Option<u32> {
+        child_of(self.pid(name)?)
+    }
+
+    /// Kills a server at once, worker and parent, and waits for its end.
+    pub fn kill(&mut self, name: &str) -> anyhow::Result<()> {
+        let at = self.processes.iter().position(|p| p.name == name).with_context(|| format!("{name} does not run"))?;
+        let mut process = self.processes.remove(at);
+        process.child.kill()?;
+        process.child.wait()?;
+        Ok(())
+    }
+
+    /// Asks all servers to stop, chunkservers first, and waits; who does not stop is killed.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        for role in [Role::Chunkserver, Role::Master] {
+            let mut ending: Vec<Process> = vec![];
+            for i in (0..self.processes.len()).rev() {
+                if self.processes[i].role == role {
+                    ending.push(self.processes.remove(i));
+                }
+            }
+            for p in &ending {
+                signal(p.child.id(), "TERM")?;
+            }
+            let began = Instant::now();
+            for p in &mut ending {
+                while p.child.try_wait()?.is_none() {
+                    if began.elapsed() > STOP_WITHIN {
+                        p.child.kill()?;
+                        p.child.wait()?;
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Nothing is left behind, whatever ended this.
+        for p in &mut self.processes {
+            let _ = p.child.kill();
+            let _ = p.child.wait();
+        }
+    }
+}
+
+/// The child of a process, if it has just one.
+pub fn child_of(pid: u32) -> Option<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// Sends a signal to a process by its pid.
+pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
+    let done = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).stderr(Stdio::null()).status()?;
+    if !done.success() {
+        tracing::debug!(pid, name, "the process has ended already");
+    }
+    Ok(())
+}
+
+/// The process that runs a cluster, if one does.
+pub fn running(dir: &Path) -> anyhow::Result<Option<u32>> {
+    let path = dir.join("up.lock");
+    let Ok(lock) = File::open(&path) else { bail!("there is no cluster in {}", dir.display()) };
+    if lock.try_lock().is_ok() {
+        return Ok(None);
+    }
+    Ok(std::fs::read_to_string(&path)?.trim().parse().ok())
+}
+
+fn make(dir: &Path, spec: &Spec) -> anyhow::Result<()> {
+    let cluster: u64 = rand::random::<u64>().max(1);
+    // All are bound at a time, so that no port is given twice.
+    let held: Vec<TcpListener> =
+        (0..spec.masters).map(|_| TcpListener::bind(SocketAddr::new(spec.bind, 0))).collect::<Result<_, _>>()?;
+    let addrs: Vec<String> = held.iter().map(|l| l.local_addr().map(|a| a.to_string())).collect::<Result<_, _>>()?;
+    drop(held);
+    let initial: Vec<String> =
+        addrs.iter().zip(1..).map(|(addr, id)| format!("{{ id = {id}, addr = \"{addr}\" }}")).collect();
+    let quoted: Vec<String> = addrs.iter().map(|a| format!("\"{a}\"")).collect();
+    for (addr, id) in addrs.iter().zip(1..) {
+        let home = dir.join(format!("m{id}"));
+        std::fs::create_dir_all(&home)?;
+        let text = format!(
+            "id = {id}\ncluster = \"{cluster:016x}\"\nlisten = \"{addr}\"\ndir = {:?}\ntime_scale = {}\ninitial = [{}]\n",
+            home.join("data"),
+            spec.time_scale,
+            initial.join(", ")
+        );
+        std::fs::write(home.join("config.toml"), text)?;
+    }
+    for n in 1..=spec.chunkservers {
+        let home = dir.join(format!("cs{n}"));
+        std::fs::create_dir_all(home.join("data"))?;
+        let rack = (n - 1) % spec.racks + 1;
+        let text = format!(
+            "masters = [{}]\ndata = [{:?}]\nrack = \"r{rack}\"\nbind = \"{}\"\n{}",
+            quoted.join(", "),
+            home.join("data"),
+            spec.bind,
+            spec.chunkserver_extra
+        );
+        std::fs::write(home.join("config.toml"), text)?;
+    }
+    let client = ClientFile { cluster: format!("{cluster:016x}"), masters: addrs };
+    let tmp = dir.join("cluster.toml.tmp");
+    std::fs::write(&tmp, toml::to_string(&client)?)?;
+    std::fs::rename(tmp, dir.join("cluster.toml"))?;
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! x
+/// x
+pub fn run(_: impl std::io::BufRead, _: impl std::io::Write) -> anyhow::Result<()> { anyhow::bail!("x") }
