@@ -1,3 +1,6 @@
-//! The cores without their shells.
+//! The cores without their shells: a simulated disk, a world of chunk nodes under one seed, and
+//! the JSON-lines node.
 
+pub mod disk;
 pub mod jsonl;
+pub mod world;

@@ -149,9 +149,10 @@ impl Node {
         let queue_full = self.store.log.queue_bytes() > crate::store::log::QUEUE_BYTES_MAX;
         let chunk = self.chunks.get_mut(&handle).expect("led");
         let lead = chunk.lead.as_mut().expect("led");
-        if let Some(waiting) = lead.replies.get_mut(&request) {
-            // It is under way: the newest connection is answered too.
-            waiting.push((ask.conn, ask.request));
+        if chunk.state.tail.iter().any(|r| r.op.request == request) {
+            // It is under way, perhaps from a primary before this one: it is answered when it
+            // is committed.
+            lead.replies.entry(request).or_default().push((ask.conn, ask.request));
             return;
         }
         let at = offset.unwrap_or(chunk.state.length_with_tail());
@@ -368,7 +369,22 @@ impl Node {
         if !lead.sealing.is_empty() && chunk.state.tail.is_empty() {
             return self.ask_seal(handle, out);
         }
+        // Whoever was accused may be back, and have missed what it was sent.
+        for member in chunk.state.config.members.clone() {
+            self.send_again(handle, member, out);
+        }
         self.answers_are_late(handle, out);
+    }
+
+    /// Sends a member again what it has not answered.
+    fn send_again(&mut self, handle: ChunkHandle, member: StoreId, out: &mut Outbox) {
+        let Some(lead) = self.chunks.get(&handle).and_then(|c| c.lead.as_ref()) else { return };
+        match (&lead.phase, lead.acked.get(&member).copied()) {
+            _ if member == self.id => {}
+            (Phase::Serving, Some(acked)) => self.send_applies(handle, Some(member), acked.next(), out),
+            (_, Some(_)) => self.takeover_again(handle, member, out),
+            _ => {}
+        }
     }
 
     /// A secondary refuses an Apply, a new epoch, or a cut.
@@ -428,13 +444,12 @@ impl Node {
             self.tell_held(request, index, upstream, Some(Code::ChainBroken), out);
         }
         for handle in self.busy.clone() {
-            let lead = self.chunks[&handle].lead.as_ref().expect("busy chunks are led");
-            match (&lead.phase, lead.acked.get(&peer).copied()) {
-                (Phase::Serving, Some(acked)) => self.send_applies(handle, Some(peer), acked.next(), out),
-                (_, Some(_)) => self.takeover_again(handle, peer, out),
-                _ => {}
-            }
+            self.send_again(handle, peer, out);
         }
+        // And what this store had said to a primary.
+        let followed = |c: &crate::node::Chunk| c.config().primary == peer && !c.state.tail.is_empty();
+        let again = self.chunks.iter().filter(|(_, c)| followed(c)).map(|(handle, _)| *handle);
+        self.acks.extend(again.collect::<Vec<_>>());
     }
 
     // --- sealing and length --------------------------------------------------------------

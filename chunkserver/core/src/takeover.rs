@@ -4,7 +4,7 @@
 //! acknowledged any more. Tails are compared by their last record's (origin, serial), never by
 //! the promised epoch. What lies beyond the last common record is discarded, durably.
 
-use crate::io::{Ask, Outbox, Output};
+use crate::io::{Outbox, Output};
 use crate::node::{Node, Timer};
 use crate::primary::Lead;
 use crate::secondary::Follow;
@@ -110,13 +110,20 @@ impl Node {
         let chunk = &self.chunks[&handle];
         let lead = chunk.lead.as_ref().expect("takes over");
         let config = chunk.config().clone();
+        let (epoch, committed) = (config.epoch, chunk.state.committed());
         match &lead.phase {
-            phase @ Phase::Collecting { .. } if phase.awaits(peer) => {
-                out.push(Output::Peer { to: peer, msg: Peer::NewEpoch { config }, data: vec![] });
+            phase if !phase.awaits(peer) => {}
+            Phase::Collecting { .. } => out.push(Output::Peer { to: peer, msg: Peer::NewEpoch { config }, data: vec![] }),
+            Phase::Fetching { from, .. } => {
+                let (from, serial) = (*from, chunk.state.last_point().1.next());
+                self.start_fetch(handle, from, serial, out);
             }
-            // Fetches and cuts are not sent again one by one: the epoch starts over.
-            phase if phase.awaits(peer) => self.ask(handle, Ask::Takeover { epoch: config.epoch }, out),
-            _ => {}
+            Phase::Aligning { .. } => {
+                let keep = lead.acked[&peer];
+                let msg = Peer::Adopt { handle, epoch, keep, committed: committed.min(keep) };
+                out.push(Output::Peer { to: peer, msg, data: vec![] });
+            }
+            Phase::Serving => {}
         }
     }
 

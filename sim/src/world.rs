@@ -1,0 +1,802 @@
+//! A world of chunk nodes and one modelled master, under one seed and virtual time. Messages are
+//! delayed and lost with their connections; processes are killed; power fails.
+//!
+//! Fault model: a connection delivers in order or breaks; a crash is proved to the master at
+//! once; disks keep what they flushed. The master is the real state machine under a log that
+//! never fails: leader changes are Raft's business and are tested there.
+
+use crate::disk::MemDisk;
+use bytes::Bytes;
+use chunkserver_core::Node;
+use chunkserver_core::io::{Ask, DiskOp, Input, MasterAsk, Output};
+use chunkserver_core::store::recover::{RecoverError, first_checkpoint, recover};
+use chunkserver_core::store::{Recovered, StoreConfig};
+use common::limits::{LOG_GROUP_BYTES_MAX, PIECE_BYTES_MAX};
+use common::wire::chunk_chunk::Peer;
+use common::wire::chunk_master::{Register, StoreReply};
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::client_master::{MasterReply, Mutation};
+use common::wire::{ChunkConfig, Piece};
+use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, SessionId, Span, StoreId, Time};
+use master_core::{Command, Entry, Metadata, Reply};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::collections::{BTreeMap, BinaryHeap};
+
+/// A store's configuration that is small enough for a test.
+pub fn small_store(tag: u64, incarnation: u64) -> StoreConfig {
+    StoreConfig {
+        tag,
+        incarnation,
+        log_segment_bytes: 4 * LOG_GROUP_BYTES_MAX as u64,
+        log_segments: 4,
+        extent_segment_bytes: 16 * 1024 * 1024,
+        segments_max: 8,
+        ahead_bytes: 1024 * 1024,
+    }
+}
+
+/// A disk with an empty store on it.
+pub fn empty_disk(config: &StoreConfig) -> MemDisk {
+    use chunkserver_core::io::FileRef;
+    let mut disk = MemDisk::default().with_file(FileRef::Checkpoint(1), first_checkpoint(config));
+    for slot in 0..config.log_segments as u32 {
+        disk = disk.with_file(FileRef::Log(slot), vec![0; config.log_segment_bytes as usize]);
+    }
+    disk
+}
+
+/// Recovers a store from a disk.
+pub fn open(config: StoreConfig, disk: &MemDisk) -> Result<Recovered, RecoverError> {
+    recover(config, &mut |file, offset, len| Ok(disk.read(file, offset, len)))
+}
+
+enum Event {
+    Step { store: usize, life: u64, input: Box<Input> },
+    Disk { store: usize, life: u64, op: DiskOp },
+    Ask { store: usize, life: u64, ask: MasterAsk },
+    Wake { store: usize, life: u64 },
+    Client { client: usize },
+    Restart { store: usize },
+}
+
+struct Queued {
+    at: Time,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Queued {}
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Queued {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        // The heap gives the greatest: the earliest must be that.
+        (other.at, other.order).cmp(&(self.at, self.order))
+    }
+}
+
+struct Server {
+    id: StoreId,
+    config: StoreConfig,
+    disk: MemDisk,
+    node: Option<Node>,
+    life: u64,
+    session: SessionId,
+    woken_at: Option<Time>,
+}
+
+/// What a client wants to write.
+#[derive(Clone, Debug)]
+struct Wanted {
+    request: RequestId,
+    offset: Option<u64>,
+    data: Bytes,
+    push_left: Vec<u16>,
+    pushed: bool,
+    alone: bool,
+    sent_at: Time,
+}
+
+/// An acknowledged write.
+#[derive(Clone, Debug)]
+pub struct Acked {
+    /// Who.
+    pub client: usize,
+    /// Where.
+    pub offset: u64,
+    /// What.
+    pub data: Bytes,
+    /// Its serial.
+    pub serial: u64,
+    /// Whether it was an append.
+    pub append: bool,
+}
+
+struct Writer {
+    config: ChunkConfig,
+    id: ClientId,
+    seq: u64,
+    wanted: Option<Wanted>,
+    left: u32,
+}
+
+/// How the world shall be.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Stores.
+    pub stores: u32,
+    /// Replicas of the chunk.
+    pub replicas: u8,
+    /// Writers.
+    pub writers: u32,
+    /// Writes of each.
+    pub writes: u32,
+    /// Kills of a process during the run.
+    pub kills: u32,
+    /// Whether a kill is a loss of power.
+    pub power: bool,
+    /// Whether records are appended, or blocks overwritten.
+    pub append: bool,
+}
+
+/// The world.
+pub struct World {
+    rng: StdRng,
+    now: Time,
+    order: u64,
+    queue: BinaryHeap<Queued>,
+    servers: Vec<Server>,
+    master: Metadata,
+    master_requests: u64,
+    writers: Vec<Writer>,
+    handle: ChunkHandle,
+    options: Options,
+    /// Connections deliver in order: when the last message arrives.
+    last_arrival: BTreeMap<(usize, usize), Time>,
+    /// Acknowledged writes.
+    pub acked: Vec<Acked>,
+    /// A line an event, for comparison of two runs.
+    pub trace: Vec<String>,
+}
+
+const MASTER_CLIENT: ClientId = ClientId(0xface);
+
+impl World {
+    /// A world of this seed.
+    pub fn new(seed: u64, options: Options) -> World {
+        let mut world = World {
+            rng: StdRng::seed_from_u64(seed),
+            now: Time(1_000_000_000),
+            order: 0,
+            queue: BinaryHeap::new(),
+            servers: vec![],
+            master: Metadata::new(),
+            master_requests: 0,
+            writers: vec![],
+            handle: ChunkHandle::HOLE,
+            last_arrival: BTreeMap::new(),
+            acked: vec![],
+            trace: vec![],
+            options,
+        };
+        for n in 0..world.options.stores {
+            let config = small_store(1000 + n as u64, 0);
+            let disk = empty_disk(&config);
+            let server = Server {
+                id: StoreId(n + 1),
+                config,
+                disk,
+                node: None,
+                life: 0,
+                session: SessionId(0),
+                woken_at: None,
+            };
+            world.servers.push(server);
+            world.restart(n as usize);
+        }
+        let policy = common::wire::client_master::Policy {
+            replication: Some(world.options.replicas),
+            ..Default::default()
+        };
+        world.mutate(Mutation::SetPolicy { path: b"/".to_vec(), policy });
+        let create = Mutation::Create {
+            path: b"/f".to_vec(),
+            mode: 0o644,
+            exclusive: true,
+            parents: false,
+            chunk: true,
+            near: String::new(),
+        };
+        let MasterReply::Opened { chunk: Some(chunk), .. } = world.mutate(create) else { panic!("no chunk") };
+        world.handle = chunk.config.handle;
+        for n in 0..world.options.writers {
+            let left = world.options.writes;
+            let id = ClientId(n as u128 + 1);
+            world.writers.push(Writer { config: chunk.config.clone(), id, seq: 0, wanted: None, left });
+            world.later(Event::Client { client: n as usize });
+        }
+        world
+    }
+
+    fn apply(&mut self, command: Command) -> Reply {
+        let salt = self.rng.random();
+        let entry = Entry { stamp_ns: self.now.0, wall_ns: 0, salt, command };
+        let reply = self.master.apply(&entry);
+        self.master.check();
+        reply
+    }
+
+    fn mutate(&mut self, mutation: Mutation) -> MasterReply {
+        self.master_requests += 1;
+        let request = RequestId { client: MASTER_CLIENT, seq: self.master_requests };
+        match self.apply(Command::Mutate { request, lowest: self.master_requests, mutation }) {
+            Reply::Master(reply) => reply,
+            Reply::Store(_) => panic!("a mutation has a client's answer"),
+        }
+    }
+
+    fn later(&mut self, event: Event) {
+        let delay = Span(self.rng.random_range(20_000..400_000));
+        self.at(self.now + delay, event);
+    }
+
+    fn at(&mut self, at: Time, event: Event) {
+        self.order += 1;
+        self.queue.push(Queued { at, order: self.order, event });
+    }
+
+    /// A message from one store to another: in order.
+    fn deliver(&mut self, from: usize, to: usize, input: Input) {
+        let delay = Span(self.rng.random_range(20_000..400_000));
+        let last = self.last_arrival.get(&(from, to)).copied().unwrap_or(Time(0));
+        let at = (self.now + delay).max(last + Span(1));
+        self.last_arrival.insert((from, to), at);
+        let life = self.servers[to].life;
+        self.at(at, Event::Step { store: to, life, input: Box::new(input) });
+    }
+
+    fn index(&self, id: StoreId) -> usize {
+        id.0 as usize - 1
+    }
+
+    fn restart(&mut self, n: usize) {
+        let server = &mut self.servers[n];
+        server.life += 1;
+        server.config.incarnation = server.life;
+        let recovered = open(server.config.clone(), &server.disk);
+        let recovered = recovered.unwrap_or_else(|e| panic!("{}: {e}", server.id));
+        let (id, life) = (server.id, server.life);
+        server.node = Some(Node::new(id, recovered));
+        let register = Register {
+            store: (life > 1).then_some(id),
+            uuid: 7000 + n as u128,
+            server_uuid: 9000 + n as u128,
+            incarnation: life,
+            boot_id: 1,
+            dev_ino: (1, n as u64),
+            rack: format!("r{n}"),
+            addr: ([127, 0, 0, 1], 1000 + n as u16).into(),
+            capacity: 1 << 40,
+            used: 0,
+        };
+        let Reply::Store(StoreReply::Registered { store, session, .. }) = self.apply(Command::Register(register)) else {
+            panic!("refused");
+        };
+        assert_eq!(store, id);
+        self.servers[n].session = session;
+        let (orders, _) = self.master.orders_for(id, 1000);
+        self.step(n, Input::Orders(orders));
+        self.step(n, Input::Session { session, until: Time::NEVER });
+        self.trace.push(format!("{} restart {n}", self.now.0));
+    }
+
+    /// Kills a store's process; its connections break, and its death is proved.
+    pub fn kill(&mut self, n: usize) {
+        let server = &mut self.servers[n];
+        if server.node.take().is_none() {
+            return;
+        }
+        server.life += 1;
+        if self.options.power {
+            server.disk.power_lost(&mut self.rng);
+        } else {
+            server.disk.process_killed();
+        }
+        let (id, session) = (server.id, server.session);
+        self.apply(Command::StoreDown { store: id, session });
+        self.trace.push(format!("{} kill {n}", self.now.0));
+        for other in 0..self.servers.len() {
+            if other != n && self.servers[other].node.is_some() {
+                self.deliver(n, other, Input::PeerLost { peer: id });
+            }
+        }
+    }
+
+    fn step(&mut self, n: usize, input: Input) {
+        let now = self.now;
+        let Some(node) = &mut self.servers[n].node else { return };
+        let mut out = vec![];
+        node.step(now, input, &mut out);
+        node.check();
+        let deadline = node.deadline();
+        let life = self.servers[n].life;
+        for output in out {
+            self.output(n, life, output);
+        }
+        let due = deadline.filter(|at| self.servers[n].woken_at != Some(*at));
+        if let Some(at) = due {
+            self.servers[n].woken_at = Some(at);
+            self.at(at.max(now + Span(1)), Event::Wake { store: n, life });
+        }
+    }
+
+    fn output(&mut self, n: usize, life: u64, output: Output) {
+        match output {
+            Output::Disk(op) => {
+                let delay = Span(self.rng.random_range(30_000..900_000));
+                self.at(self.now + delay, Event::Disk { store: n, life, op });
+            }
+            Output::Peer { to, msg, data } => {
+                let (from, to_n) = (self.servers[n].id, self.index(to));
+                if self.servers[to_n].node.is_none() {
+                    return self.deliver(to_n, n, Input::PeerLost { peer: to });
+                }
+                let data = data.concat().into();
+                self.trace.push(format!("{} {from}->{to} {}", self.now.0, name(&msg)));
+                self.deliver(n, to_n, Input::Peer { from, msg, data });
+            }
+            Output::Reply { conn, msg, .. } => self.reply(conn as usize, msg),
+            Output::Master(ask) => {
+                let at = self.now + Span(self.rng.random_range(200_000..2_000_000));
+                self.at(at, Event::Ask { store: n, life, ask });
+            }
+            Output::Confirmed(orders) => {
+                let (store, session) = (self.servers[n].id, self.servers[n].session);
+                self.apply(Command::Confirmed { store, session, orders });
+            }
+            Output::Failed(why) => panic!("a disk that does not fail has failed: {why}"),
+        }
+    }
+
+    fn answer(&mut self, n: usize, ask: MasterAsk) {
+        let handle = ask.handle;
+        let store = self.servers[n].id;
+        let config = self.master.config(handle);
+        let answer = match (config, ask.what) {
+            (Err(refusal), _) => Err(refusal),
+            (Ok(config), Ask::Confirm) => Ok(config),
+            (Ok(config), Ask::Takeover { epoch }) if config.epoch != epoch || config.primary != store => Ok(config),
+            (Ok(config), Ask::Silent { epoch, .. }) if config.epoch != epoch || config.primary != store => Ok(config),
+            (Ok(_), Ask::Takeover { epoch }) => self.reconfigure(handle, epoch, vec![], Some(store)),
+            (Ok(_), Ask::Silent { epoch, accused }) => match self.servers[self.index(accused)].node {
+                Some(_) => Err(Refusal::new(Code::Busy, "it is alive")),
+                None => self.reconfigure(handle, epoch, vec![accused], None),
+            },
+            (Ok(_), Ask::Seal { epoch, length, .. }) => self.config_of(Command::Seal { handle, epoch, length }),
+        };
+        self.step(n, Input::Master { handle, answer });
+        // Removals reach whoever is alive with its next heartbeat.
+        for other in 0..self.servers.len() {
+            let (orders, _) = self.master.orders_for(self.servers[other].id, 1000);
+            if self.servers[other].node.is_some() && !orders.is_empty() {
+                let life = self.servers[other].life;
+                self.later(Event::Step { store: other, life, input: Box::new(Input::Orders(orders)) });
+            }
+        }
+    }
+
+    fn reconfigure(&mut self, handle: ChunkHandle, epoch: Epoch, remove: Vec<StoreId>, primary: Option<StoreId>) -> Result<ChunkConfig, Refusal> {
+        self.config_of(Command::Reconfigure { handle, epoch, remove, primary })
+    }
+
+    fn config_of(&mut self, command: Command) -> Result<ChunkConfig, Refusal> {
+        match self.apply(command) {
+            Reply::Store(StoreReply::Config(config)) => Ok(config),
+            Reply::Store(StoreReply::Refused { refusal, .. }) => Err(refusal),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    // --- clients ---------------------------------------------------------------------------
+
+    fn client(&mut self, c: usize) {
+        const PATIENCE: Span = Span::from_ms(80);
+        if self.writers[c].wanted.is_none() {
+            if self.writers[c].left == 0 {
+                return;
+            }
+            self.writers[c].left -= 1;
+            self.writers[c].seq += 1;
+            let (id, seq) = (self.writers[c].id, self.writers[c].seq);
+            let len = match self.rng.random_range(0..4) {
+                0 => self.rng.random_range(1..200),
+                1 => self.rng.random_range(1..20_000),
+                2 => 4096,
+                _ => self.rng.random_range(1..90_000),
+            };
+            let mut data = vec![0u8; len];
+            self.rng.fill(&mut data[..]);
+            let offset = (!self.options.append).then(|| self.rng.random_range(0..300_000));
+            let inline = len <= common::limits::INLINE_BYTES_MAX && self.rng.random_bool(0.6);
+            self.writers[c].wanted = Some(Wanted {
+                request: RequestId { client: id, seq },
+                offset,
+                data: data.into(),
+                push_left: vec![],
+                pushed: inline,
+                alone: false,
+                sent_at: self.now,
+            });
+            self.send(c);
+        } else {
+            let sent = self.writers[c].wanted.as_ref().expect("checked").sent_at;
+            if self.now.since(sent) >= PATIENCE {
+                self.ask_anew(c);
+            }
+        }
+        self.at(self.now + PATIENCE, Event::Client { client: c });
+    }
+
+    /// Asks the master how the chunk stands, and sends again under the same request.
+    fn ask_anew(&mut self, c: usize) {
+        let mut config = self.master.config(self.handle).expect("the chunk is not deleted");
+        if self.servers[self.index(config.primary)].node.is_none() {
+            let (handle, epoch, primary) = (config.handle, config.epoch, config.primary);
+            if let Ok(now) = self.reconfigure(handle, epoch, vec![primary], None) {
+                config = now;
+            }
+        }
+        self.writers[c].config = config;
+        self.send(c);
+    }
+
+    fn send(&mut self, c: usize) {
+        let config = self.writers[c].config.clone();
+        let now = self.now;
+        let wanted = self.writers[c].wanted.as_mut().expect("something is wanted");
+        wanted.sent_at = now;
+        let Wanted { request, offset, data, pushed, alone, .. } = wanted.clone();
+        let small = data.len() <= common::limits::INLINE_BYTES_MAX;
+        if !pushed {
+            let chain: Vec<StoreId> = if alone { vec![config.primary] } else { config.members.clone() };
+            wanted.push_left = (0..data.len().div_ceil(PIECE_BYTES_MAX) as u16).collect();
+            for index in 0..data.len().div_ceil(PIECE_BYTES_MAX) {
+                let at = index * PIECE_BYTES_MAX;
+                let part = data.slice(at..(at + PIECE_BYTES_MAX).min(data.len()));
+                let msg = ClientChunk::Push {
+                    request,
+                    handle: config.handle,
+                    index: index as u16,
+                    total: data.len() as u32,
+                    chain: chain[1..].to_vec(),
+                    piece: Piece::of(&part),
+                };
+                self.to_store(c, chain[0], config.epoch, msg, part);
+            }
+            return;
+        }
+        let inline_now = small && self.writers[c].wanted.as_ref().is_some_and(|w| w.push_left.is_empty() && !w.alone);
+        let inline = inline_now.then(|| Piece::of(&data));
+        let payload = if inline_now { data.clone() } else { Bytes::new() };
+        let create = (config.epoch.number() == 1).then(|| config.clone());
+        let msg = ClientChunk::Write {
+            request,
+            lowest: request.seq,
+            handle: config.handle,
+            offset,
+            len: data.len() as u32,
+            inline,
+            create,
+        };
+        self.to_store(c, config.primary, config.epoch, msg, payload);
+    }
+
+    fn to_store(&mut self, c: usize, to: StoreId, epoch: Epoch, msg: ClientChunk, data: Bytes) {
+        let n = self.index(to);
+        let life = self.servers[n].life;
+        let input = Input::Client { conn: c as u64, request: 0, epoch, msg, data };
+        self.later(Event::Step { store: n, life, input: Box::new(input) });
+    }
+
+    fn reply(&mut self, c: usize, msg: ClientChunkReply) {
+        let Some(wanted) = &mut self.writers[c].wanted else { return };
+        match msg {
+            ClientChunkReply::Held => {
+                wanted.push_left.pop();
+                if wanted.push_left.is_empty() && !wanted.pushed {
+                    wanted.pushed = true;
+                    wanted.alone = true;
+                    self.send(c);
+                }
+            }
+            ClientChunkReply::Written { offset, serial, .. } => {
+                let wanted = self.writers[c].wanted.take().expect("checked");
+                let append = wanted.offset.is_none();
+                self.trace.push(format!("{} acked {} at {offset} {serial}", self.now.0, wanted.request));
+                self.acked.push(Acked { client: c, offset, data: wanted.data, serial: serial.0, append });
+                self.later(Event::Client { client: c });
+            }
+            ClientChunkReply::Refused(refusal) => {
+                if matches!(refusal.code, Code::PieceMissing | Code::ChainBroken) {
+                    wanted.pushed = false;
+                    wanted.alone = true;
+                }
+                self.trace.push(format!("{} refused {refusal}", self.now.0));
+            }
+            _ => {}
+        }
+    }
+
+    // --- the run ---------------------------------------------------------------------------
+
+    /// Runs to the end: kills on the way, everything alive at the end, all writes answered.
+    /// Panics with a sentence if a promise is broken.
+    pub fn run(&mut self) {
+        /// Events after which a run that has not come to rest is stuck.
+        const EVENTS_MAX: u64 = 3_000_000;
+        let total = (self.options.writers * self.options.writes) as usize;
+        let mut kills = self.options.kills;
+        let mut next_kill = self.now + Span::from_ms(self.rng.random_range(1..60));
+        for _ in 0..EVENTS_MAX {
+            if kills > 0 && self.now >= next_kill {
+                kills -= 1;
+                next_kill = self.now + Span::from_ms(self.rng.random_range(1..120));
+                let n = self.rng.random_range(0..self.servers.len());
+                self.kill(n);
+                let back = self.now + Span::from_ms(self.rng.random_range(1..150));
+                self.at(back, Event::Restart { store: n });
+            }
+            if kills == 0 && self.acked.len() == total && self.servers.iter().all(|s| s.node.is_some()) {
+                return;
+            }
+            let Some(Queued { at, event, .. }) = self.queue.pop() else {
+                if kills == 0 {
+                    break;
+                }
+                self.now = next_kill;
+                continue;
+            };
+            self.now = self.now.max(at);
+            self.event(event);
+        }
+        for line in &self.trace[self.trace.len().saturating_sub(60)..] {
+            eprintln!("{line}");
+        }
+        eprintln!("{:?}", self.master.config(self.handle));
+        for server in &self.servers {
+            let view = server.node.as_ref().and_then(|n| n.chunk_view(self.handle));
+            eprintln!("{} alive {} {view:?}", server.id, server.node.is_some());
+        }
+        panic!("stuck: {} of {total} writes are acknowledged at {}", self.acked.len(), self.now.0);
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Step { store, life, input } if self.servers[store].life == life => self.step(store, *input),
+            Event::Disk { store, life, op } if self.servers[store].life == life => {
+                let done = self.servers[store].disk.perform(op);
+                self.step(store, Input::Disk(done));
+            }
+            Event::Ask { store, life, ask } if self.servers[store].life == life => self.answer(store, ask),
+            Event::Wake { store, life } if self.servers[store].life == life => {
+                self.servers[store].woken_at = None;
+                self.step(store, Input::Wake);
+            }
+            Event::Client { client } => self.client(client),
+            Event::Restart { store } if self.servers[store].node.is_none() => self.restart(store),
+            _ => {}
+        }
+    }
+
+    /// Kills everything at once, and starts it again.
+    pub fn kill_all(&mut self) {
+        for n in 0..self.servers.len() {
+            self.kill(n);
+        }
+        for n in 0..self.servers.len() {
+            self.restart(n);
+        }
+    }
+
+    /// Whether a store, restarted, finds its directory good: what the bit flips do not pass.
+    pub fn disk(&mut self, n: usize) -> &mut MemDisk {
+        &mut self.servers[n].disk
+    }
+
+    /// The whole chunk as one member serves it now, after all has come to rest; or its refusal.
+    pub fn read_from(&mut self, store: StoreId) -> Result<Vec<u8>, Code> {
+        let mut all = vec![];
+        let mut offset = 0u64;
+        loop {
+            let part = self.read_part(store, offset)?;
+            if part.is_empty() {
+                return Ok(all);
+            }
+            offset += part.len() as u64;
+            all.extend(part);
+        }
+    }
+
+    fn read_part(&mut self, store: StoreId, offset: u64) -> Result<Vec<u8>, Code> {
+        const READER: u64 = u64::MAX;
+        let n = self.index(store);
+        let deadline = self.now + Span::from_ms(5_000);
+        let mut answer: Option<Result<Vec<u8>, Code>> = None;
+        let mut asked = false;
+        while self.now < deadline {
+            if !asked {
+                asked = true;
+                let config = self.master.config(self.handle).expect("not deleted");
+                let len = PIECE_BYTES_MAX as u32;
+                let msg = ClientChunk::Read { handle: self.handle, offset, len, stale: false };
+                let input = Input::Client { conn: READER, request: 0, epoch: config.epoch, msg, data: Bytes::new() };
+                answer = self.step_and_catch(n, input, READER);
+            }
+            if let Some(done) = answer.take() {
+                match done {
+                    Err(Code::Reconfiguring | Code::Busy | Code::StaleEpoch | Code::UnknownEpoch) => {
+                        asked = false;
+                        self.now = self.now + Span::from_ms(5);
+                        self.poke_primary();
+                    }
+                    done => return done,
+                }
+            }
+            let Some(Queued { at, event, .. }) = self.queue.pop() else { break };
+            self.now = self.now.max(at);
+            answer = match event {
+                Event::Step { store, life, input } if self.servers[store].life == life => self.step_and_catch(store, *input, READER),
+                Event::Disk { store, life, op } if self.servers[store].life == life => {
+                    let done = self.servers[store].disk.perform(op);
+                    self.step_and_catch(store, Input::Disk(done), READER)
+                }
+                other => {
+                    self.event_catching(other, READER)
+                }
+            };
+        }
+        panic!("a read of {store} has no answer");
+    }
+
+    /// A client that wants to write: makes a primary that was restarted take its chunk over.
+    fn poke_primary(&mut self) {
+        let config = self.master.config(self.handle).expect("not deleted");
+        let n = self.index(config.primary);
+        let stat = ClientChunk::Stat { handle: self.handle };
+        let input = Input::Client { conn: u64::MAX - 1, request: 0, epoch: config.epoch, msg: stat, data: Bytes::new() };
+        self.step_and_catch(n, input, u64::MAX - 1);
+    }
+
+    fn event_catching(&mut self, event: Event, reader: u64) -> Option<Result<Vec<u8>, Code>> {
+        match event {
+            Event::Wake { store, life } if self.servers[store].life == life => {
+                self.servers[store].woken_at = None;
+                self.step_and_catch(store, Input::Wake, reader)
+            }
+            Event::Ask { store, life, ask } if self.servers[store].life == life => {
+                self.answer_catching(store, ask, reader)
+            }
+            _ => None,
+        }
+    }
+
+    fn answer_catching(&mut self, n: usize, ask: MasterAsk, reader: u64) -> Option<Result<Vec<u8>, Code>> {
+        let handle = ask.handle;
+        let store = self.servers[n].id;
+        let answer = match (self.master.config(handle), ask.what) {
+            (Ok(config), Ask::Takeover { epoch }) if config.epoch == epoch && config.primary == store => {
+                self.reconfigure(handle, epoch, vec![], Some(store))
+            }
+            (config, _) => config,
+        };
+        self.step_and_catch(n, Input::Master { handle, answer }, reader)
+    }
+
+    fn step_and_catch(&mut self, n: usize, input: Input, reader: u64) -> Option<Result<Vec<u8>, Code>> {
+        let now = self.now;
+        let node = self.servers[n].node.as_mut()?;
+        let mut out = vec![];
+        node.step(now, input, &mut out);
+        let deadline = node.deadline();
+        let life = self.servers[n].life;
+        let mut caught = None;
+        for output in out {
+            match output {
+                Output::Reply { conn, msg, data, .. } if conn == reader => {
+                    caught = match msg {
+                        ClientChunkReply::Data { pieces } => {
+                            let mut at = 0;
+                            let all = data.concat();
+                            for piece in &pieces {
+                                piece.verify(&all[at..at + piece.len as usize]).expect("served bytes match their checksums");
+                                at += piece.len as usize;
+                            }
+                            Some(Ok(all))
+                        }
+                        ClientChunkReply::Refused(refusal) => Some(Err(refusal.code)),
+                        _ => None,
+                    };
+                }
+                Output::Reply { conn, .. } if conn >= u64::MAX - 1 => {}
+                other => self.output(n, life, other),
+            }
+        }
+        if let Some(at) = deadline.filter(|at| self.servers[n].woken_at != Some(*at)) {
+            self.servers[n].woken_at = Some(at);
+            self.at(at.max(now + Span(1)), Event::Wake { store: n, life });
+        }
+        caught
+    }
+
+    /// The members of the chunk now.
+    pub fn members(&self) -> Vec<StoreId> {
+        self.master.config(self.handle).expect("not deleted").members
+    }
+
+    /// P1, P3, P4 at rest: every member serves the same bytes; every acknowledged append is there
+    /// once, whole; overwrites are those of the highest serial.
+    pub fn check_promises(&mut self) {
+        let members = self.members();
+        let first = self.read_from(members[0]).expect("a member serves");
+        for member in &members[1..] {
+            let other = self.read_from(*member).expect("a member serves");
+            assert!(first == other, "{} and {member} differ", members[0]);
+        }
+        let mut acked = self.acked.clone();
+        acked.sort_by_key(|a| a.serial);
+        for pair in acked.windows(2) {
+            assert!(pair[0].serial < pair[1].serial, "two writes have serial {}", pair[0].serial);
+        }
+        if self.options.append {
+            let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
+            for a in &acked {
+                let end = a.offset + a.data.len() as u64;
+                assert!(first.get(a.offset as usize..end as usize) == Some(&a.data[..]), "an acknowledged record at {} is not there", a.offset);
+                assert!(ends.insert(a.offset, end).is_none(), "two records at {}", a.offset);
+            }
+            let mut at = 0;
+            for (start, end) in &ends {
+                assert_eq!(*start, at, "something that nobody was told of lies at {at}");
+                at = *end;
+            }
+            assert_eq!(first.len() as u64, at, "something that nobody was told of lies at the end");
+        } else {
+            let mut model: Vec<u8> = vec![];
+            for a in &acked {
+                let end = a.offset as usize + a.data.len();
+                if model.len() < end {
+                    model.resize(end, 0);
+                }
+                model[a.offset as usize..end].copy_from_slice(&a.data);
+            }
+            assert!(model == first, "the bytes are not those of the acknowledged writes");
+        }
+    }
+}
+
+fn name(msg: &Peer) -> &'static str {
+    match msg {
+        Peer::Forward { .. } => "Forward",
+        Peer::Held { .. } => "Held",
+        Peer::Apply { .. } => "Apply",
+        Peer::Applied { .. } => "Applied",
+        Peer::ApplyRefused { .. } => "ApplyRefused",
+        Peer::Commit { .. } => "Commit",
+        Peer::AskCommit { .. } => "AskCommit",
+        Peer::NewEpoch { .. } => "NewEpoch",
+        Peer::Tail { .. } => "Tail",
+        Peer::Adopt { .. } => "Adopt",
+        Peer::Adopted { .. } => "Adopted",
+        Peer::Fetch { .. } => "Fetch",
+        Peer::Fetched { .. } => "Fetched",
+    }
+}
