@@ -33,7 +33,7 @@ fn run(args: Cairn) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cairn::command(), "cairn", &mut std::io::stdout());
             Ok(())
         }
-        Command::Node => sim::jsonl::run(std::io::stdin().lock(), std::io::stdout().lock()),
+        Command::Node => sim::jsonl::run(std::io::BufReader::new(std::io::stdin()), std::io::stdout()),
         Command::Fs(command) => with_client(&args.cluster, |client| fs::run(client, command, args.json)),
         Command::Admin { command } => with_client(&args.cluster, |client| admin::run(client, command, args.json)),
         Command::Bench(command) => {
