@@ -46,6 +46,17 @@ pub enum Command {
     /// Measure a running cluster, and this machine beside it.
     #[command(subcommand)]
     Bench(Bench),
+    /// Kill or pause parts of a fresh cluster under load, and check every acknowledged byte.
+    Drill {
+        /// Which: leader-kill, worker-kill, server-kill, server-pause, kill-all; or all.
+        name: String,
+        /// How often.
+        #[arg(long, default_value_t = 1)]
+        repeats: u32,
+        /// Where its cluster lives meanwhile; the system's temporary directory if not given.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Speak the JSON-lines protocol on standard input and output.
     Node,
     /// Print completions for a shell.

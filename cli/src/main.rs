@@ -33,6 +33,7 @@ fn run(args: Cairn) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cairn::command(), "cairn", &mut std::io::stdout());
             Ok(())
         }
+        Command::Drill { name, repeats, dir } => drill(&name, repeats, dir, args.json),
         Command::Node => sim::jsonl::run(std::io::BufReader::new(std::io::stdin()), std::io::stdout()),
         Command::Fs(command) => with_client(&args.cluster, |client| fs::run(client, command, args.json)),
         Command::Admin { command } => with_client(&args.cluster, |client| admin::run(client, command, args.json)),
@@ -42,6 +43,21 @@ fn run(args: Cairn) -> anyhow::Result<()> {
             runtime()?.block_on(bench::run(config, dir, command.into(), args.json))
         }
     }
+}
+
+fn drill(name: &str, repeats: u32, dir: Option<std::path::PathBuf>, json: bool) -> anyhow::Result<()> {
+    let dir = dir.unwrap_or_else(std::env::temp_dir);
+    let binary = std::env::current_exe()?;
+    // Servers live as long as the thread that starts them: the main one, which polls the drill.
+    let runtime = runtime()?;
+    let names: Vec<&str> = match name {
+        "all" => ops::drill::DRILLS.iter().map(|d| d.name).collect(),
+        one => vec![one],
+    };
+    for name in names {
+        runtime.block_on(ops::drill::run(name, repeats, &dir, &binary, json))?;
+    }
+    Ok(())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// One try of a write; the primary may be waiting for a reconfiguration.
-const WRITE_LIMIT: Duration = Duration::from_millis(1000);
+const WRITE_LIMIT: Duration = Duration::from_millis(700);
 /// A piece is held by the whole chain within this.
-const PUSH_LIMIT: Duration = Duration::from_millis(1500);
+const PUSH_LIMIT: Duration = Duration::from_millis(700);
 /// One try of a read.
 const READ_LIMIT: Duration = Duration::from_millis(1000);
 /// After this another replica is asked too.
@@ -136,6 +136,8 @@ impl Client {
             }
             match miss.next {
                 Next::PushAgain => {
+                    // Some server of the chain is away; which one is not known here.
+                    chain.iter().filter(|m| **m != config.primary).for_each(|m| self.inner.conns.suspect(*m));
                     // The primary alone: it gives the bytes to the others.
                     pushed = inline.is_some();
                     chain = vec![config.primary];
@@ -158,8 +160,12 @@ impl Client {
         }
     }
 
-    /// The order in which the bytes travel: the closest replica first, whichever its role.
+    /// The order in which the bytes travel: the closest replica first, whichever its role. While a
+    /// member is suspected, the primary alone gets them, and gives them to the others.
     fn chain(&self, config: &ChunkConfig) -> Vec<StoreId> {
+        if config.members.iter().any(|m| self.inner.conns.is_suspect(*m)) {
+            return vec![config.primary];
+        }
         let mut chain = config.members.clone();
         let rack = &self.inner.config.rack;
         if !rack.is_empty() {

@@ -6,7 +6,7 @@ use common_net::{Conn, NetError};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A connection to a store is made within this.
 const DIAL_LIMIT: Duration = Duration::from_millis(300);
@@ -18,12 +18,16 @@ pub(crate) enum Class {
     Bulk,
 }
 
+/// A store that did not answer is passed over for so long, where others can do its work.
+const SUSPECTED_FOR: Duration = Duration::from_secs(3);
+
 type Slot = Arc<tokio::sync::Mutex<Option<Conn>>>;
 
 #[derive(Default)]
 pub(crate) struct Conns {
     table: Mutex<HashMap<StoreId, (SocketAddr, String)>>,
     slots: Mutex<HashMap<(StoreId, Class), Slot>>,
+    suspects: Mutex<HashMap<StoreId, Instant>>,
 }
 
 impl Conns {
@@ -34,6 +38,17 @@ impl Conns {
 
     pub fn rack(&self, store: StoreId) -> Option<String> {
         self.table.lock().expect("never poisoned").get(&store).map(|(_, rack)| rack.clone())
+    }
+
+    /// A store did not answer.
+    pub fn suspect(&self, store: StoreId) {
+        self.suspects.lock().expect("never poisoned").insert(store, Instant::now());
+    }
+
+    /// Whether a store did not answer lately.
+    pub fn is_suspect(&self, store: StoreId) -> bool {
+        let suspects = self.suspects.lock().expect("never poisoned");
+        suspects.get(&store).is_some_and(|since| since.elapsed() < SUSPECTED_FOR)
     }
 
     /// The connection to a store, made if there is none.

@@ -79,10 +79,11 @@ pub const RENEWAL_BATCH_MS: u64 = 100;
 pub const CHUNK_LEASE_MS: u64 = 60_000;
 /// Raft's heartbeat.
 pub const RAFT_HEARTBEAT_MS: u64 = 100;
-/// Shortest election timeout.
-pub const ELECTION_MS_MIN: u64 = 600;
-/// Longest election timeout.
-pub const ELECTION_MS_MAX: u64 = 900;
+/// Shortest election timeout. A follower begins an election this long after the leader's lease
+/// (`ELECTION_MS_MAX`) has run out: so 750-900 ms after it last heard of a leader.
+pub const ELECTION_MS_MIN: u64 = 300;
+/// Longest election timeout, and the length of the Raft leader's lease.
+pub const ELECTION_MS_MAX: u64 = 450;
 /// Allowance for a vote round.
 pub const VOTE_MS: u64 = 300;
 /// Allowance for the new leader's first commit.
@@ -117,6 +118,6 @@ const _: () = assert!((CHUNK_CLIENT_WINDOW as usize) < CHUNK_ANSWERS_MAX);
 // leader dies right before it would renew is longer than an election and its first commit.
 const _: () = assert!(
     SESSION_HELD_MS - HEARTBEAT_MS - RENEWAL_BATCH_MS
-        > ELECTION_MS_MAX + VOTE_MS + FIRST_COMMIT_MS
+        > 2 * ELECTION_MS_MAX + VOTE_MS + FIRST_COMMIT_MS
 );
 const _: () = assert!(RAFT_HEARTBEAT_MS * 3 <= ELECTION_MS_MIN);

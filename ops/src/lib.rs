@@ -1,3 +1,5 @@
-//! Operating Cairn: local clusters of real processes. Knows servers as processes only.
+//! Operating Cairn: local clusters of real processes, and drills on them. Knows servers as
+//! processes only.
 
 pub mod cluster;
+pub mod drill;

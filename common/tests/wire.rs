@@ -1,0 +1,182 @@
+//! The wire: golden bytes, and hostile input for every decoder. `CASES=n` runs more.
+
+use common::wire::chunk_chunk::{Origin, Peer, WriteOp};
+use common::wire::chunk_master::{StoreReply, StoreRequest};
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::client_master::{MasterReply, MasterRequest, split_path};
+use common::wire::frame::{HEADER_BYTES, Header, Kind};
+use common::wire::{self, Caller, Hello, HelloOk, Message, Piece};
+use common::*;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+#[test]
+fn the_header_has_just_these_bytes() {
+    let header = Header {
+        kind: Kind::ClientChunk,
+        cluster: ClusterId(0x1122_3344_5566_7788),
+        request: 9,
+        epoch: 3,
+        body_len: 5,
+        payload_len: 4096,
+        body_crc: 0xaabb_ccdd,
+    };
+    let mut golden = vec![];
+    golden.extend_from_slice(b"CRN1");
+    golden.extend_from_slice(&[1, 0, 40, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 16, 0, 0, 0xdd, 0xcc, 0xbb, 0xaa]);
+    golden.extend_from_slice(&[0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
+    golden.extend_from_slice(&[9, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    golden.extend_from_slice(&[0; 12]);
+    golden.extend_from_slice(&checksum::crc32c(&golden).to_le_bytes());
+    assert_eq!(header.encode().to_vec(), golden);
+    assert_eq!(Header::decode(&header.encode()), Ok(header));
+}
+
+#[test]
+fn messages_have_just_these_bytes() {
+    let read = ClientChunk::Read { handle: ChunkHandle(7), offset: 4096, len: 100, stale: false };
+    assert_eq!(wire::encode(&read), [2, 7, 251, 0, 16, 100, 0]);
+    let op = WriteOp {
+        origin: Origin { epoch: Epoch(1), incarnation: 2 },
+        serial: Serial(3),
+        request: RequestId { client: ClientId(4), seq: 5 },
+        lowest: 5,
+        offset: 6,
+        len: 7,
+    };
+    let piece = Some(Piece { len: 7, crcs: vec![0x0102_0304] });
+    let apply = Peer::Apply { handle: ChunkHandle(8), epoch: Epoch(1), op, inline: piece, committed: Serial(2), create: None };
+    assert_eq!(wire::encode(&apply), [2, 8, 1, 1, 2, 3, 4, 5, 5, 6, 7, 1, 7, 1, 252, 4, 3, 2, 1, 2, 0]);
+    assert_eq!(wire::encode(&Hello::new(Caller::Store(StoreId(3)))), [1, 3, 1, 1]);
+    assert_eq!(wire::encode(&Refusal::new(Code::Busy, "x")), [65, 1, b'x']);
+}
+
+#[test]
+fn lengths_versions_and_kinds_that_are_not_allowed_are_refused_before_anything_is_read() {
+    let good = Header {
+        kind: Kind::Hello,
+        cluster: ClusterId(0),
+        request: 0,
+        epoch: 0,
+        body_len: 10,
+        payload_len: 0,
+        body_crc: 0,
+    };
+    let with = |change: &dyn Fn(&mut [u8])| {
+        let mut bytes = good.encode();
+        change(&mut bytes);
+        let crc = checksum::crc32c(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
+        Header::decode(&bytes)
+    };
+    assert_eq!(with(&|_| {}), Ok(good));
+    assert_eq!(with(&|b| b[0] = 0), Err(Code::BadFrame));
+    assert_eq!(with(&|b| b[4] = 2), Err(Code::UnknownVersion));
+    assert_eq!(with(&|b| b[6] = 99), Err(Code::Unexpected));
+    assert_eq!(with(&|b| b[8] = 1), Err(Code::BadFrame), "flags");
+    assert_eq!(with(&|b| b[15] = 0x7f), Err(Code::TooLong), "body");
+    assert_eq!(with(&|b| b[16] = 1), Err(Code::TooLong), "payload of a kind that has none");
+    assert_eq!(with(&|b| b[50] = 1), Err(Code::BadFrame), "reserved");
+    let mut flipped = good.encode();
+    flipped[30] ^= 1;
+    assert_eq!(Header::decode(&flipped), Err(Code::BadFrame));
+}
+
+fn cases() -> u64 {
+    std::env::var("CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(20_000)
+}
+
+/// Random and mutated bytes: an error or a message, and a message encodes to the same bytes.
+fn hostile<M: Message + PartialEq + std::fmt::Debug>(seeds: &[Vec<u8>]) {
+    let mut rng = StdRng::seed_from_u64(11);
+    println!("seed 11, {} cases of {:?}", cases(), M::KIND);
+    for _ in 0..cases() {
+        let mut bytes = match rng.random_range(0..3) {
+            0 => (0..rng.random_range(0..80)).map(|_| rng.random()).collect(),
+            _ => seeds[rng.random_range(0..seeds.len())].clone(),
+        };
+        for _ in 0..rng.random_range(0..4) {
+            if bytes.is_empty() {
+                break;
+            }
+            let at = rng.random_range(0..bytes.len());
+            match rng.random_range(0..4) {
+                0 => bytes[at] = rng.random(),
+                1 => bytes[at] = [251, 252, 253, 254, 255][rng.random_range(0..5)],
+                2 => bytes.truncate(at),
+                _ => bytes.insert(at, rng.random()),
+            }
+        }
+        if let Ok(message) = wire::decode::<M>(&bytes) {
+            let again = wire::encode(&message);
+            assert_eq!(wire::decode::<M>(&again).as_ref(), Ok(&message));
+        }
+    }
+}
+
+#[test]
+fn hostile_bodies_do_no_harm() {
+    let request = RequestId { client: ClientId(1), seq: 1 };
+    let piece = Piece::of(&[1; 5000]);
+    hostile::<Hello>(&[wire::encode(&Hello::new(Caller::Client))]);
+    hostile::<HelloOk>(&[wire::encode(&HelloOk { cluster: ClusterId(1), version: 1 })]);
+    hostile::<Refusal>(&[wire::encode(&Refusal::new(Code::Busy, "about"))]);
+    hostile::<MasterRequest>(&[
+        wire::encode(&MasterRequest::Stat { path: b"/a/b".to_vec() }),
+        wire::encode(&MasterRequest::List { path: b"/".to_vec(), after: vec![1, 2], limit: 9 }),
+    ]);
+    hostile::<MasterReply>(&[wire::encode(&MasterReply::refused(Code::NotFound, "x"))]);
+    hostile::<StoreRequest>(&[wire::encode(&StoreRequest::Exited { uuid: 1, incarnation: 2 })]);
+    hostile::<StoreReply>(&[wire::encode(&StoreReply::Lapsed)]);
+    hostile::<ClientChunk>(&[wire::encode(&ClientChunk::Push {
+        request,
+        handle: ChunkHandle(1),
+        index: 0,
+        total: 5000,
+        chain: vec![StoreId(1), StoreId(2)],
+        piece: piece.clone(),
+    })]);
+    hostile::<ClientChunkReply>(&[wire::encode(&ClientChunkReply::Data { pieces: vec![piece.clone()] })]);
+    hostile::<Peer>(&[wire::encode(&Peer::Held { request, index: 1, refused: Some(Code::Busy) })]);
+}
+
+#[test]
+fn hostile_headers_do_no_harm() {
+    let mut rng = StdRng::seed_from_u64(5);
+    for _ in 0..cases() {
+        let mut bytes = [0u8; HEADER_BYTES];
+        rng.fill(&mut bytes[..]);
+        if rng.random_bool(0.7) {
+            bytes[..4].copy_from_slice(b"CRN1");
+            bytes[4..6].copy_from_slice(&[1, 0]);
+            let crc = checksum::crc32c(&bytes[..60]);
+            bytes[60..].copy_from_slice(&crc.to_le_bytes());
+        }
+        if let Ok(header) = Header::decode(&bytes) {
+            assert!(header.body_len as usize <= header.kind.body_bytes_max());
+            assert!(header.payload_len as usize <= header.kind.payload_bytes_max());
+        }
+    }
+}
+
+#[test]
+fn a_huge_length_in_a_small_body_allocates_nothing() {
+    // A list of 2^60 entries, told in nine bytes.
+    let mut body = vec![0u8, 1];
+    body.extend_from_slice(&[253, 0, 0, 0, 0, 0, 0, 0, 16]);
+    assert_eq!(wire::decode::<ClientChunkReply>(&[3, 253, 0, 0, 0, 0, 0, 0, 0, 16]), Err(Code::BadBody));
+    assert!(wire::decode::<MasterRequest>(&body).is_err());
+}
+
+#[test]
+fn paths_are_split_or_refused() {
+    assert_eq!(split_path(b"/").unwrap(), Vec::<&[u8]>::new());
+    assert_eq!(split_path(b"//a//\xff\n/").unwrap(), vec![&b"a"[..], &b"\xff\n"[..]]);
+    for bad in [&b""[..], b"a", b"/.", b"/a/..", b"/a\0b"] {
+        assert_eq!(split_path(bad), Err(Code::BadName));
+    }
+    let long = [b"/".to_vec(), vec![b'x'; 255]].concat();
+    assert!(split_path(&long).is_ok());
+    assert!(split_path(&[long, vec![b'x']].concat()).is_err());
+    assert!(split_path(&b"/ab".repeat(1400)).is_err());
+}

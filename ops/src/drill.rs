@@ -1,0 +1,219 @@
+//! Drills: a cluster of real processes under load, something is killed or paused, and every
+//! acknowledged byte is checked afterwards. Prints the gap that clients saw.
+
+mod load;
+
+use crate::cluster::{Cluster, Spec, signal};
+use anyhow::{Context, bail};
+use load::{Load, Report};
+use rand::RngExt;
+use serde_json::json;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A drill: its name, what it does, and whom it hits.
+pub struct Drill {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What happens.
+    pub what: &'static str,
+    hit: Hit,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hit {
+    Leader,
+    Worker,
+    Server,
+    Pause,
+    Everything,
+}
+
+/// All drills.
+pub const DRILLS: &[Drill] = &[
+    Drill { name: "leader-kill", what: "kill -9 of the leading master", hit: Hit::Leader },
+    Drill { name: "worker-kill", what: "kill -9 of a chunkserver's worker; its parent sees it", hit: Hit::Worker },
+    Drill { name: "server-kill", what: "kill -9 of a chunkserver's parent; the worker dies with it", hit: Hit::Server },
+    Drill { name: "server-pause", what: "SIGSTOP of a chunkserver's worker for 6 s", hit: Hit::Pause },
+    Drill { name: "kill-all", what: "kill -9 of every process at once, then a start", hit: Hit::Everything },
+];
+
+/// How long the load runs before and after the blow.
+const SETTLE: Duration = Duration::from_millis(400);
+
+/// What repeats of one drill came to.
+#[derive(Default)]
+struct Sum {
+    gaps: Vec<(&'static str, Duration)>,
+    acked: u64,
+    verified: u64,
+    recovery: Vec<Duration>,
+}
+
+/// Runs a drill `repeats` times on a fresh cluster below `dir`, which goes away if all was well.
+pub async fn run(name: &str, repeats: u32, dir: &Path, binary: &Path, json: bool) -> anyhow::Result<()> {
+    let Some(drill) = DRILLS.iter().find(|d| d.name == name) else {
+        let names: Vec<&str> = DRILLS.iter().map(|d| d.name).collect();
+        bail!("no such drill; there are: {}, and all", names.join(", "));
+    };
+    let home = dir.join(format!("cairn-drill-{}-{:08x}", drill.name, rand::random::<u32>()));
+    let spec = Spec {
+        masters: 3,
+        chunkservers: 5,
+        racks: 3,
+        bind: [127, 0, 0, 1].into(),
+        chunkserver_extra: "segment_bytes = 67108864\nahead_bytes = 67108864\nlog_segment_bytes = 16777216\n".into(),
+        time_scale: 1,
+    };
+    let mut cluster = Cluster::open(&home, &spec, binary)?;
+    cluster.start_all()?;
+    cluster.healthy().await?;
+    // The grace after a start, in which members that have not registered are not removed.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut sum = Sum::default();
+    for round in 0..repeats {
+        let done = one(drill, &mut cluster, round, &mut sum).await;
+        done.with_context(|| format!("{} round {round}; its cluster is left in {}", drill.name, home.display()))?;
+    }
+    cluster.stop()?;
+    drop(cluster);
+    std::fs::remove_dir_all(&home)?;
+    print(drill, repeats, &sum, json);
+    Ok(())
+}
+
+async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) -> anyhow::Result<()> {
+    let client = cluster.healthy().await?;
+    let load = Load::start(cluster.client_file()?.config()?, round, drill.hit != Hit::Everything).await?;
+    let wait = if drill.hit == Hit::Everything { rand::rng().random_range(50..800) } else { SETTLE.as_millis() as u64 };
+    tokio::time::sleep(Duration::from_millis(wait)).await;
+    load.mark();
+    let down = strike(drill.hit, cluster, &client, &load).await?;
+    let after = match drill.hit {
+        Hit::Pause => Duration::from_secs(8),
+        Hit::Everything => Duration::from_millis(300),
+        _ => Duration::from_millis(2500),
+    };
+    if drill.hit == Hit::Everything {
+        let began = Instant::now();
+        cluster.start_all()?;
+        cluster.healthy().await?;
+        sum.recovery.push(began.elapsed());
+    }
+    tokio::time::sleep(after).await;
+    for name in down {
+        cluster.start(&name)?;
+    }
+    let Report { gaps, acked } = load.stop().await?;
+    let client = cluster.healthy().await?;
+    sum.gaps.extend(gaps);
+    sum.acked += acked.len() as u64;
+    sum.verified += load::verify(&client, round, &acked).await?;
+    load::remove(&client, round).await
+}
+
+/// Strikes; gives the servers that must be started again.
+async fn strike(hit: Hit, cluster: &mut Cluster, client: &client::Client, load: &Load) -> anyhow::Result<Vec<String>> {
+    match hit {
+        Hit::Leader => {
+            let leader = client.status().await?.leader.context("nobody leads")?;
+            let name = format!("m{leader}");
+            cluster.kill(&name)?;
+            Ok(vec![name])
+        }
+        Hit::Worker | Hit::Server | Hit::Pause => {
+            let name = victim(cluster, client, load).await?;
+            match hit {
+                Hit::Worker => {
+                    let pid = cluster.worker_pid(&name).context("the worker does not run")?;
+                    signal(pid, "KILL")?;
+                    Ok(vec![name])
+                }
+                Hit::Server => {
+                    cluster.kill(&name)?;
+                    // As `cairn up` does when it sees the end of a parent.
+                    let config = cluster.config_of(&name);
+                    report_exit(&config).await?;
+                    Ok(vec![name])
+                }
+                _ => {
+                    let pid = cluster.worker_pid(&name).context("the worker does not run")?;
+                    signal(pid, "STOP")?;
+                    tokio::spawn(async move {
+                        tokio::time::sleep(Duration::from_secs(6)).await;
+                        // If it ended meanwhile there is nothing to wake.
+                        let _ = signal(pid, "CONT");
+                    });
+                    Ok(vec![])
+                }
+            }
+        }
+        Hit::Everything => {
+            for name in cluster.names()? {
+                cluster.kill(&name)?;
+            }
+            Ok(vec![])
+        }
+    }
+}
+
+async fn report_exit(config: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(config)?;
+    let config = chunkserver::config::Config::parse(&text).map_err(anyhow::Error::msg)?;
+    tokio::task::spawn_blocking(move || chunkserver::parent::report_exit(&config)).await?
+}
+
+/// A server that holds the file that is being appended to: in turn its primary and a secondary.
+async fn victim(cluster: &Cluster, client: &client::Client, load: &Load) -> anyhow::Result<String> {
+    let attr = client.lookup(&load.log_path()).await?;
+    let layout = client.layout(attr.file).await?;
+    let config = &layout.chunks().last().context("the log has no chunk yet")?.config;
+    let store = if load.round() % 2 == 0 {
+        config.members.iter().copied().find(|m| *m != config.primary).unwrap_or(config.primary)
+    } else {
+        config.primary
+    };
+    let stores = client.stores().await?;
+    let addr = stores.iter().find(|s| s.store == store).context("the store is not in the table")?.addr;
+    for name in cluster.names()?.into_iter().filter(|n| n.starts_with("cs")) {
+        let meta = std::fs::read_to_string(cluster.dir().join(&name).join("data/meta.toml"))?;
+        if meta.lines().any(|l| l == format!("store = {}", store.0)) {
+            return Ok(name);
+        }
+    }
+    bail!("nobody serves {store} at {addr}")
+}
+
+fn quantile(sorted: &[Duration], q: f64) -> f64 {
+    let at = ((sorted.len() as f64 * q).ceil() as usize).clamp(1, sorted.len());
+    sorted[at - 1].as_secs_f64() * 1e3
+}
+
+fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
+    let mut kinds: Vec<&'static str> = sum.gaps.iter().map(|(kind, _)| *kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let mut rows = vec![];
+    for kind in kinds {
+        let mut gaps: Vec<Duration> = sum.gaps.iter().filter(|(k, _)| *k == kind).map(|(_, g)| *g).collect();
+        gaps.sort_unstable();
+        rows.push((kind, quantile(&gaps, 0.5), quantile(&gaps, 0.99), quantile(&gaps, 1.0)));
+    }
+    let mut recovery = sum.recovery.clone();
+    recovery.sort_unstable();
+    if json {
+        for (load, p50, p99, max) in &rows {
+            println!("{}", json!({"drill": drill.name, "repeats": repeats, "load": load, "gap_ms_p50": p50, "gap_ms_p99": p99, "gap_ms_max": max}));
+        }
+        println!("{}", json!({"drill": drill.name, "acknowledged": sum.acked, "verified": sum.verified, "lost": 0, "duplicated": 0, "corrupt": 0}));
+        return;
+    }
+    println!("{}: {}, {repeats} times", drill.name, drill.what);
+    for (load, p50, p99, max) in rows {
+        println!("  longest gap of {load:<10} p50 {p50:>7.0} ms   p99 {p99:>7.0} ms   max {max:>7.0} ms");
+    }
+    if !recovery.is_empty() {
+        println!("  healthy again after    p50 {:>7.0} ms   max {:>7.0} ms", quantile(&recovery, 0.5), quantile(&recovery, 1.0));
+    }
+    println!("  {} operations acknowledged, {} verified; lost 0, duplicated 0, corrupt 0, errors 0", sum.acked, sum.verified);
+}

@@ -1,0 +1,303 @@
+//! The load of a drill: record appenders, a stream of puts, a metadata loop, readers. Remembers
+//! what was acknowledged, and checks it.
+
+use anyhow::{Context, bail};
+use client::{Client, Config};
+use common::limits::WRITE_BYTES_MAX;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+const APPENDERS: u64 = 8;
+const RECORD_BYTES: usize = 4096;
+/// Bytes of the file that is read all the time.
+const READ_BYTES: usize = 4 * WRITE_BYTES_MAX;
+/// Blocks of a file of the stream of puts.
+const PUT_BLOCKS: u64 = 128;
+
+/// What was acknowledged.
+#[derive(Clone, Debug)]
+pub enum Acked {
+    /// A record: who, which, where.
+    Record(u64, u64, u64),
+    /// A file of the stream: which.
+    Put(u64),
+    /// A small file: which.
+    Small(u64),
+}
+
+/// What came of a load.
+pub struct Report {
+    /// The longest gap after the mark, by kind of load.
+    pub gaps: Vec<(&'static str, Duration)>,
+    /// What was acknowledged.
+    pub acked: Vec<Acked>,
+}
+
+struct Shared {
+    stop: AtomicBool,
+    marked: AtomicBool,
+    acked: Mutex<Vec<Acked>>,
+    gaps: Mutex<BTreeMap<&'static str, Duration>>,
+    /// Errors are allowed when everything is killed: then nothing can answer.
+    strict: bool,
+}
+
+impl Shared {
+    fn done(&self, kind: &'static str, began: Instant, acked: Option<Acked>) {
+        self.acked.lock().expect("never poisoned").extend(acked);
+        if self.marked.load(Ordering::Relaxed) {
+            let mut gaps = self.gaps.lock().expect("never poisoned");
+            let gap = gaps.entry(kind).or_default();
+            *gap = began.elapsed().max(*gap);
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// A load that runs.
+pub struct Load {
+    shared: Arc<Shared>,
+    tasks: Vec<JoinHandle<anyhow::Result<()>>>,
+    round: u32,
+}
+
+fn dir(round: u32) -> Vec<u8> {
+    format!("/drill-{round}").into_bytes()
+}
+
+fn below(round: u32, name: &str) -> Vec<u8> {
+    format!("/drill-{round}/{name}").into_bytes()
+}
+
+/// A record says who wrote it and which it is; the rest follows from that.
+fn record(client: u64, n: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(RECORD_BYTES);
+    bytes.extend_from_slice(&client.to_le_bytes());
+    bytes.extend_from_slice(&n.to_le_bytes());
+    fill(&mut bytes, client.wrapping_mul(31).wrapping_add(n), RECORD_BYTES);
+    bytes
+}
+
+fn fill(bytes: &mut Vec<u8>, seed: u64, len: usize) {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    while bytes.len() < len {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        bytes.extend_from_slice(&x.to_le_bytes());
+    }
+    bytes.truncate(len);
+}
+
+fn block(seed: u64) -> Vec<u8> {
+    let mut bytes = vec![];
+    fill(&mut bytes, seed, WRITE_BYTES_MAX);
+    bytes
+}
+
+impl Load {
+    /// Starts it. With `strict` every error of a client fails the drill.
+    pub async fn start(config: Config, round: u32, strict: bool) -> anyhow::Result<Load> {
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            marked: AtomicBool::new(false),
+            acked: Mutex::default(),
+            gaps: Mutex::default(),
+            strict,
+        });
+        let client = Client::connect(config.clone()).await?;
+        client.mkdir(&dir(round), true, 0o755).await?;
+        let mut file = client.put(&below(round, "read")).await?;
+        for i in 0..READ_BYTES / WRITE_BYTES_MAX {
+            file.write(&block(i as u64)).await?;
+        }
+        file.finish(0o644, 0, false).await?;
+        client.appender(&below(round, "log")).await?.append(&record(APPENDERS, 0)).await?;
+        let mut tasks = vec![];
+        for n in 0..APPENDERS {
+            tasks.push(tokio::spawn(append(Client::connect(config.clone()).await?, shared.clone(), round, n)));
+        }
+        tasks.push(tokio::spawn(puts(Client::connect(config.clone()).await?, shared.clone(), round)));
+        tasks.push(tokio::spawn(small(Client::connect(config.clone()).await?, shared.clone(), round)));
+        tasks.push(tokio::spawn(reads(Client::connect(config).await?, shared.clone(), round)));
+        Ok(Load { shared, tasks, round })
+    }
+
+    /// From here on gaps count.
+    pub fn mark(&self) {
+        self.shared.marked.store(true, Ordering::Relaxed);
+    }
+
+    /// Which repeat this is.
+    pub fn round(&self) -> u32 {
+        self.round
+    }
+
+    /// The file that is appended to.
+    pub fn log_path(&self) -> Vec<u8> {
+        below(self.round, "log")
+    }
+
+    /// Ends it and gives what came of it.
+    pub async fn stop(self) -> anyhow::Result<Report> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await??;
+        }
+        let gaps = self.shared.gaps.lock().expect("never poisoned").clone().into_iter().collect();
+        let acked = self.shared.acked.lock().expect("never poisoned").clone();
+        Ok(Report { gaps, acked })
+    }
+}
+
+/// An error ends the drill if it is strict; else it is one of an operation whose fate is unknown.
+fn judge(shared: &Shared, what: &str, error: client::Error) -> anyhow::Result<()> {
+    if shared.strict { Err(anyhow::Error::from(error).context(format!("a client saw an error: {what}"))) } else { Ok(()) }
+}
+
+async fn append(client: Client, shared: Arc<Shared>, round: u32, me: u64) -> anyhow::Result<()> {
+    let path = below(round, "log");
+    let mut appender = client.appender(&path).await?;
+    let mut n = 0;
+    while !shared.stopped() {
+        n += 1;
+        let began = Instant::now();
+        match appender.append(&record(me, n)).await {
+            Ok(offset) => shared.done("appends", began, Some(Acked::Record(me, n, offset))),
+            Err(error) => judge(&shared, "append", error)?,
+        }
+    }
+    Ok(())
+}
+
+async fn puts(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Result<()> {
+    let mut n = 0;
+    while !shared.stopped() {
+        n += 1;
+        match put(&client, &shared, round, n).await {
+            Ok(true) => shared.acked.lock().expect("never poisoned").push(Acked::Put(n)),
+            Ok(false) => return Ok(()),
+            Err(error) => judge(&shared, "put", error)?,
+        }
+    }
+    Ok(())
+}
+
+async fn put(client: &Client, shared: &Shared, round: u32, n: u64) -> client::Result<bool> {
+    let mut file = client.put(&below(round, &format!("put-{n}"))).await?;
+    for i in 0..PUT_BLOCKS {
+        if shared.stopped() {
+            return Ok(false);
+        }
+        let data = block(n * PUT_BLOCKS + i).into();
+        let began = Instant::now();
+        file.write_block(data).await?;
+        shared.done("put", began, None);
+    }
+    let began = Instant::now();
+    file.finish(0o644, 0, false).await?;
+    shared.done("put", began, None);
+    Ok(true)
+}
+
+async fn small(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Result<()> {
+    let next = AtomicU64::new(0);
+    while !shared.stopped() {
+        let n = next.fetch_add(1, Ordering::Relaxed);
+        let began = Instant::now();
+        let path = below(round, &format!("small-{n}"));
+        match client.create_with(&path, &record(99, n)[..1024]).await {
+            Ok(()) => shared.done("metadata", began, Some(Acked::Small(n))),
+            Err(error) => judge(&shared, "create", error)?,
+        }
+    }
+    Ok(())
+}
+
+async fn reads(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Result<()> {
+    let path = below(round, "read");
+    let mut file = None;
+    let mut n = 0u64;
+    while !shared.stopped() {
+        n += 1;
+        let began = Instant::now();
+        let at = n * 65536 % (READ_BYTES as u64 - 65536);
+        let read = async {
+            if file.is_none() {
+                file = Some(client.open(&path).await?);
+            }
+            file.as_ref().expect("just opened").read_at(at, 65536).await
+        };
+        match read.await {
+            Ok(bytes) => {
+                let expected: Vec<u8> = (at / WRITE_BYTES_MAX as u64..=(at + 65535) / WRITE_BYTES_MAX as u64).flat_map(block).collect();
+                let from = (at % WRITE_BYTES_MAX as u64) as usize;
+                if bytes != expected[from..from + 65536] {
+                    bail!("a read at {at} gave wrong bytes");
+                }
+                shared.done("reads", began, None);
+            }
+            Err(error) => judge(&shared, "read", error)?,
+        }
+    }
+    Ok(())
+}
+
+/// Checks all that was acknowledged: it is there, once, and as it was. Gives how many.
+pub async fn verify(client: &Client, round: u32, acked: &[Acked]) -> anyhow::Result<u64> {
+    let log = client.open(&below(round, "log")).await?;
+    let bytes = log.read_at(0, log.len()).await?;
+    if !bytes.len().is_multiple_of(RECORD_BYTES) {
+        bail!("the log has {} bytes: a record is torn", bytes.len());
+    }
+    let mut found: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+    for (i, bytes) in bytes.chunks(RECORD_BYTES).enumerate() {
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+        let key = (word(0), word(8));
+        if bytes != record(key.0, key.1) {
+            bail!("record {i} of the log is corrupt");
+        }
+        if found.insert(key, (i * RECORD_BYTES) as u64).is_some() {
+            bail!("record {key:?} is in the log twice");
+        }
+    }
+    for one in acked {
+        match one {
+            Acked::Record(who, n, offset) => match found.get(&(*who, *n)) {
+                Some(at) if at == offset => {}
+                Some(at) => bail!("record {who}/{n} was acknowledged at {offset} and lies at {at}"),
+                None => bail!("record {who}/{n}, acknowledged at {offset}, is lost"),
+            },
+            Acked::Put(n) => {
+                let file = client.open(&below(round, &format!("put-{n}"))).await?;
+                for i in 0..PUT_BLOCKS {
+                    let at = i * WRITE_BYTES_MAX as u64;
+                    let bytes = file.read_at(at, WRITE_BYTES_MAX as u64).await?;
+                    if bytes != block(n * PUT_BLOCKS + i) {
+                        bail!("put-{n} is corrupt at {at}");
+                    }
+                }
+            }
+            Acked::Small(n) => {
+                let file = client.open(&below(round, &format!("small-{n}"))).await?;
+                if file.read_at(0, 1 << 20).await? != record(99, *n)[..1024] {
+                    bail!("small-{n} is corrupt");
+                }
+            }
+        }
+    }
+    Ok(acked.len() as u64)
+}
+
+/// Removes what the load made.
+pub async fn remove(client: &Client, round: u32) -> anyhow::Result<()> {
+    client.unlink(&dir(round), true).await.context("remove the drill's files")?;
+    client.empty_trash().await?;
+    Ok(())
+}
