@@ -1,0 +1,448 @@
+//! The store on a disk that loses, tears and rots: each case of the recovery table, every flush.
+
+use bytes::Bytes;
+use chunkserver_core::Node;
+use chunkserver_core::io::{DiskOp, FileRef, Input, Output};
+use chunkserver_core::store::StoreConfig;
+use chunkserver_core::store::recover::RecoverError;
+use common::limits::{INLINE_BYTES_MAX, PIECE_BYTES_MAX};
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::{ChunkConfig, Piece};
+use common::*;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use sim::disk::MemDisk;
+use sim::world::{empty_disk, open, small_store};
+use std::collections::VecDeque;
+
+/// One node with one-replica chunks on one disk, driven by hand.
+struct One {
+    node: Node,
+    disk: MemDisk,
+    now: Time,
+    client: ClientId,
+    seq: u64,
+    asks: VecDeque<DiskOp>,
+    replies: Vec<(u64, ClientChunkReply, Vec<u8>)>,
+}
+
+fn chunk(n: u64) -> ChunkConfig {
+    let (handle, primary) = (ChunkHandle(n), StoreId(1));
+    ChunkConfig { handle, epoch: Epoch::first(0), primary, members: vec![primary], sealed: None, wait_ms: 0 }
+}
+
+impl One {
+    fn open(config: StoreConfig, disk: MemDisk) -> Result<One, RecoverError> {
+        let client = ClientId(config.incarnation as u128 + 5);
+        let node = Node::new(StoreId(1), open(config, &disk)?);
+        let mut one = One { node, disk, client, now: Time(1), seq: 0, asks: VecDeque::new(), replies: vec![] };
+        one.step(Input::Session { session: SessionId(1), until: Time::NEVER });
+        one.settle();
+        Ok(one)
+    }
+
+    fn step(&mut self, input: Input) {
+        self.now = self.now + Span::from_ms(1);
+        let mut out = vec![];
+        self.node.step(self.now, input, &mut out);
+        self.node.check();
+        for output in out {
+            match output {
+                Output::Disk(op) => self.asks.push_back(op),
+                Output::Reply { request, msg, data, .. } => self.replies.push((request, msg, data.concat())),
+                // The masters know each chunk as it was made; a restart gives a new epoch.
+                Output::Master(ask) => {
+                    let now = self.node.chunk_view(ask.handle).map_or(chunk(ask.handle.0), |v| v.config);
+                    let epoch = match ask.what {
+                        chunkserver_core::io::Ask::Takeover { epoch } => epoch.next(),
+                        _ if now.epoch.number() == 0 => Epoch::first(0),
+                        _ => now.epoch,
+                    };
+                    let answer = Ok(ChunkConfig { epoch, ..chunk(ask.handle.0) });
+                    self.step(Input::Master { handle: ask.handle, answer });
+                }
+                Output::Failed(why) => panic!("{why}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Performs one waiting disk operation.
+    fn disk_one(&mut self) -> bool {
+        let Some(op) = self.asks.pop_front() else { return false };
+        let done = self.disk.perform(op);
+        self.step(Input::Disk(done));
+        true
+    }
+
+    fn settle(&mut self) {
+        while self.disk_one() {}
+    }
+
+    fn send_write(&mut self, n: u64, offset: Option<u64>, data: &[u8]) -> u64 {
+        self.seq += 1;
+        let request = RequestId { client: self.client, seq: self.seq };
+        let epoch = self.node.chunk_view(ChunkHandle(n)).map_or(Epoch::first(0), |v| v.config.epoch);
+        let small = data.len() <= INLINE_BYTES_MAX;
+        if !small {
+            for (index, part) in data.chunks(PIECE_BYTES_MAX).enumerate() {
+                let msg = ClientChunk::Push { request, handle: ChunkHandle(n), index: index as u16, total: data.len() as u32, chain: vec![], piece: Piece::of(part) };
+                self.step(Input::Client { conn: 1, request: 0, epoch, msg, data: Bytes::copy_from_slice(part) });
+            }
+        }
+        let inline = small.then(|| Piece::of(data));
+        let payload = if small { Bytes::copy_from_slice(data) } else { Bytes::new() };
+        let msg = ClientChunk::Write { request, lowest: self.seq.saturating_sub(8).max(1), handle: ChunkHandle(n), offset, len: data.len() as u32, inline, create: Some(chunk(n)) };
+        let msg = if epoch == Epoch::first(0) { msg } else { strip(msg) };
+        let id = self.seq;
+        self.step(Input::Client { conn: 1, request: id, epoch, msg, data: payload });
+        id
+    }
+
+    fn write(&mut self, n: u64, offset: Option<u64>, data: &[u8]) {
+        loop {
+            let id = self.send_write(n, offset, data);
+            self.settle();
+            let answer = self.replies.iter().find(|r| r.0 == id).unwrap_or_else(|| panic!("no answer to {id}: {:?}", self.replies));
+            match &answer.1 {
+                ClientChunkReply::Written { .. } => return,
+                // The first write after a restart makes the primary start over in a new epoch.
+                ClientChunkReply::Refused(r) if r.code == Code::StaleEpoch => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn read(&mut self, n: u64, offset: u64, len: u32) -> Result<Vec<u8>, Code> {
+        self.replies.clear();
+        let msg = ClientChunk::Read { handle: ChunkHandle(n), offset, len, stale: false };
+        self.step(Input::Client { conn: 1, request: 7_000_000, epoch: Epoch(0), msg, data: Bytes::new() });
+        self.settle();
+        match self.replies.pop().expect("an answer") {
+            (_, ClientChunkReply::Data { pieces }, bytes) => {
+                let mut at = 0;
+                for piece in pieces {
+                    piece.verify(&bytes[at..at + piece.len as usize]).expect("what is served verifies");
+                    at += piece.len as usize;
+                }
+                Ok(bytes)
+            }
+            (_, ClientChunkReply::Refused(r), _) => Err(r.code),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn read_all(&mut self, n: u64) -> Result<Vec<u8>, Code> {
+        let mut all = vec![];
+        loop {
+            let part = self.read(n, all.len() as u64, PIECE_BYTES_MAX as u32)?;
+            if part.is_empty() {
+                return Ok(all);
+            }
+            all.extend(part);
+        }
+    }
+
+    fn checkpoint(&mut self) {
+        self.step(Input::Checkpoint);
+        self.settle();
+    }
+}
+
+fn strip(msg: ClientChunk) -> ClientChunk {
+    match msg {
+        ClientChunk::Write { request, lowest, handle, offset, len, inline, .. } => {
+            ClientChunk::Write { request, lowest, handle, offset, len, inline, create: None }
+        }
+        other => other,
+    }
+}
+
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut data = vec![0; len];
+    StdRng::seed_from_u64(seed).fill(&mut data[..]);
+    data
+}
+
+fn config(incarnation: u64) -> StoreConfig {
+    small_store(77, incarnation)
+}
+
+fn fresh() -> One {
+    One::open(config(1), empty_disk(&config(1))).expect("an empty store opens")
+}
+
+fn model_put(model: &mut Vec<u8>, offset: usize, data: &[u8]) {
+    if model.len() < offset + data.len() {
+        model.resize(offset + data.len(), 0);
+    }
+    model[offset..offset + data.len()].copy_from_slice(data);
+}
+
+#[test]
+fn every_size_and_offset_is_read_back_before_and_after_a_checkpoint_and_a_restart() {
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut one = fresh();
+    let mut models = vec![vec![]; 4];
+    for round in 0..60 {
+        let n = rng.random_range(1..=3);
+        let len = [1, 100, 4096, 5000, 65_536, 65_537, 300_000, 1_000_000][rng.random_range(0..8)];
+        let offset = rng.random_range(0..200_000);
+        let data = bytes(round, len);
+        one.write(n, Some(offset), &data);
+        model_put(&mut models[n as usize], offset as usize, &data);
+        if round % 17 == 16 {
+            one.checkpoint();
+        }
+        if round % 23 == 22 {
+            one = One::open(config(round + 2), one.disk).expect("it opens");
+        }
+        for n in 1..=3u64 {
+            let model = &models[n as usize];
+            if model.is_empty() {
+                continue;
+            }
+            let at = rng.random_range(0..model.len());
+            let len = rng.random_range(1..=(model.len() - at).min(PIECE_BYTES_MAX));
+            assert!(one.read(n, at as u64, len as u32).unwrap() == model[at..at + len], "round {round}");
+        }
+    }
+    for n in 1..=3u64 {
+        assert!(one.read_all(n).unwrap() == models[n as usize]);
+    }
+    // Cases A and B: good groups, then none.
+}
+
+#[test]
+fn at_every_flush_a_power_failure_loses_nothing_that_was_acknowledged() {
+    // Once to count the flushes, then once for each: power fails right before the next flush is
+    // performed, and again between any two operations.
+    let run = |stop_after: Option<u64>, seed: u64| -> (u64, bool) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut one = fresh();
+        let mut model: Vec<u8> = vec![];
+        let mut acked = 0;
+        let mut script = vec![];
+        for i in 0..24u64 {
+            let len = [500, 4096, 70_000, 300_000][rng.random_range(0..4)];
+            script.push((rng.random_range(0..300_000u64), bytes(seed * 100 + i, len)));
+        }
+        let mut stopped = false;
+        'run: for (i, (offset, data)) in script.iter().enumerate() {
+            let id = one.send_write(1, Some(*offset), data);
+            if i == 12 {
+                one.step(Input::Checkpoint);
+            }
+            loop {
+                let due = stop_after.is_some_and(|n| one.disk.flushes >= n);
+                if due && (one.disk.flushes > stop_after.unwrap() || rng.random_bool(0.3)) {
+                    stopped = true;
+                    break 'run;
+                }
+                if !one.disk_one() {
+                    break;
+                }
+                if one.replies.iter().any(|r| r.0 == id) && acked == i {
+                    acked = i + 1;
+                }
+            }
+            if one.replies.iter().any(|r| r.0 == id) {
+                acked = i + 1;
+            }
+        }
+        for (offset, data) in &script[..acked] {
+            model_put(&mut model, *offset as usize, data);
+        }
+        let flushes = one.disk.flushes;
+        let mut disk = one.disk;
+        disk.power_lost(&mut rng);
+        let mut again = One::open(config(2), disk).unwrap_or_else(|e| panic!("seed {seed}, flush {stop_after:?}: {e}"));
+        if acked > 0 {
+            let all = again.read_all(1).unwrap_or_else(|e| panic!("seed {seed}, flush {stop_after:?}: {e}"));
+            // The write under way may be there as well, whole.
+            let mut with_next = model.clone();
+            if let Some((offset, data)) = script.get(acked) {
+                model_put(&mut with_next, *offset as usize, data);
+            }
+            assert!(all == model || all == with_next, "seed {seed}, flush {stop_after:?}, {acked} acknowledged");
+        }
+        again.write(1, Some(0), b"it goes on");
+        (flushes, stopped)
+    };
+    let (flushes, _) = run(None, 1);
+    println!("{flushes} flushes");
+    for n in 0..flushes {
+        for seed in 1..6 {
+            run(Some(n), seed);
+        }
+    }
+}
+
+/// A store with some writes in its log, not checkpointed; gives where its groups are.
+fn with_log() -> One {
+    let mut one = fresh();
+    for i in 0..6 {
+        one.write(1, Some(i * 1000), &bytes(i, 1000));
+    }
+    one
+}
+
+#[test]
+fn case_c_a_torn_last_group_was_never_acknowledged() {
+    let mut one = with_log();
+    let before = one.read_all(1).unwrap();
+    let head = one.node.stats().log_bytes;
+    one.send_write(1, Some(6000), &bytes(9, 3000));
+    while one.disk_one() {}
+    // The last group's body is damaged where nothing follows: it counts as torn.
+    one.disk.flip(FileRef::Log(0), head + 70, 3);
+    let mut again = One::open(config(2), one.disk).expect("a torn tail is no damage");
+    assert!(again.read_all(1).unwrap() == before);
+}
+
+#[test]
+fn case_d_rot_before_the_last_group_is_refused() {
+    let one = with_log();
+    for byte in [20, 70, 4096 + 100] {
+        let mut disk = one.disk.clone();
+        disk.flip(FileRef::Log(0), byte, 1);
+        let Err(error) = One::open(config(2), disk) else { panic!("rot at {byte} was not found") };
+        assert!(matches!(error, RecoverError::LogRot { case: 'D', .. }), "{error}");
+    }
+}
+
+#[test]
+fn case_e_a_last_group_whose_data_did_not_land_is_dropped() {
+    let mut one = fresh();
+    one.write(1, Some(0), b"first");
+    let data = bytes(3, 200_000);
+    one.write(1, Some(10), &data);
+    // As if the data's blocks had not reached the medium although the log did.
+    let found = (0..one.disk.len(FileRef::Extents(0))).step_by(4096).find(|at| one.disk.read(FileRef::Extents(0), *at, 4096)[..100] == data[..100]);
+    one.disk.flip(FileRef::Extents(0), found.expect("the data is in the segment") + 5, 0);
+    // The commit point may have been logged after it: only a bare last group is dropped.
+    let mut again = match One::open(config(2), one.disk) {
+        Ok(one) => one,
+        Err(e) => panic!("{e}"),
+    };
+    let all = again.read_all(1);
+    assert!(all == Ok(b"first".to_vec()) || all == Err(Code::Corrupt), "{all:?}");
+}
+
+#[test]
+fn cases_g_and_h_checkpoints() {
+    let mut one = with_log();
+    let all = one.read_all(1).unwrap();
+    one.checkpoint();
+    let (newest, older) = (FileRef::Checkpoint(0), FileRef::Checkpoint(1));
+    // H: the newest is rotten, the other good, and the log still reaches back.
+    let mut disk = one.disk.clone();
+    disk.flip(newest, 40, 2);
+    let mut again = One::open(config(2), disk.clone()).expect("case H");
+    assert!(again.read_all(1).unwrap() == all);
+    // G: both.
+    disk.flip(older, 40, 2);
+    assert!(matches!(One::open(config(2), disk), Err(RecoverError::NoCheckpoint)));
+}
+
+#[test]
+fn case_f_a_log_that_was_recycled_past_the_checkpoint_is_refused() {
+    let mut one = fresh();
+    let ring = config(1).log_segment_bytes * config(1).log_segments;
+    let mut written = 0;
+    let mut i = 0;
+    while written < ring + ring / 2 {
+        one.write(i % 3 + 1, Some(0), &bytes(i, 60_000));
+        written += 64 * 1024;
+        i += 1;
+    }
+    one.checkpoint();
+    let fine = One::open(config(2), one.disk.clone()).map(drop);
+    assert!(fine.is_ok(), "{:?}", fine.err());
+    // The newest checkpoint, whichever it is, is damaged: the other one is too old by a lap.
+    let refused = [0, 1].map(|slot| {
+        let mut disk = one.disk.clone();
+        disk.flip(FileRef::Checkpoint(slot), 40, 2);
+        One::open(config(2), disk).err()
+    });
+    let found = refused.iter().flatten().any(|e| matches!(e, RecoverError::LogRot { .. }));
+    assert!(found || refused.iter().all(|r| r.is_none()), "{refused:?}");
+    assert!(refused.iter().flatten().all(|e| matches!(e, RecoverError::LogRot { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_flipped_bit_in_data_or_checksum_table_is_never_served() {
+    let mut one = fresh();
+    let data = bytes(1, 500_000);
+    one.write(1, Some(0), &data);
+    one.checkpoint();
+    // After a restart the checksums are only on disk.
+    let disk = One::open(config(2), one.disk).map(|o| o.disk).unwrap_or_else(|e| panic!("{e}"));
+    let mut rng = StdRng::seed_from_u64(4);
+    let len = disk.len(FileRef::Extents(0)).min(8 * 1024 * 1024);
+    let (mut found, mut harmless) = (0, 0);
+    for _ in 0..300 {
+        let mut rotten = disk.clone();
+        rotten.flip(FileRef::Extents(0), rng.random_range(0..len), rng.random_range(0..8));
+        let mut again = One::open(config(3), rotten).expect("the log is good");
+        match again.read_all(1) {
+            Ok(all) => {
+                assert!(all == data, "wrong bytes were served");
+                harmless += 1;
+            }
+            Err(code) => {
+                assert_eq!(code, Code::Corrupt);
+                found += 1;
+            }
+        }
+    }
+    println!("{found} flips found, {harmless} hit nothing in use");
+    assert!(found > 10);
+}
+
+#[test]
+fn a_full_disk_refuses_and_keeps_what_it_has() {
+    let mut one = fresh();
+    one.disk.segments_max = Some(1);
+    let mut n = 0u64;
+    let refused = loop {
+        n += 1;
+        let id = one.send_write(n, Some(0), &bytes(n, 1_000_000));
+        one.settle();
+        let answers: Vec<_> = one.replies.iter().filter(|r| r.0 == id).map(|r| r.1.clone()).collect();
+        match answers.first() {
+            Some(ClientChunkReply::Written { .. }) => {}
+            other => break format!("{other:?} {:?}", one.replies.last()),
+        }
+        assert!(n < 100, "a full disk takes no more");
+    };
+    println!("after {n} MB: {refused}");
+    for k in 1..n {
+        assert!(one.read_all(k).unwrap() == bytes(k, 1_000_000), "chunk {k}");
+    }
+    let mut again = One::open(config(2), one.disk).expect("a full store opens");
+    assert!(again.read_all(1).unwrap() == bytes(1, 1_000_000));
+}
+
+#[test]
+fn garbage_is_freed() {
+    let mut one = fresh();
+    let used = |one: &One| one.node.stats().used_bytes;
+    for i in 0..50 {
+        one.write(1, Some(0), &bytes(i, 1_000_000));
+    }
+    one.write(1, Some(5), b"x");
+    one.checkpoint();
+    assert!(used(&one) <= 2 * 1_048_576, "{} bytes in use for one megabyte", used(&one));
+    let order = common::wire::chunk_master::Order { handle: ChunkHandle(1), epoch: Epoch::DELETED };
+    one.step(Input::Orders(vec![order]));
+    one.settle();
+    assert_eq!(used(&one), 0);
+    assert_eq!(one.read(1, 0, 10), Err(Code::NoSuchChunk));
+    // For ever: not even a client that kept its configuration makes it again.
+    let id = one.send_write(1, Some(0), b"zombie");
+    one.settle();
+    assert!(one.replies.iter().any(|r| r.0 == id && matches!(r.1, ClientChunkReply::Refused(_))));
+    let mut again = One::open(config(2), one.disk).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(again.read(1, 0, 10), Err(Code::NoSuchChunk));
+}
