@@ -85,7 +85,7 @@ mod tests {
     fn dates_are_right() {
         assert_eq!(super::time(0), "1970-01-01 00:00:00");
         assert_eq!(super::time(951_782_400_000_000_000), "2000-02-29 00:00:00");
-        assert_eq!(super::time(1_795_362_625_000_000_000), "2026-11-22 16:30:25");
+        assert_eq!(super::time(1_795_362_625_000_000_000), "2026-11-22 15:50:25");
     }
 
     #[test]

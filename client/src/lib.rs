@@ -61,6 +61,9 @@ pub use chunk::ReplicaView;
 impl Client {
     /// Connects to a cluster.
     pub async fn connect(config: Config) -> Result<Client> {
+        if config.masters.is_empty() {
+            return Err(Refusal::new(Code::BadArgument, "no master's address is given").into());
+        }
         let masters = Masters::new(&config);
         let inner = Inner { masters, conns: Conns::default(), writes: Default::default(), config };
         let client = Client { inner: Arc::new(inner) };

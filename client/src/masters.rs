@@ -6,7 +6,7 @@ use common::limits::CLIENT_WINDOW;
 use common::wire::Caller;
 use common::wire::client_master::{MasterReply, MasterRequest, Mutation, Status};
 use common::{ClientId, ClusterId, Code, Refusal};
-use common_net::Conn;
+use common_net::{Conn, NetError};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -40,19 +40,16 @@ impl Masters {
         }
     }
 
-    async fn conn(&self) -> std::result::Result<Conn, String> {
+    async fn conn(&self) -> std::result::Result<Conn, NetError> {
         let mut leader = self.leader.lock().await;
         if let Some(conn) = leader.as_ref().filter(|c| !c.is_closed()) {
             return Ok(conn.clone());
         }
         let addr = {
             let addrs = self.addrs.lock().expect("never poisoned");
-            if addrs.is_empty() {
-                return Err("no master's address is known".into());
-            }
             addrs[self.next.fetch_add(1, Ordering::Relaxed) % addrs.len()].clone()
         };
-        let conn = Conn::dial(&addr, Caller::Client, self.cluster, DIAL_LIMIT).await.map_err(|e| e.to_string())?;
+        let conn = Conn::dial(&addr, Caller::Client, self.cluster, DIAL_LIMIT).await?;
         *leader = Some(conn.clone());
         Ok(conn)
     }
@@ -94,7 +91,14 @@ impl Masters {
 
     /// One try: an answer, or why there is none.
     async fn try_ask(&self, request: &MasterRequest, deadline: Instant) -> std::result::Result<Result<MasterReply>, String> {
-        let conn = self.conn().await?;
+        let conn = match self.conn().await {
+            Ok(conn) => conn,
+            // No master of this address will ever answer otherwise.
+            Err(NetError::Refused { refusal, .. }) if matches!(refusal.code, Code::WrongCluster | Code::UnknownVersion) => {
+                return Ok(Err(refusal.into()));
+            }
+            Err(e) => return Err(e.to_string()),
+        };
         let limit = CALL_LIMIT.min(deadline.saturating_duration_since(Instant::now()));
         match conn.call::<_, MasterReply>(request, 0, vec![], limit).await {
             Ok((MasterReply::Refused { code: code @ (Code::NotLeader | Code::Unavailable), leader, .. }, _)) => {
@@ -103,9 +107,6 @@ impl Masters {
             }
             Ok((MasterReply::Refused { code, about, .. }, _)) => Ok(Err(Refusal { code, about }.into())),
             Ok((reply, _)) => Ok(Ok(reply)),
-            Err(common_net::NetError::Refused { refusal, .. }) if refusal.code == Code::WrongCluster => {
-                Ok(Err(refusal.into()))
-            }
             Err(e) => {
                 self.leave(&conn, None).await;
                 Err(e.to_string())

@@ -159,6 +159,9 @@ fn replay(bytes: &[u8], sequence: u64, mut group: u64, mirror: &mut Mirror, last
         let len = u32_at(20) as usize;
         let Some(body) = bytes.get(at + HEADER_BYTES..at + HEADER_BYTES + len) else { break };
         if !good || !expected || crc32c(body) != u32_at(24) {
+            if follows(&bytes[at..], sequence, group) {
+                anyhow::bail!("group {group} of the Raft log is damaged, and later ones follow: it was durable; remove this master and add an empty one");
+            }
             break;
         }
         first = false;
@@ -167,6 +170,18 @@ fn replay(bytes: &[u8], sequence: u64, mut group: u64, mirror: &mut Mirror, last
         at += (HEADER_BYTES + len).next_multiple_of(BLOCK);
     }
     Ok((group, at as u64))
+}
+
+/// Whether a group that was written after the one expected here lies further on in the segment.
+fn follows(bytes: &[u8], sequence: u64, group: u64) -> bool {
+    bytes.chunks_exact(BLOCK).skip(1).any(|block| {
+        let header = &block[..HEADER_BYTES];
+        let u64_at = |i: usize| u64::from_le_bytes(header[i..i + 8].try_into().expect("8 bytes"));
+        header[..4] == MAGIC.to_le_bytes()
+            && header[28..32] == crc32c(&header[..28]).to_le_bytes()
+            && u64_at(4) == sequence
+            && u64_at(12) > group
+    })
 }
 
 fn apply_records(mut body: &[u8], mirror: &mut Mirror, last_index: &mut u64) -> Option<()> {

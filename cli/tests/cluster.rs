@@ -1,0 +1,406 @@
+//! A cluster of real processes: files in and out, hostile frames on every port, bad
+//! configurations, a master that restarts and keeps its vote back.
+
+use client::{Client, Config};
+use common::wire::frame::{HEADER_BYTES, Header, Kind};
+use common::wire::{self, Caller, Hello};
+use common::{ClusterId, Code};
+use ops::cluster::{ClientFile, Cluster, Spec};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+fn cairn() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_cairn"))
+}
+
+fn spec(masters: u32, chunkservers: u32) -> Spec {
+    Spec {
+        masters,
+        chunkservers,
+        racks: 3.min(chunkservers),
+        bind: [127, 0, 0, 1].into(),
+        chunkserver_extra: "segment_bytes = 33554432\nahead_bytes = 33554432\nlog_segment_bytes = 8388608\n".into(),
+        time_scale: 1,
+    }
+}
+
+struct Running {
+    cluster: Cluster,
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+    dir: TempDir,
+}
+
+impl Running {
+    fn start(masters: u32, chunkservers: u32) -> Running {
+        let dir = TempDir::new().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let mut cluster = Cluster::open(&dir.path().join("c"), &spec(masters, chunkservers), &cairn()).unwrap();
+        cluster.start_all().unwrap();
+        let client = runtime.block_on(cluster.healthy()).unwrap();
+        Running { cluster, runtime, client, dir }
+    }
+
+    fn cairn<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Output {
+        Command::new(cairn()).arg("--cluster").arg(self.cluster.dir()).args(args).output().unwrap()
+    }
+
+    fn ok<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Vec<u8> {
+        let out = self.cairn(args);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        out.stdout
+    }
+}
+
+fn random(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    StdRng::seed_from_u64(seed).fill(&mut bytes[..]);
+    bytes
+}
+
+/// Everything below a directory: path, content, mode, modification time.
+fn tree(root: &Path) -> Vec<(PathBuf, Option<Vec<u8>>, u32, i64, i64)> {
+    use std::os::unix::fs::MetadataExt;
+    let mut all = vec![];
+    let mut dirs = vec![root.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            let content = match () {
+                _ if meta.is_dir() => None,
+                _ if meta.is_symlink() => Some(std::fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec()),
+                _ => Some(std::fs::read(&path).unwrap()),
+            };
+            let times = if meta.is_symlink() { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
+            all.push((path.strip_prefix(root).unwrap().to_path_buf(), content, meta.mode(), times.0, times.1));
+            if meta.is_dir() {
+                dirs.push(path);
+            }
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn trees_of_strange_names_come_back_as_they_went() {
+    let c = Running::start(3, 4);
+    let from = c.dir.path().join("from");
+    std::fs::create_dir(&from).unwrap();
+    let name = |bytes: &[u8]| from.join(std::ffi::OsStr::from_bytes(bytes));
+    std::fs::write(name(b"empty"), b"").unwrap();
+    std::fs::write(name(b"one"), b"1").unwrap();
+    std::fs::write(name(b"with space"), random(70_000, 1)).unwrap();
+    std::fs::write(name(b"line\nbreak"), random(4096, 2)).unwrap();
+    std::fs::write(name("größe-☃".as_bytes()), random(1_048_577, 3)).unwrap();
+    std::fs::write(name(b"no-utf8-\xff\xfe"), random(100, 4)).unwrap();
+    std::fs::write(name(&[b'x'; 255]), random(300_000, 5)).unwrap();
+    std::os::unix::fs::symlink("one", name(b"link")).unwrap();
+    let deep = (0..40).fold(from.clone(), |p, i| p.join(format!("d{i}")));
+    std::fs::create_dir_all(&deep).unwrap();
+    std::fs::write(deep.join("bottom"), b"deep").unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(name(b"one"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    let time = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+    std::fs::File::open(name(b"one")).unwrap().set_modified(time).unwrap();
+    c.ok(&["put".as_ref(), "-r".as_ref(), from.as_os_str(), "/t".as_ref()]);
+    let to = c.dir.path().join("to");
+    c.ok(&["get".as_ref(), "-r".as_ref(), "/t".as_ref(), to.as_os_str()]);
+    assert_eq!(tree(&from), tree(&to));
+    // All chunks have three replicas on three racks.
+    let shown = c.ok(&["--json", "admin", "chunks", "/t/größe-☃"]);
+    for line in String::from_utf8(shown).unwrap().lines() {
+        let chunk: serde_json::Value = serde_json::from_str(line).unwrap();
+        let mut racks: Vec<String> = chunk["replicas"].as_array().unwrap().iter().map(|r| r["rack"].to_string()).collect();
+        racks.sort();
+        racks.dedup();
+        assert_eq!(racks.len(), 3, "{line}");
+    }
+}
+
+#[test]
+fn commands_do_what_their_help_says() {
+    let c = Running::start(1, 3);
+    c.ok(&["mkdir", "-p", "/a/b"]);
+    assert!(!c.cairn(&["mkdir", "/a"]).status.success());
+    c.ok(&["append", "/a/log", "one\n"]);
+    c.ok(&["append", "/a/log", "two\n"]);
+    assert_eq!(c.ok(&["cat", "/a/log"]), b"one\ntwo\n");
+    c.ok(&["truncate", "/a/log", "6"]);
+    c.ok(&["append", "/a/log", "!\n"]);
+    assert_eq!(c.ok(&["cat", "/a/log"]), b"one\ntw!\n");
+    c.ok(&["truncate", "/a/log", "10"]);
+    assert_eq!(c.ok(&["cat", "/a/log"]), b"one\ntw!\n\0\0");
+    c.ok(&["mv", "/a/log", "/a/b"]);
+    assert_eq!(c.ok(&["ls", "/a/b"]), b"log\n");
+    let refused = c.cairn(&["rm", "/a"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("-r"));
+    c.ok(&["rm", "-r", "/a"]);
+    assert_eq!(c.cairn(&["stat", "/a"]).status.code(), Some(1));
+    c.ok(&["undelete", "/a", "/back"]);
+    assert_eq!(c.ok(&["cat", "/back/b/log"]).len(), 10);
+    c.ok(&["touch", "/new"]);
+    let stat: serde_json::Value = serde_json::from_slice(&c.ok(&["--json", "stat", "/new"])).unwrap();
+    assert_eq!((&stat["kind"], &stat["length"]), (&"file".into(), &0.into()));
+    assert!(String::from_utf8(c.ok(&["tree", "/"])).unwrap().contains("log"));
+    assert_eq!(c.cairn(&["no-such-command"]).status.code(), Some(2));
+}
+
+#[test]
+fn positional_writes_and_appends_agree_with_a_model() {
+    let c = Running::start(1, 3);
+    c.runtime.block_on(async {
+        let mut rng = StdRng::seed_from_u64(8);
+        let mut model: Vec<u8> = vec![];
+        c.client.create_with(b"/f", b"start").await.unwrap();
+        model.extend_from_slice(b"start");
+        for i in 0..60 {
+            let data = random(rng.random_range(1..200_000), i);
+            if rng.random_bool(0.5) {
+                let at = rng.random_range(0..=model.len());
+                c.client.write_at(b"/f", at as u64, &data).await.unwrap();
+                if model.len() < at + data.len() {
+                    model.resize(at + data.len(), 0);
+                }
+                model[at..at + data.len()].copy_from_slice(&data);
+            } else {
+                let mut appender = c.client.appender(b"/f").await.unwrap();
+                let at = appender.append(&data).await.unwrap();
+                assert_eq!(at, model.len() as u64);
+                model.extend_from_slice(&data);
+            }
+            let file = c.client.open(b"/f").await.unwrap();
+            assert_eq!(file.len(), model.len() as u64);
+            let at = rng.random_range(0..model.len());
+            let len = rng.random_range(0..=model.len() - at);
+            assert!(file.read_at(at as u64, len as u64).await.unwrap() == model[at..at + len]);
+        }
+    });
+}
+
+#[test]
+fn hostile_frames_do_no_harm_to_any_port() {
+    let mut c = Running::start(1, 3);
+    let frames: u64 = std::env::var("FRAMES").ok().and_then(|v| v.parse().ok()).unwrap_or(20_000);
+    let stores = c.runtime.block_on(c.client.stores()).unwrap();
+    let file = c.cluster.client_file().unwrap();
+    let cluster = ClusterId(u64::from_str_radix(&file.cluster, 16).unwrap());
+    let mut ports: Vec<std::net::SocketAddr> = stores.iter().map(|s| s.addr).collect();
+    ports.extend(file.masters.iter().map(|m| m.parse::<std::net::SocketAddr>().unwrap()));
+    c.runtime.block_on(c.client.create_with(b"/kept", b"kept")).unwrap();
+    let before: Vec<(u32, u64)> = pids(&c.cluster).into_iter().map(|pid| (pid, resident(pid))).collect();
+    let mut rng = StdRng::seed_from_u64(21);
+    println!("seed 21, {frames} frames");
+    let mut sent = 0;
+    while sent < frames {
+        let port = ports[rng.random_range(0..ports.len())];
+        let mut stream = TcpStream::connect(port).unwrap();
+        stream.set_nodelay(true).unwrap();
+        if rng.random_bool(0.9) {
+            let caller = [Caller::Client, Caller::Store(common::StoreId(2)), Caller::Server, Caller::Master(1)][rng.random_range(0..4)].clone();
+            let hello = wire::frame(cluster, 0, 0, &Hello::new(caller), 0);
+            stream.write_all(&hello).unwrap();
+        }
+        let mut burst = vec![];
+        for _ in 0..rng.random_range(1..200) {
+            burst.extend(hostile(&mut rng, cluster));
+            sent += 1;
+        }
+        // The other side may have hung up already: that is a good answer.
+        let _ = stream.write_all(&burst);
+        let _ = stream.set_read_timeout(Some(Duration::from_millis(1)));
+        let _ = stream.read(&mut [0; 4096]);
+    }
+    assert_eq!(c.cluster.exited(), None, "a process has died");
+    for (pid, before) in before {
+        let now = resident(pid);
+        assert!(now < before + 400_000, "process {pid} grew from {before} to {now} KiB");
+    }
+    assert_eq!(c.ok(&["cat", "/kept"]), b"kept");
+    for name in c.cluster.names().unwrap() {
+        let log = std::fs::read_to_string(c.cluster.dir().join(name).join("log.txt")).unwrap();
+        assert!(!log.contains("panicked"), "{log}");
+    }
+}
+
+/// A frame that is random, or nearly right.
+fn hostile(rng: &mut StdRng, cluster: ClusterId) -> Vec<u8> {
+    let body: Vec<u8> = (0..rng.random_range(0..60)).map(|_| if rng.random_bool(0.3) { rng.random() } else { rng.random_range(0..8) }).collect();
+    let kind = Kind::ALL[rng.random_range(0..Kind::ALL.len())];
+    let payload = vec![7u8; if kind.payload_bytes_max() > 0 && rng.random_bool(0.2) { rng.random_range(0..5000) } else { 0 }];
+    let header = Header {
+        kind,
+        cluster: if rng.random_bool(0.97) { cluster } else { ClusterId(rng.random()) },
+        request: rng.random(),
+        epoch: rng.random_range(0..4),
+        body_len: body.len() as u32,
+        payload_len: payload.len() as u32,
+        body_crc: common::checksum::crc32c(&body),
+    };
+    let mut head = header.encode();
+    if rng.random_bool(0.03) {
+        // Over-long lengths, under a good checksum.
+        head[12..16].copy_from_slice(&rng.random::<u32>().to_le_bytes());
+        let crc = common::checksum::crc32c(&head[..60]);
+        head[60..].copy_from_slice(&crc.to_le_bytes());
+    }
+    let mut frame = [&head[..], &body, &payload].concat();
+    if rng.random_bool(0.05) {
+        let at = rng.random_range(0..frame.len());
+        frame[at] ^= 1 << rng.random_range(0..8);
+    }
+    frame
+}
+
+fn pids(cluster: &Cluster) -> Vec<u32> {
+    let all = cluster.processes.iter().map(|p| p.child.id());
+    all.map(|pid| ops::cluster::child_of(pid).unwrap_or(pid)).collect()
+}
+
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn callers_that_do_not_belong_get_a_reason() {
+    let c = Running::start(1, 3);
+    let file = c.cluster.client_file().unwrap();
+    let stores = c.runtime.block_on(c.client.stores()).unwrap();
+    let cluster = ClusterId(u64::from_str_radix(&file.cluster, 16).unwrap());
+    let ask = |addr: &str, cluster: ClusterId, hello: &Hello| {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        stream.write_all(&wire::frame(cluster, 0, 0, hello, 0)).unwrap();
+        let mut head = [0; HEADER_BYTES];
+        stream.read_exact(&mut head).unwrap();
+        let header = Header::decode(&head).unwrap();
+        let mut body = vec![0; header.body_len as usize];
+        stream.read_exact(&mut body).unwrap();
+        assert_eq!(header.kind, Kind::Refused);
+        wire::decode::<common::Refusal>(&body).unwrap().code
+    };
+    for addr in [file.masters[0].clone(), stores[0].addr.to_string()] {
+        assert_eq!(ask(&addr, ClusterId(1), &Hello::new(Caller::Client)), Code::WrongCluster);
+        let newer = Hello { caller: Caller::Client, version_min: 7, version_max: 9 };
+        assert_eq!(ask(&addr, cluster, &newer), Code::UnknownVersion);
+    }
+    let wrong = Config { cluster: Some(ClusterId(99)), deadline: Duration::from_secs(2), ..Config::new(file.masters) };
+    let error = c.runtime.block_on(Client::connect(wrong)).err().unwrap();
+    assert_eq!(error.code(), Some(Code::WrongCluster), "{error}");
+}
+
+#[test]
+fn bad_configurations_and_directories_are_refused_with_a_sentence() {
+    let dir = TempDir::new().unwrap();
+    let run = |verb: &str, text: &str| {
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        let out = Command::new(cairn()).arg(verb).arg("--config").arg(&path).output().unwrap();
+        assert_eq!(out.status.code(), Some(1), "{text}");
+        String::from_utf8(out.stderr).unwrap()
+    };
+    let data = dir.path().join("data");
+    let chunkserver = |data: &Path, more: &str| format!("masters = [\"127.0.0.1:1\"]\ndata = [{data:?}]\nrack = \"r\"\nlog_segment_bytes = 8388608\n{more}");
+    assert!(run("chunkserver", "masters = [").contains("line 1"));
+    assert!(run("chunkserver", &chunkserver(&data, "colour = 1")).contains("colour"));
+    assert!(run("chunkserver", &chunkserver(&data, "segment_bytes = 5")).contains("segment_bytes"));
+    assert!(run("master", "id = 0\ncluster = \"x\"\nlisten = \"a\"\ndir = \"d\"").contains("id"));
+    assert!(run("chunkserver", &chunkserver(&data, "")).contains("does not exist"));
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("holiday.jpg"), b"x").unwrap();
+    assert!(run("chunkserver", &chunkserver(&data, "")).contains("not empty"));
+    let used = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = dir.path().join("free");
+    std::fs::create_dir(&free).unwrap();
+    let port = format!("port = {}", used.local_addr().unwrap().port());
+    assert!(run("chunkserver", &chunkserver(&free, &port)).contains("in use"));
+    let master = format!("id = 1\ncluster = \"00000000000000aa\"\nlisten = \"{}\"\ndir = {:?}", used.local_addr().unwrap(), dir.path().join("m"));
+    assert!(run("master", &master).contains("in use"));
+}
+
+#[test]
+fn two_servers_cannot_share_a_directory() {
+    let c = Running::start(1, 3);
+    let out = Command::new(cairn()).arg("chunkserver").arg("--config").arg(c.cluster.config_of("cs1")).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("another process serves it"), "{}", String::from_utf8_lossy(&out.stderr));
+    let out = Command::new(cairn()).arg("master").arg("--config").arg(c.cluster.config_of("m1")).output().unwrap();
+    assert!(String::from_utf8_lossy(&out.stderr).contains("another master serves"));
+    let second = Cluster::open(c.cluster.dir(), &spec(1, 3), &cairn()).err().unwrap();
+    assert!(second.to_string().contains("running"));
+}
+
+#[test]
+fn a_master_that_restarts_answers_no_vote_for_a_while() {
+    let mut c = Running::start(3, 3);
+    let file: ClientFile = c.cluster.client_file().unwrap();
+    let cluster = ClusterId(u64::from_str_radix(&file.cluster, 16).unwrap());
+    c.cluster.kill("m3").unwrap();
+    c.cluster.start("m3").unwrap();
+    let began = Instant::now();
+    let vote = openraft_vote();
+    let answers = c.runtime.block_on(async {
+        let mut answers = vec![];
+        while began.elapsed() < Duration::from_millis(1500) {
+            let dialled = common_net::Conn::dial(&file.masters[2], Caller::Master(9), cluster, Duration::from_millis(100)).await;
+            if let Ok(conn) = dialled {
+                let asked = Instant::now();
+                let answer = conn
+                    .call::<_, master::raft::network::Answer>(&master::raft::network::Call::PreVote, 0, vec![vote.clone().into()], Duration::from_millis(500))
+                    .await;
+                answers.push((asked.duration_since(began), answer.is_ok()));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        answers
+    });
+    let first = answers.iter().find(|(_, answered)| *answered).map(|(at, _)| *at).expect("it votes in the end");
+    let refused = answers.iter().filter(|(_, answered)| !answered).count();
+    println!("{refused} refused, first answer after {first:?}");
+    assert!(refused > 0);
+    assert!(first >= Duration::from_millis(common::limits::ELECTION_MS_MAX), "{first:?}");
+}
+
+/// A request for a vote in a term far ahead, as openraft encodes it.
+fn openraft_vote() -> Vec<u8> {
+    let request = openraft::raft::VoteRequest::<master::raft::TypeConfig>::new(openraft::Vote::new(99, 2), None);
+    bincode::serde::encode_to_vec(&request, bincode::config::standard()).unwrap()
+}
+
+#[test]
+fn masters_are_added_and_removed_while_running_and_catch_up_by_snapshot() {
+    let mut c = Running::start(1, 3);
+    let home = c.cluster.dir().join("m2");
+    std::fs::create_dir(&home).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let file = c.cluster.client_file().unwrap();
+    let text = format!("id = 2\ncluster = \"{}\"\nlisten = \"{port}\"\ndir = {:?}\n", file.cluster, home.join("data"));
+    std::fs::write(home.join("config.toml"), text).unwrap();
+    c.cluster.start("m2").unwrap();
+    c.ok(&["mkdir", "/before"]);
+    c.ok(&["admin", "master", "add", "2", &port.to_string()]);
+    c.ok(&["mkdir", "/after"]);
+    let status: serde_json::Value = serde_json::from_slice(&c.ok(&["--json", "admin", "status"])).unwrap();
+    assert_eq!(status["masters"].as_array().unwrap().len(), 2);
+    c.ok(&["admin", "master", "transfer", "2"]);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status: serde_json::Value = serde_json::from_slice(&c.ok(&["--json", "admin", "status"])).unwrap();
+        if status["leader"] == 2 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{status}");
+    }
+    assert_eq!(c.ok(&["ls", "/"]), b"after/\nbefore/\n");
+    c.ok(&["admin", "master", "remove", "1"]);
+    c.ok(&["mkdir", "/alone"]);
+    assert_eq!(c.ok(&["ls", "/"]), b"after/\nalone/\nbefore/\n");
+}
