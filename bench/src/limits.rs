@@ -32,7 +32,8 @@ pub fn measure(dir: &Path) -> anyhow::Result<Limits> {
     let disk = disk(&path);
     // Whatever happened: the file goes.
     let _ = std::fs::remove_file(&path);
-    let (write_mbs, read_mbs, dsync_us) = disk.with_context(|| format!("measure the disk at {}", path.display()))?;
+    let (write_mbs, read_mbs, dsync_us) =
+        disk.with_context(|| format!("measure the disk at {}", path.display()))?;
     Ok(Limits { write_mbs, read_mbs, dsync_us, tcp_mbs: tcp()?, memcpy_mbs: memcpy() })
 }
 
@@ -44,7 +45,15 @@ fn disk(path: &Path) -> anyhow::Result<(f64, f64, f64)> {
     let mut memory = vec![0x5au8; MIB + 4096];
     let from = memory.as_ptr().align_offset(4096);
     let block = &mut memory[from..from + MIB];
-    let direct = |flags| OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(libc::O_DIRECT | flags).open(path);
+    let direct = |flags| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(libc::O_DIRECT | flags)
+            .open(path)
+    };
     let file = direct(0)?;
     for i in 0..FILE_MIB {
         file.write_all_at(block, (i * MIB) as u64)?;

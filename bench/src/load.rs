@@ -48,8 +48,12 @@ impl Row {
 
 /// CPU-seconds so far of all processes that run this binary.
 fn cpu_seconds() -> f64 {
-    let Ok(me) = std::fs::read_link("/proc/self/exe") else { return 0.0 };
-    let Ok(all) = std::fs::read_dir("/proc") else { return 0.0 };
+    let Ok(me) = std::fs::read_link("/proc/self/exe") else {
+        return 0.0;
+    };
+    let Ok(all) = std::fs::read_dir("/proc") else {
+        return 0.0;
+    };
     let ticks = all.flatten().filter_map(|p| {
         let path = p.path();
         (std::fs::read_link(path.join("exe")).ok()? == me).then_some(())?;
@@ -106,7 +110,9 @@ pub(crate) async fn run(config: &Config, job: Job) -> anyhow::Result<Vec<Row>> {
     let rows = match job {
         Job::Put { mib, streams } => put(&client, &dir, mib, streams).await.map(|row| vec![row]),
         Job::Get { mib, streams } => get(&client, &dir, mib, streams).await,
-        Job::Append { bytes, clients, seconds } => append(config, &dir, bytes, clients, seconds).await.map(|row| vec![row]),
+        Job::Append { bytes, clients, seconds } => {
+            append(config, &dir, bytes, clients, seconds).await.map(|row| vec![row])
+        }
         Job::Meta { clients, bytes, seconds } => meta(config, &dir, clients, bytes, seconds).await,
         Job::All => unreachable!("taken apart before"),
     };
@@ -148,7 +154,11 @@ async fn put(client: &Client, dir: &[u8], mib: u64, streams: u32) -> anyhow::Res
     for file in files.collect::<Vec<_>>() {
         times.add(file.await??)?;
     }
-    Ok(meter.row(format!("put, {mib} MiB, {streams} streams, durable"), each * streams as u64 * 1024 * 1024, &times))
+    Ok(meter.row(
+        format!("put, {mib} MiB, {streams} streams, durable"),
+        each * streams as u64 * 1024 * 1024,
+        &times,
+    ))
 }
 
 async fn get(client: &Client, dir: &[u8], mib: u64, streams: u32) -> anyhow::Result<Vec<Row>> {
@@ -184,7 +194,12 @@ async fn get(client: &Client, dir: &[u8], mib: u64, streams: u32) -> anyhow::Res
 }
 
 /// Runs `clients` loops for a time; each has a connection of its own.
-async fn loops<F, W>(config: &Config, clients: u32, seconds: u64, work: F) -> anyhow::Result<(Histogram<u64>, u64)>
+async fn loops<F, W>(
+    config: &Config,
+    clients: u32,
+    seconds: u64,
+    work: F,
+) -> anyhow::Result<(Histogram<u64>, u64)>
 where
     F: Fn(Client, u32, Instant) -> W,
     W: Future<Output = anyhow::Result<(Histogram<u64>, u64)>> + Send + 'static,
@@ -226,7 +241,13 @@ async fn append(config: &Config, dir: &[u8], bytes: u32, clients: u32, seconds: 
     Ok(meter.row(format!("append, {bytes} B, {clients} clients"), total, &times))
 }
 
-async fn meta(config: &Config, dir: &[u8], clients: u32, bytes: u32, seconds: u64) -> anyhow::Result<Vec<Row>> {
+async fn meta(
+    config: &Config,
+    dir: &[u8],
+    clients: u32,
+    bytes: u32,
+    seconds: u64,
+) -> anyhow::Result<Vec<Row>> {
     let mut rows = vec![];
     let meter = Meter::start();
     let (times, total) = loops(config, clients, seconds, |client, n, until| {
@@ -265,7 +286,9 @@ async fn meta(config: &Config, dir: &[u8], clients: u32, bytes: u32, seconds: u6
             let mut times = histogram();
             let mut lookups = futures::stream::iter(0..).map(one).buffer_unordered(DEPTH);
             while Instant::now() < until {
-                let Some(began) = lookups.next().await else { break };
+                let Some(began) = lookups.next().await else {
+                    break;
+                };
                 record(&mut times, began?);
             }
             drop(lookups);

@@ -90,8 +90,13 @@ impl Config {
             return Some("segment_bytes: a multiple of 1 MiB from 16 MiB to 4 GiB".into());
         }
         let log_min = 4 * (LOG_GROUP_BYTES_MAX as u64);
-        if !(log_min..=1024 * mib).contains(&self.log_segment_bytes) || !self.log_segment_bytes.is_multiple_of(mib) {
-            return Some(format!("log_segment_bytes: a multiple of 1 MiB from {} MiB to 1 GiB", log_min / mib));
+        if !(log_min..=1024 * mib).contains(&self.log_segment_bytes)
+            || !self.log_segment_bytes.is_multiple_of(mib)
+        {
+            return Some(format!(
+                "log_segment_bytes: a multiple of 1 MiB from {} MiB to 1 GiB",
+                log_min / mib
+            ));
         }
         if self.capacity_bytes > 0 && self.capacity_bytes < 2 * CHUNK_BYTES_MAX {
             return Some("capacity_bytes: 0, or at least 128 MiB".into());

@@ -65,15 +65,15 @@ impl Masters {
             return;
         }
         *leader = None;
-        if let Some(addr) = hint {
-            if let Ok(conn) = Conn::dial(&addr, Caller::Server, self.cluster(), CALL_LIMIT / 2).await {
-                let mut addrs = self.addrs.lock().expect("never poisoned");
-                if !addrs.contains(&addr) {
-                    addrs.push(addr);
-                }
-                drop(addrs);
-                *leader = Some(conn);
+        if let Some(addr) = hint
+            && let Ok(conn) = Conn::dial(&addr, Caller::Server, self.cluster(), CALL_LIMIT / 2).await
+        {
+            let mut addrs = self.addrs.lock().expect("never poisoned");
+            if !addrs.contains(&addr) {
+                addrs.push(addr);
             }
+            drop(addrs);
+            *leader = Some(conn);
         }
     }
 
@@ -149,7 +149,14 @@ async fn store(
     let session = async {
         let from = std::mem::replace(&mut shard.from, mpsc::unbounded_channel().1);
         let current = Arc::new(Mutex::new((StoreId(0), SessionId(0))));
-        let answering = answer_shard(masters.clone(), shard.to.clone(), from, to_confirm, current.clone(), failed.clone());
+        let answering = answer_shard(
+            masters.clone(),
+            shard.to.clone(),
+            from,
+            to_confirm,
+            current.clone(),
+            failed.clone(),
+        );
         tokio::select! {
             done = keep_session(&config, &masters, &mut shard, server_uuid, confirmed, current, failed.clone()) => done,
             _ = answering => Ok(()),
@@ -210,7 +217,9 @@ fn request_of(ask: MasterAsk, store: StoreId, session: SessionId) -> StoreReques
     match ask.what {
         Ask::Confirm => StoreRequest::Confirm { store, session, handle },
         Ask::Takeover { epoch } => StoreRequest::Takeover { store, handle, epoch },
-        Ask::Silent { epoch, accused } => StoreRequest::Silent { store, handle, epoch, accused: vec![accused] },
+        Ask::Silent { epoch, accused } => {
+            StoreRequest::Silent { store, handle, epoch, accused: vec![accused] }
+        }
         Ask::Seal { epoch, length, serial } => StoreRequest::Seal { store, handle, epoch, length, serial },
     }
 }
@@ -285,7 +294,9 @@ async fn heartbeat(
         }
         // Only a store whose shard answers through its own loop, and whose disk does not hang,
         // is renewed: a hung disk must look hung.
-        let Some(report) = probe(shard).await else { continue };
+        let Some(report) = probe(shard).await else {
+            continue;
+        };
         if report.oldest_disk_op_ms > DISK_HUNG_MS {
             tracing::warn!(%store, ms = report.oldest_disk_op_ms, "a disk operation hangs");
             continue;
@@ -317,14 +328,20 @@ async fn heartbeat(
                 let _ = shard.to.send(ToShard::Session(session, sent + held));
             }
             Some(StoreReply::Lapsed) => return Ok(()),
-            Some(StoreReply::Refused { refusal, .. }) => tracing::warn!(%refusal, "heartbeat refused"),
+            Some(StoreReply::Refused { refusal, .. }) => {
+                tracing::warn!(%refusal, "heartbeat refused")
+            }
             _ => {}
         }
     }
 }
 
 /// Orders are carried out, durably, before the session's deadline moves.
-async fn carry_out(shard: &ShardHandle, orders: Vec<Order>, confirmed: &mut mpsc::UnboundedReceiver<Vec<Order>>) -> Vec<Order> {
+async fn carry_out(
+    shard: &ShardHandle,
+    orders: Vec<Order>,
+    confirmed: &mut mpsc::UnboundedReceiver<Vec<Order>>,
+) -> Vec<Order> {
     let mut done = vec![];
     let _ = shard.to.send(ToShard::Orders(orders.clone()));
     while done.len() < orders.len() {

@@ -101,7 +101,8 @@ pub fn open(path: &Path, config: &Config) -> anyhow::Result<DataDir> {
     // The lock on the very file through which I/O goes: an operation under way of a dead process
     // holds its open file, so this is free only after its last write has landed.
     let log = path_of(path, FileRef::Log(0));
-    let log = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(&log).context("open the log")?;
+    let log =
+        OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(&log).context("open the log")?;
     if !lock_within(&log) {
         bail!("writes of the process that served it before are still under way");
     }
@@ -124,7 +125,15 @@ pub fn open(path: &Path, config: &Config) -> anyhow::Result<DataDir> {
     let recovered = read_all(path, store)?;
     let stat = std::fs::metadata(path)?;
     let dev_ino = (stat.dev(), stat.ino());
-    Ok(DataDir { path: path.into(), meta, recovered, locked: vec![(FileRef::Log(0), log)], lock, dev_ino, capacity })
+    Ok(DataDir {
+        path: path.into(),
+        meta,
+        recovered,
+        locked: vec![(FileRef::Log(0), log)],
+        lock,
+        dev_ino,
+        capacity,
+    })
 }
 
 fn read_all(path: &Path, store: StoreConfig) -> anyhow::Result<Recovered> {

@@ -32,10 +32,14 @@ impl Engine {
         match (choice, ring) {
             (EngineChoice::Threads, _) => Ok(Engine::Threads),
             (_, Ok(_)) => Ok(Engine::Uring),
-            (EngineChoice::Uring, Err(e)) => anyhow::bail!("io_uring is not to be had ({e}); set engine = \"threads\""),
+            (EngineChoice::Uring, Err(e)) => {
+                anyhow::bail!("io_uring is not to be had ({e}); set engine = \"threads\"")
+            }
             (EngineChoice::Auto, Err(e)) => {
                 tracing::warn!(error = %e, "io_uring is FORBIDDEN here: falling back to a thread pool, which is slower");
-                eprintln!("cairn chunkserver: io_uring is forbidden here ({e}); using threads, which is slower");
+                eprintln!(
+                    "cairn chunkserver: io_uring is forbidden here ({e}); using threads, which is slower"
+                );
                 Ok(Engine::Threads)
             }
         }
@@ -82,7 +86,12 @@ pub fn allocate(dir: &Path, file: FileRef, len: u64) -> io::Result<()> {
     if free < len + reserve {
         return Err(io::Error::from_raw_os_error(libc::ENOSPC));
     }
-    let fresh = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT).open(&path)?;
+    let fresh = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(&path)?;
     let zeros = AlignedBuf::padded(&vec![0; STRIDE as usize]);
     for offset in (0..len).step_by(STRIDE as usize) {
         let n = STRIDE.min(len - offset) as usize;
@@ -129,7 +138,12 @@ impl Disk {
         }
         let path = path_of(&self.dir, file);
         let create = matches!(file, FileRef::Checkpoint(_));
-        let direct = OpenOptions::new().write(true).create(create).truncate(false).custom_flags(libc::O_DIRECT).open(&path)?;
+        let direct = OpenOptions::new()
+            .write(true)
+            .create(create)
+            .truncate(false)
+            .custom_flags(libc::O_DIRECT)
+            .open(&path)?;
         let cached = OpenOptions::new().read(true).open(&path)?;
         let open = open_pair(direct, cached);
         self.files.borrow_mut().insert(file, open.clone());
@@ -203,7 +217,8 @@ impl Disk {
 
     async fn write(&self, file: FileRef, offset: u64, data: Bytes, durable: bool) -> io::Result<()> {
         let open = self.open(file)?;
-        let aligned = (data.as_ptr() as usize).is_multiple_of(BLOCK_BYTES) && data.len().is_multiple_of(BLOCK_BYTES);
+        let aligned =
+            (data.as_ptr() as usize).is_multiple_of(BLOCK_BYTES) && data.len().is_multiple_of(BLOCK_BYTES);
         let data = match aligned {
             true => data,
             false => {

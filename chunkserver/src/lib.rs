@@ -34,7 +34,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let engine = Engine::choose(config.engine)?;
     let mut dirs = vec![];
     for path in &config.data {
-        let dir = dir::open(path, &config).with_context(|| format!("open data directory {}", path.display()))?;
+        let dir =
+            dir::open(path, &config).with_context(|| format!("open data directory {}", path.display()))?;
         dirs.push(dir);
     }
     let config = Arc::new(config);

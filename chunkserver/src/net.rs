@@ -51,13 +51,18 @@ impl Reader {
         if !self.fill(HEADER_BYTES).await {
             return Ok(None);
         }
-        let head: &[u8; HEADER_BYTES] = self.buf[self.from..self.from + HEADER_BYTES].try_into().expect("64 bytes");
+        let head: &[u8; HEADER_BYTES] =
+            self.buf[self.from..self.from + HEADER_BYTES].try_into().expect("64 bytes");
         let header = Header::decode(head)?;
         self.from += HEADER_BYTES;
-        let Some(body) = self.take(header.body_len as usize).await else { return Ok(None) };
+        let Some(body) = self.take(header.body_len as usize).await else {
+            return Ok(None);
+        };
         header.check_body(&body)?;
         let len = header.payload_len as usize;
-        let Some(payload) = self.payload(len).await else { return Ok(None) };
+        let Some(payload) = self.payload(len).await else {
+            return Ok(None);
+        };
         self.read = if len > LARGE_PAYLOAD { LARGE_READ } else { SMALL_READ };
         Ok(Some(Frame { header, body, payload }))
     }
@@ -226,7 +231,9 @@ async fn connection(shard: &Rc<Shard>, conn: u64, queue: &Queue, sock: Sock) -> 
             }
         }
     });
-    let Some(first) = reader.frame().await? else { return Ok(()) };
+    let Some(first) = reader.frame().await? else {
+        return Ok(());
+    };
     greeted.set(true);
     watch.abort();
     if first.header.kind != Kind::Hello {

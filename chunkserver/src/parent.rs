@@ -47,7 +47,8 @@ fn forward_signals(pid: i32) {
     let Ok(runtime) = runtime else { return };
     runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
             return;
         };
         loop {
@@ -83,7 +84,9 @@ pub fn report_exit(config: &Config) -> anyhow::Result<()> {
 }
 
 fn wait_for_lock(dir: &Path) -> bool {
-    let Ok(log) = std::fs::File::open(path_of(dir, FileRef::Log(0))) else { return false };
+    let Ok(log) = std::fs::File::open(path_of(dir, FileRef::Log(0))) else {
+        return false;
+    };
     let began = Instant::now();
     while began.elapsed() < LOCK_LIMIT {
         if try_lock(&log) {

@@ -36,7 +36,12 @@ async unsafe fn submit<K: Unpin + 'static>(sqe: squeue::Entry, keep: K) -> (io::
 }
 
 /// Writes at an offset; durable when done if `durable`.
-pub async fn write_at<F: AsRawFd + 'static>(file: Rc<F>, data: Bytes, offset: u64, durable: bool) -> io::Result<usize> {
+pub async fn write_at<F: AsRawFd + 'static>(
+    file: Rc<F>,
+    data: Bytes,
+    offset: u64,
+    durable: bool,
+) -> io::Result<usize> {
     let flags = if durable { libc::RWF_DSYNC } else { 0 };
     let sqe = opcode::Write::new(types::Fd(file.as_raw_fd()), data.as_ptr(), data.len() as u32)
         .offset(offset)
@@ -47,9 +52,15 @@ pub async fn write_at<F: AsRawFd + 'static>(file: Rc<F>, data: Bytes, offset: u6
 }
 
 /// Reads at an offset into the first `len` bytes of a buffer.
-pub async fn read_at<F: AsRawFd + 'static>(file: Rc<F>, mut buf: AlignedBuf, len: usize, offset: u64) -> (io::Result<usize>, AlignedBuf) {
+pub async fn read_at<F: AsRawFd + 'static>(
+    file: Rc<F>,
+    mut buf: AlignedBuf,
+    len: usize,
+    offset: u64,
+) -> (io::Result<usize>, AlignedBuf) {
     assert!(len <= buf.len());
-    let sqe = opcode::Read::new(types::Fd(file.as_raw_fd()), buf.as_mut_ptr(), len as u32).offset(offset).build();
+    let sqe =
+        opcode::Read::new(types::Fd(file.as_raw_fd()), buf.as_mut_ptr(), len as u32).offset(offset).build();
     // SAFETY: `keep` holds the file and the buffer; its memory is on the heap.
     let (result, (_, buf)) = unsafe { submit(sqe, (file, buf)) }.await;
     (result, buf)
@@ -106,7 +117,8 @@ pub async fn send<F: AsRawFd + 'static>(sock: Rc<F>, data: Vec<Bytes>) -> (io::R
 pub async fn accept<F: AsRawFd + 'static>(listener: Rc<F>) -> io::Result<std::net::TcpStream> {
     use std::os::fd::FromRawFd;
     let fd = types::Fd(listener.as_raw_fd());
-    let sqe = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).flags(libc::SOCK_CLOEXEC).build();
+    let sqe =
+        opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).flags(libc::SOCK_CLOEXEC).build();
     // SAFETY: `keep` holds the listener; no address is asked for.
     let fd = unsafe { submit(sqe, listener) }.await.0?;
     // SAFETY: the kernel just gave this descriptor to us.

@@ -98,13 +98,18 @@ pub struct Shard {
 }
 
 /// Starts the shards; each has bound its port and waits for its store's id.
-pub fn start(dirs: Vec<DataDir>, config: &Arc<Config>, engine: Engine) -> anyhow::Result<(Vec<ShardHandle>, Vec<JoinHandle<()>>)> {
+pub fn start(
+    dirs: Vec<DataDir>,
+    config: &Arc<Config>,
+    engine: Engine,
+) -> anyhow::Result<(Vec<ShardHandle>, Vec<JoinHandle<()>>)> {
     let mut handles = vec![];
     let mut threads = vec![];
     for (i, dir) in dirs.into_iter().enumerate() {
         let port = if config.port == 0 { 0 } else { config.port + i as u16 };
         let addr = SocketAddr::new(config.bind, port);
-        let listener = std::net::TcpListener::bind(addr).with_context(|| format!("bind the data port {addr}; is it in use?"))?;
+        let listener = std::net::TcpListener::bind(addr)
+            .with_context(|| format!("bind the data port {addr}; is it in use?"))?;
         let addr = listener.local_addr()?;
         let (to, inbox) = mpsc::unbounded_channel();
         let (outbox, from) = mpsc::unbounded_channel();
@@ -134,7 +139,9 @@ pub fn start(dirs: Vec<DataDir>, config: &Arc<Config>, engine: Engine) -> anyhow
                 }
             }
         })?;
-        is_up.recv().context("a shard's thread ended at once; io_uring may be limited here (RLIMIT_MEMLOCK?)")?;
+        is_up
+            .recv()
+            .context("a shard's thread ended at once; io_uring may be limited here (RLIMIT_MEMLOCK?)")?;
         handles.push(handle);
         threads.push(thread);
     }

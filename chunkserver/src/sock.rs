@@ -41,7 +41,12 @@ impl Sock {
     }
 
     /// Receives into `buf[from..to]`: something, or all of it if `all`; 0 at the end.
-    pub async fn recv(&self, buf: AlignedBuf, range: (usize, usize), all: bool) -> (io::Result<usize>, AlignedBuf) {
+    pub async fn recv(
+        &self,
+        buf: AlignedBuf,
+        range: (usize, usize),
+        all: bool,
+    ) -> (io::Result<usize>, AlignedBuf) {
         match self {
             Sock::Ring(stream) => ring::recv(stream.clone(), buf, range, all).await,
             Sock::Tokio(stream) => recv_tokio(stream, buf, range, all).await,
@@ -85,7 +90,12 @@ impl Sock {
     }
 }
 
-async fn recv_tokio(stream: &tokio::net::TcpStream, mut buf: AlignedBuf, (from, to): (usize, usize), all: bool) -> (io::Result<usize>, AlignedBuf) {
+async fn recv_tokio(
+    stream: &tokio::net::TcpStream,
+    mut buf: AlignedBuf,
+    (from, to): (usize, usize),
+    all: bool,
+) -> (io::Result<usize>, AlignedBuf) {
     let mut at = from;
     loop {
         if let Err(e) = stream.readable().await {

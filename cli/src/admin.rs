@@ -53,7 +53,10 @@ async fn status(client: &Client, json: bool) -> anyhow::Result<()> {
             "digests_agree": !drift}));
         return Ok(());
     }
-    println!("{:>6}  {:<22} {:<9} {:>10} {:>10} {:>10}", "master", "address", "role", "applied", "log", "snapshot");
+    println!(
+        "{:>6}  {:<22} {:<9} {:>10} {:>10} {:>10}",
+        "master", "address", "role", "applied", "log", "snapshot"
+    );
     for (id, addr, votes, s) in &masters {
         let role = match (any.leader == Some(*id), votes) {
             (true, _) => "leader",
@@ -61,30 +64,53 @@ async fn status(client: &Client, json: bool) -> anyhow::Result<()> {
             (_, false) => "learner",
         };
         match s {
-            Some(s) => println!("{id:>6}  {addr:<22} {role:<9} {:>10} {:>10} {:>10}", s.applied, s.last_log, s.snapshot),
+            Some(s) => println!(
+                "{id:>6}  {addr:<22} {role:<9} {:>10} {:>10} {:>10}",
+                s.applied, s.last_log, s.snapshot
+            ),
             None => println!("{id:>6}  {addr:<22} {role:<9} does not answer"),
         }
     }
-    println!("term {}, {} files, {} chunks ({} degraded), {} of {} stores up, digests {}", any.term, any.files,
-        any.chunks, any.degraded, any.stores.1, any.stores.0, if drift { "DIFFER: a master has drifted" } else { "agree" });
+    println!(
+        "term {}, {} files, {} chunks ({} degraded), {} of {} stores up, digests {}",
+        any.term,
+        any.files,
+        any.chunks,
+        any.degraded,
+        any.stores.1,
+        any.stores.0,
+        if drift { "DIFFER: a master has drifted" } else { "agree" }
+    );
     Ok(())
 }
 
 async fn servers(client: &Client, json: bool) -> anyhow::Result<()> {
     let stores = client.stores().await?;
     if !json {
-        println!("{:>6} {:>6} {:<10} {:<22} {:<5} {:>12} {:>12} {:>6}", "store", "server", "rack", "address", "state", "used", "capacity", "full");
+        println!(
+            "{:>6} {:>6} {:<10} {:<22} {:<5} {:>12} {:>12} {:>6}",
+            "store", "server", "rack", "address", "state", "used", "capacity", "full"
+        );
     }
     for s in stores {
         if json {
-            print(&json!({"store": s.store.0, "server": s.server.0, "rack": s.rack, "addr": s.addr.to_string(),
-                "up": s.up, "used": s.used, "capacity": s.capacity}));
+            print(
+                &json!({"store": s.store.0, "server": s.server.0, "rack": s.rack, "addr": s.addr.to_string(),
+                "up": s.up, "used": s.used, "capacity": s.capacity}),
+            );
             continue;
         }
         let full = s.used as f64 * 100.0 / s.capacity.max(1) as f64;
         let state = if s.up { "up" } else { "down" };
-        println!("{:>6} {:>6} {:<10} {:<22} {state:<5} {:>12} {:>12} {full:>5.1}%", s.store.to_string(), s.server.to_string(),
-            s.rack, s.addr.to_string(), human(s.used), human(s.capacity));
+        println!(
+            "{:>6} {:>6} {:<10} {:<22} {state:<5} {:>12} {:>12} {full:>5.1}%",
+            s.store.to_string(),
+            s.server.to_string(),
+            s.rack,
+            s.addr.to_string(),
+            human(s.used),
+            human(s.capacity)
+        );
     }
     Ok(())
 }
@@ -101,7 +127,9 @@ async fn chunks(client: &Client, file: &[u8], json: bool) -> anyhow::Result<()> 
         let config = &chunk.config;
         if config.handle == ChunkHandle::HOLE {
             if json {
-                print(&json!({"index": chunk.index, "hole": true, "start": chunk.start, "length": chunk.length}));
+                print(
+                    &json!({"index": chunk.index, "hole": true, "start": chunk.start, "length": chunk.length}),
+                );
             } else {
                 println!("{:>5} hole at {} length {}", chunk.index, chunk.start, chunk.length);
             }
@@ -117,21 +145,30 @@ async fn chunks(client: &Client, file: &[u8], json: bool) -> anyhow::Result<()> 
                 .map(|(store, view)| match view {
                     Ok(v) => json!({"store": store.0, "rack": rack(&stores, *store), "epoch": v.epoch.0,
                         "length": v.length, "committed": v.committed.0, "applied": v.applied.0}),
-                    Err(e) => json!({"store": store.0, "rack": rack(&stores, *store), "error": e.to_string()}),
+                    Err(e) => {
+                        json!({"store": store.0, "rack": rack(&stores, *store), "error": e.to_string()})
+                    }
                 })
                 .collect();
-            print(&json!({"index": chunk.index, "handle": config.handle.to_string(), "epoch": config.epoch.0,
+            print(
+                &json!({"index": chunk.index, "handle": config.handle.to_string(), "epoch": config.epoch.0,
                 "start": chunk.start, "length": chunk.length, "sealed": config.sealed.is_some(),
-                "primary": config.primary.0, "replicas": list}));
+                "primary": config.primary.0, "replicas": list}),
+            );
             continue;
         }
         let state = if config.sealed.is_some() { "sealed" } else { "open" };
-        println!("{:>5} {} {} start {} length {} {state} primary {}", chunk.index, config.handle, config.epoch,
-            chunk.start, chunk.length, config.primary);
+        println!(
+            "{:>5} {} {} start {} length {} {state} primary {}",
+            chunk.index, config.handle, config.epoch, chunk.start, chunk.length, config.primary
+        );
         for (store, view) in replicas {
             let place = format!("{store} on rack {}", rack(&stores, store));
             match view {
-                Ok(v) => println!("      {place}: {}, serials committed {} applied {}, {} bytes", v.epoch, v.committed, v.applied, v.length),
+                Ok(v) => println!(
+                    "      {place}: {}, serials committed {} applied {}, {} bytes",
+                    v.epoch, v.committed, v.applied, v.length
+                ),
                 Err(e) => println!("      {place}: {e}"),
             }
         }
@@ -152,8 +189,10 @@ async fn locate(client: &Client, file: &[u8], offset: u64, json: bool) -> anyhow
         let (rack, addr) = info.map_or(("?".into(), "?".into()), |s| (s.rack.clone(), s.addr.to_string()));
         let role = if *store == config.primary { "primary" } else { "secondary" };
         if json {
-            print(&json!({"handle": config.handle.to_string(), "offset_in_chunk": span.offset, "store": store.0,
-                "rack": rack, "addr": addr, "role": role}));
+            print(
+                &json!({"handle": config.handle.to_string(), "offset_in_chunk": span.offset, "store": store.0,
+                "rack": rack, "addr": addr, "role": role}),
+            );
         } else {
             println!("{} + {}: {store} ({role}) on rack {rack} at {addr}", config.handle, span.offset);
         }
@@ -165,7 +204,13 @@ fn show_policy(policy: &Policy, json: bool) {
     let (replication, chunk) = (policy.replication.unwrap_or(0), policy.chunk_bytes.unwrap_or(0));
     let label = policy.label.clone().unwrap_or_default();
     if json {
-        return print(&json!({"replication": replication, "chunk_bytes": chunk, "label": label, "durability": "disk"}));
+        return print(
+            &json!({"replication": replication, "chunk_bytes": chunk, "label": label, "durability": "disk"}),
+        );
     }
-    println!("replication {replication}, chunks of {}, racks {}", human(chunk), if label.is_empty() { "any" } else { &label });
+    println!(
+        "replication {replication}, chunks of {}, racks {}",
+        human(chunk),
+        if label.is_empty() { "any" } else { &label }
+    );
 }

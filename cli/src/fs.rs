@@ -118,7 +118,13 @@ fn line(full: &[u8], entry: &Entry, long: bool, json: bool) {
         return println!("{}{slash}", show(&entry.name));
     }
     let target = if attr.target.is_empty() { String::new() } else { format!(" -> {}", show(&attr.target)) };
-    println!("{} {:>12} {} {}{slash}{target}", mode(attr), attr.length, time(attr.mtime_ns), show(&entry.name));
+    println!(
+        "{} {:>12} {} {}{slash}{target}",
+        mode(attr),
+        attr.length,
+        time(attr.mtime_ns),
+        show(&entry.name)
+    );
 }
 
 async fn stat(client: &Client, paths: &[OsString], json: bool) -> anyhow::Result<()> {
@@ -210,21 +216,31 @@ async fn du(client: &Client, root: &[u8], json: bool) -> anyhow::Result<()> {
         }
     }
     if json {
-        print(&json!({"path": String::from_utf8_lossy(root), "bytes": bytes, "files": files, "directories": dirs}));
+        print(
+            &json!({"path": String::from_utf8_lossy(root), "bytes": bytes, "files": files, "directories": dirs}),
+        );
     } else {
         println!("{} in {files} files, {dirs} directories  {}", human(bytes), show(root));
     }
     Ok(())
 }
 
-async fn append(client: &Client, file: &[u8], text: Option<OsString>, lines: bool, json: bool) -> anyhow::Result<()> {
+async fn append(
+    client: &Client,
+    file: &[u8],
+    text: Option<OsString>,
+    lines: bool,
+    json: bool,
+) -> anyhow::Result<()> {
     let input = match text {
         Some(text) => text.as_bytes().to_vec(),
-        None => tokio::task::spawn_blocking(|| {
-            let mut all = vec![];
-            std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut all).map(|_| all)
-        })
-        .await??,
+        None => {
+            tokio::task::spawn_blocking(|| {
+                let mut all = vec![];
+                std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut all).map(|_| all)
+            })
+            .await??
+        }
     };
     let mut appender = client.appender(file).await?;
     let records: Vec<&[u8]> = match lines {
@@ -255,7 +271,9 @@ async fn touch(client: &Client, paths: &[OsString]) -> anyhow::Result<()> {
 async fn trash(client: &Client, json: bool) -> anyhow::Result<()> {
     for t in client.trash().await? {
         if json {
-            print(&json!({"path": String::from_utf8_lossy(&t.path), "id": t.file.0, "deleted_ns": t.deleted_ns}));
+            print(
+                &json!({"path": String::from_utf8_lossy(&t.path), "id": t.file.0, "deleted_ns": t.deleted_ns}),
+            );
         } else {
             println!("{}  {}", time(t.deleted_ns), show(&t.path));
         }

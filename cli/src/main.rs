@@ -36,7 +36,9 @@ fn run(args: Cairn) -> anyhow::Result<()> {
         Command::Drill { name, repeats, dir } => drill(&name, repeats, dir, args.json),
         Command::Node => sim::jsonl::run(std::io::BufReader::new(std::io::stdin()), std::io::stdout()),
         Command::Fs(command) => with_client(&args.cluster, |client| fs::run(client, command, args.json)),
-        Command::Admin { command } => with_client(&args.cluster, |client| admin::run(client, command, args.json)),
+        Command::Admin { command } => {
+            with_client(&args.cluster, |client| admin::run(client, command, args.json))
+        }
         Command::Bench(command) => {
             let config = up::find(&args.cluster)?;
             let dir = up::cluster_dir(&args.cluster);

@@ -34,7 +34,8 @@ struct Progress {
 
 impl Progress {
     fn new(total: u64) -> Progress {
-        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
+        let bar =
+            if std::io::stderr().is_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
         let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
         bar.set_style(style.expect("a fixed template"));
         Progress { bar, began: Instant::now(), files: 0, bytes: 0 }
@@ -67,7 +68,8 @@ pub async fn put(client: Client, recursive: bool, paths: &[OsString], json: bool
             if into {
                 bail!("{}: it is a directory; standard input needs a file's name", show(&to));
             }
-            total.bytes += put_reader(&client, std::io::stdin(), &to, 0o644, now_ns(), total.bar.clone()).await?;
+            total.bytes +=
+                put_reader(&client, std::io::stdin(), &to, 0o644, now_ns(), total.bar.clone()).await?;
             total.files += 1;
             continue;
         }
@@ -109,7 +111,10 @@ async fn put_tree(client: &Client, root: &Path, to: &[u8], total: &mut Progress)
                 continue;
             }
             if !kind.is_file() && !kind.is_symlink() {
-                eprintln!("cairn: {}: neither file nor directory nor symlink, left out", entry.path().display());
+                eprintln!(
+                    "cairn: {}: neither file nor directory nor symlink, left out",
+                    entry.path().display()
+                );
                 continue;
             }
             while under_way.len() >= FILES_UNDER_WAY {
@@ -230,7 +235,9 @@ pub async fn get(client: Client, recursive: bool, paths: &[OsString], json: bool
             FileKind::Directory if !recursive => {
                 bail!("{}: it is a directory; -r fetches it with all that is in it", show(&from))
             }
-            FileKind::Directory if stdout => bail!("{}: a directory cannot go to standard output", show(&from)),
+            FileKind::Directory if stdout => {
+                bail!("{}: a directory cannot go to standard output", show(&from))
+            }
             FileKind::Directory => get_tree(&client, from, attr, &target, &mut total).await?,
             _ if stdout => {
                 let file = client.open_file(attr).await?;
@@ -247,7 +254,13 @@ pub async fn get(client: Client, recursive: bool, paths: &[OsString], json: bool
     Ok(())
 }
 
-async fn get_tree(client: &Client, from: Vec<u8>, attr: Attr, to: &Path, total: &mut Progress) -> anyhow::Result<()> {
+async fn get_tree(
+    client: &Client,
+    from: Vec<u8>,
+    attr: Attr,
+    to: &Path,
+    total: &mut Progress,
+) -> anyhow::Result<()> {
     let mut dirs = vec![(from, attr, to.to_path_buf())];
     let mut made = vec![];
     let mut under_way: JoinSet<anyhow::Result<u64>> = JoinSet::new();
@@ -279,7 +292,13 @@ async fn get_tree(client: &Client, from: Vec<u8>, attr: Attr, to: &Path, total: 
 }
 
 /// Fetches one file: written beside, named when it is whole.
-async fn get_one(client: &Client, from: &[u8], attr: Attr, to: &Path, bar: ProgressBar) -> anyhow::Result<u64> {
+async fn get_one(
+    client: &Client,
+    from: &[u8],
+    attr: Attr,
+    to: &Path,
+    bar: ProgressBar,
+) -> anyhow::Result<u64> {
     let about = || format!("fetch {} to {}", show(from), to.display());
     if attr.kind == FileKind::Symlink {
         let _ = std::fs::remove_file(to);
@@ -309,7 +328,11 @@ async fn get_one(client: &Client, from: &[u8], attr: Attr, to: &Path, bar: Progr
     done.with_context(about)
 }
 
-async fn copy_out(file: &client::FileReader, out: impl Write + Send + 'static, bar: &ProgressBar) -> anyhow::Result<u64> {
+async fn copy_out(
+    file: &client::FileReader,
+    out: impl Write + Send + 'static,
+    bar: &ProgressBar,
+) -> anyhow::Result<u64> {
     let (send, mut parts) = mpsc::channel::<Bytes>(16);
     let writing = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
         let mut out = std::io::BufWriter::with_capacity(256 * 1024, out);

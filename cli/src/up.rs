@@ -24,10 +24,14 @@ pub fn find(cluster: &Option<String>) -> anyhow::Result<Config> {
         return ClientFile::read(path)?.config();
     }
     let addrs: Vec<String> = named.split(',').map(str::to_owned).collect();
-    if cluster.is_some() && addrs.iter().all(|a| a.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok())) {
+    if cluster.is_some()
+        && addrs.iter().all(|a| a.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()))
+    {
         return Ok(Config::new(addrs));
     }
-    bail!("no cluster: give --cluster or CAIRN_CLUSTER (addresses of masters, or what `cairn up` made), or run `cairn up`")
+    bail!(
+        "no cluster: give --cluster or CAIRN_CLUSTER (addresses of masters, or what `cairn up` made), or run `cairn up`"
+    )
 }
 
 /// The directory of a local cluster, if it is one.
@@ -38,7 +42,11 @@ pub fn cluster_dir(cluster: &Option<String>) -> Option<PathBuf> {
 
 pub fn up(args: Up) -> anyhow::Result<()> {
     if args.racks > args.chunkservers {
-        bail!("--racks {}: there are only {} chunkservers to spread over them", args.racks, args.chunkservers);
+        bail!(
+            "--racks {}: there are only {} chunkservers to spread over them",
+            args.racks,
+            args.chunkservers
+        );
     }
     if args.detach {
         return detach(&args);
@@ -113,10 +121,10 @@ fn report(cluster: &Cluster, name: &str) {
     let name = name.to_owned();
     std::thread::spawn(move || {
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        if let Ok(config) = chunkserver::config::Config::parse(&text) {
-            if let Err(error) = chunkserver::parent::report_exit(&config) {
-                eprintln!("cannot report the end of {name}: {error:#}");
-            }
+        if let Ok(config) = chunkserver::config::Config::parse(&text)
+            && let Err(error) = chunkserver::parent::report_exit(&config)
+        {
+            eprintln!("cannot report the end of {name}: {error:#}");
         }
     });
 }
@@ -187,4 +195,3 @@ pub fn down(dir: &Path) -> anyhow::Result<()> {
     println!("stopped after {:.1} s", began.elapsed().as_secs_f64());
     Ok(())
 }
-

@@ -26,7 +26,8 @@ fn spec(masters: u32, chunkservers: u32) -> Spec {
         chunkservers,
         racks: 3.min(chunkservers),
         bind: [127, 0, 0, 1].into(),
-        chunkserver_extra: "segment_bytes = 33554432\nahead_bytes = 33554432\nlog_segment_bytes = 8388608\n".into(),
+        chunkserver_extra: "segment_bytes = 33554432\nahead_bytes = 33554432\nlog_segment_bytes = 8388608\n"
+            .into(),
         time_scale: 1,
     }
 }
@@ -41,8 +42,10 @@ struct Running {
 impl Running {
     fn start(masters: u32, chunkservers: u32) -> Running {
         let dir = TempDir::new().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let mut cluster = Cluster::open(&dir.path().join("c"), &spec(masters, chunkservers), &cairn()).unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let mut cluster =
+            Cluster::open(&dir.path().join("c"), &spec(masters, chunkservers), &cairn()).unwrap();
         cluster.start_all().unwrap();
         let client = runtime.block_on(cluster.healthy()).unwrap();
         Running { cluster, runtime, client, dir }
@@ -76,11 +79,19 @@ fn tree(root: &Path) -> Vec<(PathBuf, Option<Vec<u8>>, u32, i64, i64)> {
             let meta = std::fs::symlink_metadata(&path).unwrap();
             let content = match () {
                 _ if meta.is_dir() => None,
-                _ if meta.is_symlink() => Some(std::fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec()),
+                _ if meta.is_symlink() => {
+                    Some(std::fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec())
+                }
                 _ => Some(std::fs::read(&path).unwrap()),
             };
             let times = if meta.is_symlink() { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
-            all.push((path.strip_prefix(root).unwrap().to_path_buf(), content, meta.mode(), times.0, times.1));
+            all.push((
+                path.strip_prefix(root).unwrap().to_path_buf(),
+                content,
+                meta.mode(),
+                times.0,
+                times.1,
+            ));
             if meta.is_dir() {
                 dirs.push(path);
             }
@@ -119,7 +130,8 @@ fn trees_of_strange_names_come_back_as_they_went() {
     let shown = c.ok(&["--json", "admin", "chunks", "/t/größe-☃"]);
     for line in String::from_utf8(shown).unwrap().lines() {
         let chunk: serde_json::Value = serde_json::from_str(line).unwrap();
-        let mut racks: Vec<String> = chunk["replicas"].as_array().unwrap().iter().map(|r| r["rack"].to_string()).collect();
+        let mut racks: Vec<String> =
+            chunk["replicas"].as_array().unwrap().iter().map(|r| r["rack"].to_string()).collect();
         racks.sort();
         racks.dedup();
         assert_eq!(racks.len(), 3, "{line}");
@@ -205,7 +217,10 @@ fn hostile_frames_do_no_harm_to_any_port() {
         let mut stream = TcpStream::connect(port).unwrap();
         stream.set_nodelay(true).unwrap();
         if rng.random_bool(0.9) {
-            let caller = [Caller::Client, Caller::Store(common::StoreId(2)), Caller::Server, Caller::Master(1)][rng.random_range(0..4)].clone();
+            let caller =
+                [Caller::Client, Caller::Store(common::StoreId(2)), Caller::Server, Caller::Master(1)]
+                    [rng.random_range(0..4)]
+                .clone();
             let hello = wire::frame(cluster, 0, 0, &Hello::new(caller), 0);
             stream.write_all(&hello).unwrap();
         }
@@ -233,9 +248,15 @@ fn hostile_frames_do_no_harm_to_any_port() {
 
 /// A frame that is random, or nearly right.
 fn hostile(rng: &mut StdRng, cluster: ClusterId) -> Vec<u8> {
-    let body: Vec<u8> = (0..rng.random_range(0..60)).map(|_| if rng.random_bool(0.3) { rng.random() } else { rng.random_range(0..8) }).collect();
+    let body: Vec<u8> = (0..rng.random_range(0..60))
+        .map(|_| if rng.random_bool(0.3) { rng.random() } else { rng.random_range(0..8) })
+        .collect();
     let kind = Kind::ALL[rng.random_range(0..Kind::ALL.len())];
-    let payload = vec![7u8; if kind.payload_bytes_max() > 0 && rng.random_bool(0.2) { rng.random_range(0..5000) } else { 0 }];
+    let payload =
+        vec![
+            7u8;
+            if kind.payload_bytes_max() > 0 && rng.random_bool(0.2) { rng.random_range(0..5000) } else { 0 }
+        ];
     let header = Header {
         kind,
         cluster: if rng.random_bool(0.97) { cluster } else { ClusterId(rng.random()) },
@@ -267,7 +288,14 @@ fn pids(cluster: &Cluster) -> Vec<u32> {
 
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+    status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap()
 }
 
 #[test]
@@ -292,7 +320,11 @@ fn callers_that_do_not_belong_get_a_reason() {
         let newer = Hello { caller: Caller::Client, version_min: 7, version_max: 9 };
         assert_eq!(ask(&addr, cluster, &newer), Code::UnknownVersion);
     }
-    let wrong = Config { cluster: Some(ClusterId(99)), deadline: Duration::from_secs(2), ..Config::new(file.masters) };
+    let wrong = Config {
+        cluster: Some(ClusterId(99)),
+        deadline: Duration::from_secs(2),
+        ..Config::new(file.masters)
+    };
     let error = c.runtime.block_on(Client::connect(wrong)).err().unwrap();
     assert_eq!(error.code(), Some(Code::WrongCluster), "{error}");
 }
@@ -308,7 +340,11 @@ fn bad_configurations_and_directories_are_refused_with_a_sentence() {
         String::from_utf8(out.stderr).unwrap()
     };
     let data = dir.path().join("data");
-    let chunkserver = |data: &Path, more: &str| format!("masters = [\"127.0.0.1:1\"]\ndata = [{data:?}]\nrack = \"r\"\nlog_segment_bytes = 8388608\n{more}");
+    let chunkserver = |data: &Path, more: &str| {
+        format!(
+            "masters = [\"127.0.0.1:1\"]\ndata = [{data:?}]\nrack = \"r\"\nlog_segment_bytes = 8388608\n{more}"
+        )
+    };
     assert!(run("chunkserver", "masters = [").contains("line 1"));
     assert!(run("chunkserver", &chunkserver(&data, "colour = 1")).contains("colour"));
     assert!(run("chunkserver", &chunkserver(&data, "segment_bytes = 5")).contains("segment_bytes"));
@@ -322,17 +358,31 @@ fn bad_configurations_and_directories_are_refused_with_a_sentence() {
     std::fs::create_dir(&free).unwrap();
     let port = format!("port = {}", used.local_addr().unwrap().port());
     assert!(run("chunkserver", &chunkserver(&free, &port)).contains("in use"));
-    let master = format!("id = 1\ncluster = \"00000000000000aa\"\nlisten = \"{}\"\ndir = {:?}", used.local_addr().unwrap(), dir.path().join("m"));
+    let master = format!(
+        "id = 1\ncluster = \"00000000000000aa\"\nlisten = \"{}\"\ndir = {:?}",
+        used.local_addr().unwrap(),
+        dir.path().join("m")
+    );
     assert!(run("master", &master).contains("in use"));
 }
 
 #[test]
 fn two_servers_cannot_share_a_directory() {
     let c = Running::start(1, 3);
-    let out = Command::new(cairn()).arg("chunkserver").arg("--config").arg(c.cluster.config_of("cs1")).output().unwrap();
+    let out = Command::new(cairn())
+        .arg("chunkserver")
+        .arg("--config")
+        .arg(c.cluster.config_of("cs1"))
+        .output()
+        .unwrap();
     assert_eq!(out.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&out.stderr).contains("another process serves it"), "{}", String::from_utf8_lossy(&out.stderr));
-    let out = Command::new(cairn()).arg("master").arg("--config").arg(c.cluster.config_of("m1")).output().unwrap();
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("another process serves it"),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let out =
+        Command::new(cairn()).arg("master").arg("--config").arg(c.cluster.config_of("m1")).output().unwrap();
     assert!(String::from_utf8_lossy(&out.stderr).contains("another master serves"));
     let second = Cluster::open(c.cluster.dir(), &spec(1, 3), &cairn()).err().unwrap();
     assert!(second.to_string().contains("running"));
@@ -350,11 +400,22 @@ fn a_master_that_restarts_answers_no_vote_for_a_while() {
     let answers = c.runtime.block_on(async {
         let mut answers = vec![];
         while began.elapsed() < Duration::from_millis(1500) {
-            let dialled = common_net::Conn::dial(&file.masters[2], Caller::Master(9), cluster, Duration::from_millis(100)).await;
+            let dialled = common_net::Conn::dial(
+                &file.masters[2],
+                Caller::Master(9),
+                cluster,
+                Duration::from_millis(100),
+            )
+            .await;
             if let Ok(conn) = dialled {
                 let asked = Instant::now();
                 let answer = conn
-                    .call::<_, master::raft::network::Answer>(&master::raft::network::Call::PreVote, 0, vec![vote.clone().into()], Duration::from_millis(500))
+                    .call::<_, master::raft::network::Answer>(
+                        &master::raft::network::Call::PreVote,
+                        0,
+                        vec![vote.clone().into()],
+                        Duration::from_millis(500),
+                    )
                     .await;
                 answers.push((asked.duration_since(began), answer.is_ok()));
             }
@@ -362,7 +423,8 @@ fn a_master_that_restarts_answers_no_vote_for_a_while() {
         }
         answers
     });
-    let first = answers.iter().find(|(_, answered)| *answered).map(|(at, _)| *at).expect("it votes in the end");
+    let first =
+        answers.iter().find(|(_, answered)| *answered).map(|(at, _)| *at).expect("it votes in the end");
     let refused = answers.iter().filter(|(_, answered)| !answered).count();
     println!("{refused} refused, first answer after {first:?}");
     assert!(refused > 0);
@@ -371,7 +433,8 @@ fn a_master_that_restarts_answers_no_vote_for_a_while() {
 
 /// A request for a vote in a term far ahead, as openraft encodes it.
 fn openraft_vote() -> Vec<u8> {
-    let request = openraft::raft::VoteRequest::<master::raft::TypeConfig>::new(openraft::Vote::new(99, 2), None);
+    let request =
+        openraft::raft::VoteRequest::<master::raft::TypeConfig>::new(openraft::Vote::new(99, 2), None);
     bincode::serde::encode_to_vec(&request, bincode::config::standard()).unwrap()
 }
 
@@ -382,7 +445,11 @@ fn masters_are_added_and_removed_while_running_and_catch_up_by_snapshot() {
     std::fs::create_dir(&home).unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let file = c.cluster.client_file().unwrap();
-    let text = format!("id = 2\ncluster = \"{}\"\nlisten = \"{port}\"\ndir = {:?}\n", file.cluster, home.join("data"));
+    let text = format!(
+        "id = 2\ncluster = \"{}\"\nlisten = \"{port}\"\ndir = {:?}\n",
+        file.cluster,
+        home.join("data")
+    );
     std::fs::write(home.join("config.toml"), text).unwrap();
     c.cluster.start("m2").unwrap();
     c.ok(&["mkdir", "/before"]);
@@ -393,7 +460,8 @@ fn masters_are_added_and_removed_while_running_and_catch_up_by_snapshot() {
     c.ok(&["admin", "master", "transfer", "2"]);
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let status: serde_json::Value = serde_json::from_slice(&c.ok(&["--json", "admin", "status"])).unwrap();
+        let status: serde_json::Value =
+            serde_json::from_slice(&c.ok(&["--json", "admin", "status"])).unwrap();
         if status["leader"] == 2 {
             break;
         }

@@ -83,7 +83,12 @@ impl Miss {
 impl Client {
     /// Writes to a chunk, at an offset or at its end. Exactly once: whatever happens on the way,
     /// it is tried under one request id until it is answered.
-    pub(crate) async fn write_chunk(&self, config: &mut ChunkConfig, offset: Option<u64>, data: Bytes) -> Result<Written> {
+    pub(crate) async fn write_chunk(
+        &self,
+        config: &mut ChunkConfig,
+        offset: Option<u64>,
+        data: Bytes,
+    ) -> Result<Written> {
         let request = self.begin_write().await;
         let done = self.write_until_answered(config, offset, data, request).await;
         self.inner.writes.session.lock().expect("never poisoned").end(request);
@@ -132,7 +137,11 @@ impl Client {
             };
             if Instant::now() + pause >= deadline {
                 let action = format!("write {} bytes to {}", data.len(), config.handle);
-                return Err(Error::Unknown { action, ms: began.elapsed().as_millis() as u64, last: miss.last });
+                return Err(Error::Unknown {
+                    action,
+                    ms: began.elapsed().as_millis() as u64,
+                    last: miss.last,
+                });
             }
             match miss.next {
                 Next::PushAgain => {
@@ -175,7 +184,13 @@ impl Client {
     }
 
     /// Pushes the pieces of a write along the chain; all are under way at once.
-    async fn push(&self, config: &ChunkConfig, chain: &[StoreId], request: RequestId, data: &Bytes) -> std::result::Result<(), Miss> {
+    async fn push(
+        &self,
+        config: &ChunkConfig,
+        chain: &[StoreId],
+        request: RequestId,
+        data: &Bytes,
+    ) -> std::result::Result<(), Miss> {
         let again = |last: String| Miss { last, next: Next::PushAgain, silent: false };
         let conn = self.inner.conns.get(chain[0], Class::Bulk).await.map_err(|e| {
             // The first of the chain is away; the primary may be there. If it is the primary
@@ -193,7 +208,8 @@ impl Client {
                 chain: chain[1..].to_vec(),
                 piece: Piece::of(&part),
             };
-            answers.push(conn.send(&msg, config.epoch.0, vec![part]).await.map_err(|e| again(e.to_string()))?);
+            answers
+                .push(conn.send(&msg, config.epoch.0, vec![part]).await.map_err(|e| again(e.to_string()))?);
         }
         for answer in answers {
             match conn.answer::<ClientChunkReply>(answer, PUSH_LIMIT).await {
@@ -218,7 +234,15 @@ impl Client {
         let lowest = self.inner.writes.session.lock().expect("never poisoned").ticket(request).lowest;
         let payload = if inline.is_some() { vec![data.clone()] } else { vec![] };
         let create = (config.epoch.number() == 1 && config.sealed.is_none()).then(|| config.clone());
-        let msg = ClientChunk::Write { request, lowest, handle: config.handle, offset, len: data.len() as u32, inline, create };
+        let msg = ClientChunk::Write {
+            request,
+            lowest,
+            handle: config.handle,
+            offset,
+            len: data.len() as u32,
+            inline,
+            create,
+        };
         let conn = self.inner.conns.get(config.primary, Class::Control).await.map_err(Miss::net)?;
         match conn.call(&msg, config.epoch.0, payload, WRITE_LIMIT).await.map_err(Miss::net)?.0 {
             ClientChunkReply::Written { offset, .. } => Ok(Ok(Written { offset })),
@@ -231,7 +255,12 @@ impl Client {
     }
 
     /// Asks the masters how a chunk stands now; with `silent`, its primary could not be reached.
-    pub(crate) async fn refresh(&self, config: &mut ChunkConfig, silent: bool, deadline: Instant) -> Result<()> {
+    pub(crate) async fn refresh(
+        &self,
+        config: &mut ChunkConfig,
+        silent: bool,
+        deadline: Instant,
+    ) -> Result<()> {
         let handle = config.handle;
         let request = match silent {
             true => MasterRequest::PrimarySilent { handle, epoch: config.epoch },
@@ -281,7 +310,13 @@ impl Client {
     }
 
     /// Asks replicas in this order; the next one when one refuses, breaks, or is slow.
-    async fn read_hedged(&self, config: &ChunkConfig, order: &[StoreId], offset: u64, len: u32) -> std::result::Result<Vec<Bytes>, String> {
+    async fn read_hedged(
+        &self,
+        config: &ChunkConfig,
+        order: &[StoreId],
+        offset: u64,
+        len: u32,
+    ) -> std::result::Result<Vec<Bytes>, String> {
         use futures::stream::{FuturesUnordered, StreamExt};
         let mut under_way = FuturesUnordered::new();
         let mut rest = order.iter();
@@ -311,7 +346,13 @@ impl Client {
         }
     }
 
-    async fn read_replica(&self, config: &ChunkConfig, store: StoreId, offset: u64, len: u32) -> std::result::Result<Vec<Bytes>, String> {
+    async fn read_replica(
+        &self,
+        config: &ChunkConfig,
+        store: StoreId,
+        offset: u64,
+        len: u32,
+    ) -> std::result::Result<Vec<Bytes>, String> {
         let conn = self.inner.conns.get(store, Class::Bulk).await.map_err(|e| e.to_string())?;
         let msg = ClientChunk::Read { handle: config.handle, offset, len, stale: false };
         let (reply, frame) = conn
@@ -319,9 +360,8 @@ impl Client {
             .await
             .map_err(|e| e.to_string())?;
         match reply {
-            ClientChunkReply::Data { pieces } => {
-                verified(&pieces, frame.payload, len).ok_or_else(|| format!("{store}: the bytes do not match their checksums"))
-            }
+            ClientChunkReply::Data { pieces } => verified(&pieces, frame.payload, len)
+                .ok_or_else(|| format!("{store}: the bytes do not match their checksums")),
             ClientChunkReply::Refused(refusal) => Err(format!("{store}: {refusal}")),
             _ => Err(format!("{store}: an answer that does not fit a read")),
         }
@@ -352,7 +392,11 @@ impl Client {
         }
     }
 
-    async fn stat_replica(&self, config: &ChunkConfig, store: StoreId) -> std::result::Result<(u64, ReplicaView), Miss> {
+    async fn stat_replica(
+        &self,
+        config: &ChunkConfig,
+        store: StoreId,
+    ) -> std::result::Result<(u64, ReplicaView), Miss> {
         let conn = self.inner.conns.get(store, Class::Control).await.map_err(Miss::net)?;
         let msg = ClientChunk::Stat { handle: config.handle };
         match conn.call(&msg, config.epoch.0, vec![], READ_LIMIT).await.map_err(Miss::net)?.0 {
@@ -366,7 +410,10 @@ impl Client {
 
     pub(crate) async fn replica_view(&self, config: &ChunkConfig, store: StoreId) -> Result<ReplicaView> {
         let view = self.stat_replica(config, store).await;
-        view.map(|(_, view)| view).map_err(|miss| Error::Unreadable { what: format!("{} on {store}", config.handle), last: miss.last })
+        view.map(|(_, view)| view).map_err(|miss| Error::Unreadable {
+            what: format!("{} on {store}", config.handle),
+            last: miss.last,
+        })
     }
 
     /// Seals a chunk at its present length.
@@ -385,7 +432,11 @@ impl Client {
                 match conn.call(&msg, config.epoch.0, vec![], WRITE_LIMIT).await.map_err(Miss::net)?.0 {
                     ClientChunkReply::Sealed { length } => Ok(length),
                     ClientChunkReply::Refused(refusal) => Err(Miss::refused(refusal)),
-                    _ => Err(Miss { last: "an answer that does not fit".into(), next: Next::Wait, silent: false }),
+                    _ => Err(Miss {
+                        last: "an answer that does not fit".into(),
+                        next: Next::Wait,
+                        silent: false,
+                    }),
                 }
             };
             let miss = match asked.await {
@@ -394,7 +445,11 @@ impl Client {
             };
             if Instant::now() + pause >= deadline {
                 let action = format!("seal {handle}");
-                return Err(Error::Unknown { action, ms: began.elapsed().as_millis() as u64, last: miss.last });
+                return Err(Error::Unknown {
+                    action,
+                    ms: began.elapsed().as_millis() as u64,
+                    last: miss.last,
+                });
             }
             self.refresh(&mut config, miss.silent, deadline).await?;
             tokio::time::sleep(pause).await;

@@ -217,11 +217,20 @@ impl FileWriter {
 /// Makes a file with this content: name and chunk in one entry of the log, then the bytes.
 pub(crate) async fn create_with(client: &Client, path: &[u8], data: &[u8]) -> Result<()> {
     let near = client.inner.config.rack.clone();
-    let mutation = Mutation::Create { path: path.into(), mode: 0o644, exclusive: true, parents: false, chunk: !data.is_empty(), near };
+    let mutation = Mutation::Create {
+        path: path.into(),
+        mode: 0o644,
+        exclusive: true,
+        parents: false,
+        chunk: !data.is_empty(),
+        near,
+    };
     let MasterReply::Opened { chunk, .. } = client.mutate(mutation).await? else {
         return Err(Error::unexpected("create"));
     };
-    let Some(chunk) = chunk.filter(|_| !data.is_empty()) else { return Ok(()) };
+    let Some(chunk) = chunk.filter(|_| !data.is_empty()) else {
+        return Ok(());
+    };
     let mut config = chunk.config;
     let mut at = 0;
     for part in data.chunks(WRITE_BYTES_MAX) {
@@ -241,7 +250,14 @@ pub struct Appender {
 impl Appender {
     pub(crate) async fn open(client: Client, path: &[u8]) -> Result<Appender> {
         let near = client.inner.config.rack.clone();
-        let mutation = Mutation::Create { path: path.into(), mode: 0o644, exclusive: false, parents: false, chunk: true, near };
+        let mutation = Mutation::Create {
+            path: path.into(),
+            mode: 0o644,
+            exclusive: false,
+            parents: false,
+            chunk: true,
+            near,
+        };
         match client.mutate(mutation).await? {
             MasterReply::Opened { attr, chunk } => Ok(Appender { client, file: attr.file, last: chunk }),
             _ => Err(Error::unexpected("open for append")),
@@ -256,7 +272,9 @@ impl Appender {
         let data = Bytes::copy_from_slice(record);
         loop {
             let mut chunk = match self.last.take() {
-                Some(chunk) if chunk.config.sealed.is_none() && chunk.config.handle != ChunkHandle::HOLE => chunk,
+                Some(chunk) if chunk.config.sealed.is_none() && chunk.config.handle != ChunkHandle::HOLE => {
+                    chunk
+                }
                 last => self.next_chunk(last).await?,
             };
             let done = self.client.write_chunk(&mut chunk.config, None, data.clone()).await;
@@ -324,7 +342,11 @@ async fn overwrite(client: &Client, layout: &Layout, at: u64, rest: &mut &[u8]) 
     for span in layout.spans(at, rest.len() as u64, WRITE_BYTES_MAX as u64) {
         let mut config = layout.chunks()[span.chunk].config.clone();
         if config.handle == ChunkHandle::HOLE {
-            return Err(Refusal::new(Code::BadArgument, "writing into a hole is not offered by this version").into());
+            return Err(Refusal::new(
+                Code::BadArgument,
+                "writing into a hole is not offered by this version",
+            )
+            .into());
         }
         let (now, later) = rest.split_at(span.len as usize);
         client.write_chunk(&mut config, Some(span.offset), Bytes::copy_from_slice(now)).await?;

@@ -38,7 +38,12 @@ pub struct Config {
 impl Config {
     /// With the defaults.
     pub fn new(masters: Vec<String>) -> Config {
-        Config { masters, cluster: None, rack: String::new(), deadline: Duration::from_millis(CLIENT_DEADLINE_MS) }
+        Config {
+            masters,
+            cluster: None,
+            rack: String::new(),
+            deadline: Duration::from_millis(CLIENT_DEADLINE_MS),
+        }
     }
 }
 
@@ -196,7 +201,9 @@ impl Client {
             }
             match self.mutate(Mutation::Truncate { file: attr.file, length }).await {
                 // An appender opened a new chunk in between.
-                Err(Error::Refused(r)) if r.code == Code::BadArgument && r.about.contains("not sealed") => continue,
+                Err(Error::Refused(r)) if r.code == Code::BadArgument && r.about.contains("not sealed") => {
+                    continue;
+                }
                 done => return done.map(drop),
             }
         }
@@ -225,8 +232,12 @@ impl Client {
         let attr = self.lookup(path).await?;
         match attr.kind {
             FileKind::File => {}
-            FileKind::Directory => return Err(Refusal::new(Code::IsADirectory, String::from_utf8_lossy(path)).into()),
-            FileKind::Symlink => return Err(Refusal::new(Code::BadArgument, "it is a symlink").into()),
+            FileKind::Directory => {
+                return Err(Refusal::new(Code::IsADirectory, String::from_utf8_lossy(path)).into());
+            }
+            FileKind::Symlink => {
+                return Err(Refusal::new(Code::BadArgument, "it is a symlink").into());
+            }
         }
         self.open_file(attr).await
     }

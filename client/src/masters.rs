@@ -90,18 +90,27 @@ impl Masters {
     }
 
     /// One try: an answer, or why there is none.
-    async fn try_ask(&self, request: &MasterRequest, deadline: Instant) -> std::result::Result<Result<MasterReply>, String> {
+    async fn try_ask(
+        &self,
+        request: &MasterRequest,
+        deadline: Instant,
+    ) -> std::result::Result<Result<MasterReply>, String> {
         let conn = match self.conn().await {
             Ok(conn) => conn,
             // No master of this address will ever answer otherwise.
-            Err(NetError::Refused { refusal, .. }) if matches!(refusal.code, Code::WrongCluster | Code::UnknownVersion) => {
+            Err(NetError::Refused { refusal, .. })
+                if matches!(refusal.code, Code::WrongCluster | Code::UnknownVersion) =>
+            {
                 return Ok(Err(refusal.into()));
             }
             Err(e) => return Err(e.to_string()),
         };
         let limit = CALL_LIMIT.min(deadline.saturating_duration_since(Instant::now()));
         match conn.call::<_, MasterReply>(request, 0, vec![], limit).await {
-            Ok((MasterReply::Refused { code: code @ (Code::NotLeader | Code::Unavailable), leader, .. }, _)) => {
+            Ok((
+                MasterReply::Refused { code: code @ (Code::NotLeader | Code::Unavailable), leader, .. },
+                _,
+            )) => {
                 self.leave(&conn, leader).await;
                 Err(format!("{}: {code}", conn.addr()))
             }

@@ -2,11 +2,11 @@
 //!
 //! Pure: nothing here can touch a socket, a file, a clock or a thread.
 
+pub mod checksum;
+pub mod code;
 pub mod id;
 pub mod limits;
 pub mod time;
-pub mod code;
-pub mod checksum;
 pub mod wire;
 
 pub use code::{Code, Refusal};

@@ -117,7 +117,6 @@ const _: () = assert!((CHUNK_CLIENT_WINDOW as usize) < CHUNK_ANSWERS_MAX);
 // Losing the leading master never silences the data path: what is left of a session when the
 // leader dies right before it would renew is longer than an election and its first commit.
 const _: () = assert!(
-    SESSION_HELD_MS - HEARTBEAT_MS - RENEWAL_BATCH_MS
-        > 2 * ELECTION_MS_MAX + VOTE_MS + FIRST_COMMIT_MS
+    SESSION_HELD_MS - HEARTBEAT_MS - RENEWAL_BATCH_MS > 2 * ELECTION_MS_MAX + VOTE_MS + FIRST_COMMIT_MS
 );
 const _: () = assert!(RAFT_HEARTBEAT_MS * 3 <= ELECTION_MS_MIN);

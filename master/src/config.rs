@@ -56,7 +56,8 @@ impl Config {
         if u64::from_str_radix(&self.cluster, 16).is_err() || self.cluster.len() != 16 {
             return Some("cluster: 16 hexadecimal digits".into());
         }
-        if !self.initial.is_empty() && !self.initial.iter().any(|m| m.id == self.id && m.addr == self.listen) {
+        if !self.initial.is_empty() && !self.initial.iter().any(|m| m.id == self.id && m.addr == self.listen)
+        {
             return Some("initial: this master (id and listen) must be among the masters".into());
         }
         if !(1..=100).contains(&self.time_scale) {

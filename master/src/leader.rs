@@ -110,8 +110,8 @@ impl Leader {
     /// The term in which this master leads, if it does.
     pub fn term(&self) -> Option<u64> {
         let metrics = self.raft.server_metrics();
-        let metrics = tokio_watch(&metrics);
-        metrics
+
+        tokio_watch(&metrics)
     }
 
     /// The log's time: it goes on from the last stamp by this machine's monotonic clock.
@@ -178,7 +178,10 @@ impl Leader {
 }
 
 fn tokio_watch(
-    metrics: &openraft::alias::WatchReceiverOf<crate::raft::TypeConfig, openraft::metrics::RaftServerMetrics<crate::raft::TypeConfig>>,
+    metrics: &openraft::alias::WatchReceiverOf<
+        crate::raft::TypeConfig,
+        openraft::metrics::RaftServerMetrics<crate::raft::TypeConfig>,
+    >,
 ) -> Option<u64> {
     use openraft::async_runtime::watch::WatchReceiver;
     let metrics = metrics.borrow_watched();

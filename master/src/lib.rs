@@ -40,7 +40,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let state = state_machine.shared();
     let cluster = config.cluster_id();
     let network = Network { id: config.id, cluster };
-    let raft = openraft::Raft::new(config.id, raft::config(config.time_scale), network, log, state_machine).await?;
+    let raft =
+        openraft::Raft::new(config.id, raft::config(config.time_scale), network, log, state_machine).await?;
     let leader = leader::Leader::start(raft.clone(), state);
     let rpc = Arc::new(rpc::Rpc {
         leader: leader.clone(),
@@ -55,7 +56,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     // The lowest id founds a new cluster; the others wait to be told.
     let founds = config.initial.iter().map(|m| m.id).min() == Some(config.id);
     if is_new && founds {
-        let members: BTreeMap<u64, BasicNode> = config.initial.iter().map(|m| (m.id, BasicNode::new(&m.addr))).collect();
+        let members: BTreeMap<u64, BasicNode> =
+            config.initial.iter().map(|m| (m.id, BasicNode::new(&m.addr))).collect();
         raft.initialize(members).await.context("found the cluster")?;
     }
     tracing::info!(id = config.id, listen = %config.listen, "master started");
@@ -108,15 +110,15 @@ async fn leave(raft: &raft::Raft, id: u64) {
         return;
     }
     let mut others = metrics.membership_config.membership().voter_ids().filter(|v| *v != id);
-    if let Some(next) = others.next() {
-        if raft.trigger().transfer_leader(next).await.is_ok() {
-            let gone = async {
-                while raft.is_leader() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            // If it does not work out, an election will do.
-            let _ = tokio::time::timeout(LIMIT, gone).await;
-        }
+    if let Some(next) = others.next()
+        && raft.trigger().transfer_leader(next).await.is_ok()
+    {
+        let gone = async {
+            while raft.is_leader() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // If it does not work out, an election will do.
+        let _ = tokio::time::timeout(LIMIT, gone).await;
     }
 }

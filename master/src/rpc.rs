@@ -65,7 +65,9 @@ impl Handler for Door {
                 Err(code) => refused(code),
             },
             Kind::StoreRequest => match common::wire::decode::<StoreRequest>(&frame.body) {
-                Ok(request) => Box::pin(async move { Reply::new(rpc.store(request, received).await, vec![]) }),
+                Ok(request) => {
+                    Box::pin(async move { Reply::new(rpc.store(request, received).await, vec![]) })
+                }
                 Err(code) => refused(code),
             },
             _ => refused(Code::Unexpected),

@@ -26,7 +26,9 @@ pub async fn run(leader: Arc<Leader>, usage: impl Fn() -> Vec<(common::StoreId, 
     let mut expired = Instant::now();
     loop {
         tokio::time::sleep(TICK).await;
-        let Some(term) = leader.begin_if_new() else { continue };
+        let Some(term) = leader.begin_if_new() else {
+            continue;
+        };
         end_lapsed(&leader, term).await;
         if used.elapsed() > USAGE_EVERY {
             used = Instant::now();
@@ -73,7 +75,8 @@ async fn expire(leader: &Leader) {
         let command = {
             let state = leader.state.read().expect("never poisoned");
             let now = state.clock_ns();
-            let (trash, unnamed, clients) = (before(TRASH_MS, now), before(UNNAMED_MS, now), before(CLIENT_MS, now));
+            let (trash, unnamed, clients) =
+                (before(TRASH_MS, now), before(UNNAMED_MS, now), before(CLIENT_MS, now));
             if !state.has_expired(trash, unnamed, clients) {
                 return;
             }

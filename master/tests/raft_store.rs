@@ -78,7 +78,12 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
             append(&mut log, i..i + 1).await;
         }
     }
-    let path = std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "log")).unwrap();
+    let path = std::fs::read_dir(dir.path())
+        .unwrap()
+        .flatten()
+        .map(|e| e.path())
+        .find(|p| p.extension().is_some_and(|e| e == "log"))
+        .unwrap();
     let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     // Groups are one block each: the state's group first, then ten.
     let mut bytes = vec![0; 64 * 4096];

@@ -118,7 +118,9 @@ impl Cluster {
                 names.push(name);
             }
         }
-        names.sort_by_key(|n| (n.starts_with("cs"), n.trim_start_matches(char::is_alphabetic).parse::<u32>().unwrap_or(0)));
+        names.sort_by_key(|n| {
+            (n.starts_with("cs"), n.trim_start_matches(char::is_alphabetic).parse::<u32>().unwrap_or(0))
+        });
         Ok(names)
     }
 
@@ -170,7 +172,11 @@ impl Cluster {
                 bail!("{dead} ended at once:\n{}", tail.join("\n"));
             }
             if began.elapsed() > HEALTHY_WITHIN {
-                bail!("the cluster is not healthy after {} s; see {}/*/log.txt", HEALTHY_WITHIN.as_secs(), self.dir.display());
+                bail!(
+                    "the cluster is not healthy after {} s; see {}/*/log.txt",
+                    HEALTHY_WITHIN.as_secs(),
+                    self.dir.display()
+                );
             }
             let quick = Config { deadline: Duration::from_secs(2), ..config.clone() };
             if let Ok(client) = Client::connect(quick).await {
@@ -206,7 +212,11 @@ impl Cluster {
 
     /// Kills a server at once, worker and parent, and waits for its end.
     pub fn kill(&mut self, name: &str) -> anyhow::Result<()> {
-        let at = self.processes.iter().position(|p| p.name == name).with_context(|| format!("{name} does not run"))?;
+        let at = self
+            .processes
+            .iter()
+            .position(|p| p.name == name)
+            .with_context(|| format!("{name} does not run"))?;
         let mut process = self.processes.remove(at);
         process.child.kill()?;
         process.child.wait()?;
@@ -259,7 +269,8 @@ pub fn child_of(pid: u32) -> Option<u32> {
 
 /// Sends a signal to a process by its pid.
 pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
-    let done = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).stderr(Stdio::null()).status()?;
+    let done =
+        Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).stderr(Stdio::null()).status()?;
     if !done.success() {
         tracing::debug!(pid, name, "the process has ended already");
     }
@@ -279,9 +290,11 @@ pub fn running(dir: &Path) -> anyhow::Result<Option<u32>> {
 fn make(dir: &Path, spec: &Spec) -> anyhow::Result<()> {
     let cluster: u64 = rand::random::<u64>().max(1);
     // All are bound at a time, so that no port is given twice.
-    let held: Vec<TcpListener> =
-        (0..spec.masters).map(|_| TcpListener::bind(SocketAddr::new(spec.bind, 0))).collect::<Result<_, _>>()?;
-    let addrs: Vec<String> = held.iter().map(|l| l.local_addr().map(|a| a.to_string())).collect::<Result<_, _>>()?;
+    let held: Vec<TcpListener> = (0..spec.masters)
+        .map(|_| TcpListener::bind(SocketAddr::new(spec.bind, 0)))
+        .collect::<Result<_, _>>()?;
+    let addrs: Vec<String> =
+        held.iter().map(|l| l.local_addr().map(|a| a.to_string())).collect::<Result<_, _>>()?;
     drop(held);
     let initial: Vec<String> =
         addrs.iter().zip(1..).map(|(addr, id)| format!("{{ id = {id}, addr = \"{addr}\" }}")).collect();

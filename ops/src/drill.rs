@@ -32,8 +32,16 @@ enum Hit {
 /// All drills.
 pub const DRILLS: &[Drill] = &[
     Drill { name: "leader-kill", what: "kill -9 of the leading master", hit: Hit::Leader },
-    Drill { name: "worker-kill", what: "kill -9 of a chunkserver's worker; its parent sees it", hit: Hit::Worker },
-    Drill { name: "server-kill", what: "kill -9 of a chunkserver's parent; the worker dies with it", hit: Hit::Server },
+    Drill {
+        name: "worker-kill",
+        what: "kill -9 of a chunkserver's worker; its parent sees it",
+        hit: Hit::Worker,
+    },
+    Drill {
+        name: "server-kill",
+        what: "kill -9 of a chunkserver's parent; the worker dies with it",
+        hit: Hit::Server,
+    },
     Drill { name: "server-pause", what: "SIGSTOP of a chunkserver's worker for 6 s", hit: Hit::Pause },
     Drill { name: "kill-all", what: "kill -9 of every process at once, then a start", hit: Hit::Everything },
 ];
@@ -62,7 +70,8 @@ pub async fn run(name: &str, repeats: u32, dir: &Path, binary: &Path, json: bool
         chunkservers: 5,
         racks: 3,
         bind: [127, 0, 0, 1].into(),
-        chunkserver_extra: "segment_bytes = 67108864\nahead_bytes = 67108864\nlog_segment_bytes = 16777216\n".into(),
+        chunkserver_extra: "segment_bytes = 67108864\nahead_bytes = 67108864\nlog_segment_bytes = 16777216\n"
+            .into(),
         time_scale: 1,
     };
     let mut cluster = Cluster::open(&home, &spec, binary)?;
@@ -73,7 +82,9 @@ pub async fn run(name: &str, repeats: u32, dir: &Path, binary: &Path, json: bool
     let mut sum = Sum::default();
     for round in 0..repeats {
         let done = one(drill, &mut cluster, round, &mut sum).await;
-        done.with_context(|| format!("{} round {round}; its cluster is left in {}", drill.name, home.display()))?;
+        done.with_context(|| {
+            format!("{} round {round}; its cluster is left in {}", drill.name, home.display())
+        })?;
     }
     cluster.stop()?;
     drop(cluster);
@@ -85,7 +96,11 @@ pub async fn run(name: &str, repeats: u32, dir: &Path, binary: &Path, json: bool
 async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) -> anyhow::Result<()> {
     let client = cluster.healthy().await?;
     let load = Load::start(cluster.client_file()?.config()?, round, drill.hit != Hit::Everything).await?;
-    let wait = if drill.hit == Hit::Everything { rand::rng().random_range(50..800) } else { SETTLE.as_millis() as u64 };
+    let wait = if drill.hit == Hit::Everything {
+        rand::rng().random_range(50..800)
+    } else {
+        SETTLE.as_millis() as u64
+    };
     tokio::time::sleep(Duration::from_millis(wait)).await;
     load.mark();
     let down = strike(drill.hit, cluster, &client, &load).await?;
@@ -113,7 +128,12 @@ async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) ->
 }
 
 /// Strikes; gives the servers that must be started again.
-async fn strike(hit: Hit, cluster: &mut Cluster, client: &client::Client, load: &Load) -> anyhow::Result<Vec<String>> {
+async fn strike(
+    hit: Hit,
+    cluster: &mut Cluster,
+    client: &client::Client,
+    load: &Load,
+) -> anyhow::Result<Vec<String>> {
     match hit {
         Hit::Leader => {
             let leader = client.status().await?.leader.context("nobody leads")?;
@@ -168,7 +188,7 @@ async fn victim(cluster: &Cluster, client: &client::Client, load: &Load) -> anyh
     let attr = client.lookup(&load.log_path()).await?;
     let layout = client.layout(attr.file).await?;
     let config = &layout.chunks().last().context("the log has no chunk yet")?.config;
-    let store = if load.round() % 2 == 0 {
+    let store = if load.round().is_multiple_of(2) {
         config.members.iter().copied().find(|m| *m != config.primary).unwrap_or(config.primary)
     } else {
         config.primary
@@ -203,9 +223,15 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
     recovery.sort_unstable();
     if json {
         for (load, p50, p99, max) in &rows {
-            println!("{}", json!({"drill": drill.name, "repeats": repeats, "load": load, "gap_ms_p50": p50, "gap_ms_p99": p99, "gap_ms_max": max}));
+            println!(
+                "{}",
+                json!({"drill": drill.name, "repeats": repeats, "load": load, "gap_ms_p50": p50, "gap_ms_p99": p99, "gap_ms_max": max})
+            );
         }
-        println!("{}", json!({"drill": drill.name, "acknowledged": sum.acked, "verified": sum.verified, "lost": 0, "duplicated": 0, "corrupt": 0}));
+        println!(
+            "{}",
+            json!({"drill": drill.name, "acknowledged": sum.acked, "verified": sum.verified, "lost": 0, "duplicated": 0, "corrupt": 0})
+        );
         return;
     }
     println!("{}: {}, {repeats} times", drill.name, drill.what);
@@ -213,7 +239,14 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
         println!("  longest gap of {load:<10} p50 {p50:>7.0} ms   p99 {p99:>7.0} ms   max {max:>7.0} ms");
     }
     if !recovery.is_empty() {
-        println!("  healthy again after    p50 {:>7.0} ms   max {:>7.0} ms", quantile(&recovery, 0.5), quantile(&recovery, 1.0));
+        println!(
+            "  healthy again after    p50 {:>7.0} ms   max {:>7.0} ms",
+            quantile(&recovery, 0.5),
+            quantile(&recovery, 1.0)
+        );
     }
-    println!("  {} operations acknowledged, {} verified; lost 0, duplicated 0, corrupt 0, errors 0", sum.acked, sum.verified);
+    println!(
+        "  {} operations acknowledged, {} verified; lost 0, duplicated 0, corrupt 0, errors 0",
+        sum.acked, sum.verified
+    );
 }

@@ -170,8 +170,9 @@ impl<W: Write> JsonNode<W> {
 
     fn init(&mut self, src: &str, body: &Value, msg_id: &Value) -> anyhow::Result<()> {
         let name = body["node_id"].as_str().map(str::to_owned);
-        let names: Option<Vec<String>> =
-            body["node_ids"].as_array().map(|ids| ids.iter().filter_map(|i| i.as_str().map(str::to_owned)).collect());
+        let names: Option<Vec<String>> = body["node_ids"]
+            .as_array()
+            .map(|ids| ids.iter().filter_map(|i| i.as_str().map(str::to_owned)).collect());
         let (Some(name), Some(names)) = (name, names) else {
             return self.error(src, msg_id, MALFORMED, "init needs node_id and node_ids");
         };
@@ -197,7 +198,10 @@ impl<W: Write> JsonNode<W> {
                 used: 0,
             };
             let registered = self.apply(Command::Register(register));
-            assert!(matches!(registered, Reply::Store(StoreReply::Registered { .. })), "an empty master takes every store");
+            assert!(
+                matches!(registered, Reply::Store(StoreReply::Registered { .. })),
+                "an empty master takes every store"
+            );
         }
         self.step(Input::Session { session: SessionId(1), until: Time::NEVER })?;
         self.say(src, json!({"type": "init_ok", "in_reply_to": msg_id}))
@@ -234,11 +238,20 @@ impl<W: Write> JsonNode<W> {
         self.next_write += 1;
         let request = RequestId { client: ClientId(1), seq: self.next_write };
         let path = format!("/{:016x}/{index}", hash(file.as_bytes())).into_bytes();
-        let mutation = Mutation::Create { path, mode: 0o644, exclusive: true, parents: true, chunk: true, near: self.name.clone() };
+        let mutation = Mutation::Create {
+            path,
+            mode: 0o644,
+            exclusive: true,
+            parents: true,
+            chunk: true,
+            near: self.name.clone(),
+        };
         let lowest = self.next_write;
         let reply = match self.next_write {
             // The first request of a client opens its session.
-            2 => self.apply(Command::Mutate { request: RequestId { seq: 1, ..request }, lowest: 1, mutation }),
+            2 => {
+                self.apply(Command::Mutate { request: RequestId { seq: 1, ..request }, lowest: 1, mutation })
+            }
             _ => self.apply(Command::Mutate { request, lowest, mutation }),
         };
         let Reply::Master(MasterReply::Opened { chunk: Some(chunk), .. }) = reply else {
@@ -246,7 +259,8 @@ impl<W: Write> JsonNode<W> {
         };
         let config = chunk.config;
         let name = |id: &StoreId| self.names[id.0 as usize - 1].clone();
-        let secondaries: Vec<String> = config.members.iter().filter(|m| **m != config.primary).map(name).collect();
+        let secondaries: Vec<String> =
+            config.members.iter().filter(|m| **m != config.primary).map(name).collect();
         let answer = json!({"chunk_handle": config.handle.to_string(), "primary": name(&config.primary),
             "secondaries": secondaries, "lease_expires_ms": CHUNK_LEASE_MS});
         self.allocations.insert((file, index), answer.clone());
@@ -276,7 +290,8 @@ impl<W: Write> JsonNode<W> {
             for s in body["secondaries"].as_array()? {
                 members.push(store(s)?);
             }
-            let config = ChunkConfig { handle, epoch: Epoch::first(0), primary, members, sealed: None, wait_ms: 0 };
+            let config =
+                ChunkConfig { handle, epoch: Epoch::first(0), primary, members, sealed: None, wait_ms: 0 };
             let fits = !data.is_empty() && data.len() <= WRITE_BYTES_MAX;
             (config.invalid().is_none() && fits).then_some((config, offset, Bytes::from(data)))
         })();
@@ -296,44 +311,63 @@ impl<W: Write> JsonNode<W> {
         chain.sort_by_key(|m| *m != me);
         let handle = config.handle;
         let (primary, members) = (config.primary, config.members.len() as u8);
-        let msg = ClientChunk::Write { request, lowest, handle, offset: Some(offset), len: data.len() as u32, inline: None, create: Some(config) };
+        let msg = ClientChunk::Write {
+            request,
+            lowest,
+            handle,
+            offset: Some(offset),
+            len: data.len() as u32,
+            inline: None,
+            create: Some(config),
+        };
         let pieces_left = data.len().div_ceil(PIECE_BYTES_MAX);
         let until = Instant::now() + ANSWER;
-        self.writes.insert(conn, Pushing { src: src.into(), msg_id: msg_id.clone(), primary, msg, pieces_left, members, until });
+        self.writes.insert(
+            conn,
+            Pushing { src: src.into(), msg_id: msg_id.clone(), primary, msg, pieces_left, members, until },
+        );
         for index in 0..pieces_left {
             let at = index * PIECE_BYTES_MAX;
             let part = data.slice(at..(at + PIECE_BYTES_MAX).min(data.len()));
             let (index, total, piece) = (index as u16, data.len() as u32, Piece::of(&part));
             let push = ClientChunk::Push { request, handle, index, total, chain: chain[1..].to_vec(), piece };
-            self.to_store(chain[0], conn, push, part)?;
+            self.send_to_store(chain[0], conn, push, part)?;
         }
         Ok(())
     }
 
-    fn to_store(&mut self, to: StoreId, conn: u64, msg: ClientChunk, data: Bytes) -> anyhow::Result<()> {
+    fn send_to_store(&mut self, to: StoreId, conn: u64, msg: ClientChunk, data: Bytes) -> anyhow::Result<()> {
         let name = self.names[to.0 as usize - 1].clone();
         if name == self.name {
             let epoch = Epoch::first(0);
             return self.step(Input::Client { conn, request: 0, epoch, msg, data });
         }
-        self.link_send(&name, json!({"client": conn, "msg": hex(&common::wire::encode(&msg)), "data": hex(&data)}))
+        self.link_send(
+            &name,
+            json!({"client": conn, "msg": hex(&common::wire::encode(&msg)), "data": hex(&data)}),
+        )
     }
 
     fn write_progress(&mut self, conn: u64, reply: ClientChunkReply) -> anyhow::Result<()> {
-        let Some(write) = self.writes.get_mut(&conn) else { return Ok(()) };
+        let Some(write) = self.writes.get_mut(&conn) else {
+            return Ok(());
+        };
         match reply {
             ClientChunkReply::Held => {
                 write.pieces_left -= 1;
                 if write.pieces_left == 0 {
                     let (to, msg) = (write.primary, write.msg.clone());
-                    return self.to_store(to, conn, msg, Bytes::new());
+                    return self.send_to_store(to, conn, msg, Bytes::new());
                 }
                 Ok(())
             }
             ClientChunkReply::Written { len, serial, .. } => {
                 let write = self.writes.remove(&conn).expect("found above");
-                self.say(&write.src, json!({"type": "chunk_write_ok", "in_reply_to": write.msg_id, "bytes_written": len,
-                    "replicas_acked": write.members, "serial_number": serial.0}))
+                self.say(
+                    &write.src,
+                    json!({"type": "chunk_write_ok", "in_reply_to": write.msg_id, "bytes_written": len,
+                    "replicas_acked": write.members, "serial_number": serial.0}),
+                )
             }
             ClientChunkReply::Refused(refusal) => {
                 let write = self.writes.remove(&conn).expect("found above");
@@ -356,7 +390,8 @@ impl<W: Write> JsonNode<W> {
                     Output::Disk(op) => inputs.push_back(Input::Disk(self.disk.perform(op))),
                     Output::Peer { to, msg, data } => {
                         let name = self.names[to.0 as usize - 1].clone();
-                        let line = json!({"peer": hex(&common::wire::encode(&msg)), "data": hex(&data.concat())});
+                        let line =
+                            json!({"peer": hex(&common::wire::encode(&msg)), "data": hex(&data.concat())});
                         self.link_send(&name, line)?;
                     }
                     // Connections are numbered (asker, write): the asker's own have no node.
@@ -364,7 +399,8 @@ impl<W: Write> JsonNode<W> {
                         0 => self.write_progress(conn, msg)?,
                         asker => {
                             let name = self.names[asker as usize - 1].clone();
-                            let line = json!({"reply": conn & 0xffff_ffff, "msg": hex(&common::wire::encode(&msg))});
+                            let line =
+                                json!({"reply": conn & 0xffff_ffff, "msg": hex(&common::wire::encode(&msg))});
                             self.link_send(&name, line)?;
                         }
                     },
@@ -386,12 +422,19 @@ impl<W: Write> JsonNode<W> {
         let late: Vec<u64> = self.writes.iter().filter(|(_, w)| w.until <= now).map(|(c, _)| *c).collect();
         for conn in late {
             let write = self.writes.remove(&conn).expect("just seen");
-            self.error(&write.src, &write.msg_id, TIMEOUT, "a replica does not answer; whether it was written is not known")?;
+            self.error(
+                &write.src,
+                &write.msg_id,
+                TIMEOUT,
+                "a replica does not answer; whether it was written is not known",
+            )?;
         }
         let mut again = vec![];
         let mut lost = vec![];
         for (name, link) in &mut self.links {
-            let Some((number, line)) = link.unacked.front() else { continue };
+            let Some((number, line)) = link.unacked.front() else {
+                continue;
+            };
             let heard = *link.heard.get_or_insert(now);
             if now.duration_since(heard) > LOST && !link.lost {
                 link.lost = true;
@@ -439,7 +482,9 @@ impl<W: Write> JsonNode<W> {
     }
 
     fn link_line(&mut self, src: &str, body: &Value) -> anyhow::Result<()> {
-        let Some(from) = self.names.iter().position(|n| n == src) else { return Ok(()) };
+        let Some(from) = self.names.iter().position(|n| n == src) else {
+            return Ok(());
+        };
         let link = self.links.entry(src.into()).or_default();
         let number = body["number"].as_u64().unwrap_or(0);
         /// Lines that may come before their turn.
@@ -464,16 +509,22 @@ impl<W: Write> JsonNode<W> {
         let bytes = |key: &str| line[key].as_str().and_then(unhex).unwrap_or_default();
         let data = Bytes::from(bytes("data"));
         if line.get("peer").is_some() {
-            let Ok(msg) = common::wire::decode::<Peer>(&bytes("peer")) else { return Ok(()) };
+            let Ok(msg) = common::wire::decode::<Peer>(&bytes("peer")) else {
+                return Ok(());
+            };
             return self.step(Input::Peer { from, msg, data });
         }
         if let Some(conn) = line["client"].as_u64() {
-            let Ok(msg) = common::wire::decode::<ClientChunk>(&bytes("msg")) else { return Ok(()) };
+            let Ok(msg) = common::wire::decode::<ClientChunk>(&bytes("msg")) else {
+                return Ok(());
+            };
             let conn = (from.0 as u64) << 32 | (conn & 0xffff_ffff);
             return self.step(Input::Client { conn, request: 0, epoch: Epoch::first(0), msg, data });
         }
         if let Some(conn) = line["reply"].as_u64() {
-            let Ok(msg) = common::wire::decode::<ClientChunkReply>(&bytes("msg")) else { return Ok(()) };
+            let Ok(msg) = common::wire::decode::<ClientChunkReply>(&bytes("msg")) else {
+                return Ok(());
+            };
             return self.write_progress(conn, msg);
         }
         if line.get("allocate").is_some() {
@@ -522,7 +573,8 @@ fn spaced(value: &Value) -> String {
             const FIRST: [&str; 3] = ["type", "in_reply_to", "msg_id"];
             let first = FIRST.iter().filter_map(|k| map.get_key_value(*k)).map(|(k, v)| (k.as_str(), v));
             let rest = map.iter().filter(|(k, _)| !FIRST.contains(&k.as_str())).map(|(k, v)| (k.as_str(), v));
-            let parts: Vec<String> = first.chain(rest).map(|(k, v)| format!("{}: {}", json!(k), spaced(v))).collect();
+            let parts: Vec<String> =
+                first.chain(rest).map(|(k, v)| format!("{}: {}", json!(k), spaced(v))).collect();
             format!("{{{}}}", parts.join(", "))
         }
         Value::Array(list) => format!("[{}]", list.iter().map(spaced).collect::<Vec<_>>().join(", ")),

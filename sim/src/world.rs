@@ -288,7 +288,9 @@ impl World {
             capacity: 1 << 40,
             used: 0,
         };
-        let Reply::Store(StoreReply::Registered { store, session, .. }) = self.apply(Command::Register(register)) else {
+        let Reply::Store(StoreReply::Registered { store, session, .. }) =
+            self.apply(Command::Register(register))
+        else {
             panic!("refused");
         };
         assert_eq!(store, id);
@@ -323,7 +325,9 @@ impl World {
 
     fn step(&mut self, n: usize, input: Input) {
         let now = self.now;
-        let Some(node) = &mut self.servers[n].node else { return };
+        let Some(node) = &mut self.servers[n].node else {
+            return;
+        };
         let mut out = vec![];
         node.step(now, input, &mut out);
         node.check();
@@ -374,14 +378,20 @@ impl World {
         let answer = match (config, ask.what) {
             (Err(refusal), _) => Err(refusal),
             (Ok(config), Ask::Confirm) => Ok(config),
-            (Ok(config), Ask::Takeover { epoch }) if config.epoch != epoch || config.primary != store => Ok(config),
-            (Ok(config), Ask::Silent { epoch, .. }) if config.epoch != epoch || config.primary != store => Ok(config),
+            (Ok(config), Ask::Takeover { epoch }) if config.epoch != epoch || config.primary != store => {
+                Ok(config)
+            }
+            (Ok(config), Ask::Silent { epoch, .. }) if config.epoch != epoch || config.primary != store => {
+                Ok(config)
+            }
             (Ok(_), Ask::Takeover { epoch }) => self.reconfigure(handle, epoch, vec![], Some(store)),
             (Ok(_), Ask::Silent { epoch, accused }) => match self.servers[self.index(accused)].node {
                 Some(_) => Err(Refusal::new(Code::Busy, "it is alive")),
                 None => self.reconfigure(handle, epoch, vec![accused], None),
             },
-            (Ok(_), Ask::Seal { epoch, length, .. }) => self.config_of(Command::Seal { handle, epoch, length }),
+            (Ok(_), Ask::Seal { epoch, length, .. }) => {
+                self.config_of(Command::Seal { handle, epoch, length })
+            }
         };
         self.step(n, Input::Master { handle, answer });
         // Removals reach whoever is alive with its next heartbeat.
@@ -394,7 +404,13 @@ impl World {
         }
     }
 
-    fn reconfigure(&mut self, handle: ChunkHandle, epoch: Epoch, remove: Vec<StoreId>, primary: Option<StoreId>) -> Result<ChunkConfig, Refusal> {
+    fn reconfigure(
+        &mut self,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        remove: Vec<StoreId>,
+        primary: Option<StoreId>,
+    ) -> Result<ChunkConfig, Refusal> {
         self.config_of(Command::Reconfigure { handle, epoch, remove, primary })
     }
 
@@ -480,11 +496,12 @@ impl World {
                     chain: chain[1..].to_vec(),
                     piece: Piece::of(&part),
                 };
-                self.to_store(c, chain[0], config.epoch, msg, part);
+                self.send_to_store(c, chain[0], config.epoch, msg, part);
             }
             return;
         }
-        let inline_now = small && self.writers[c].wanted.as_ref().is_some_and(|w| w.push_left.is_empty() && !w.alone);
+        let inline_now =
+            small && self.writers[c].wanted.as_ref().is_some_and(|w| w.push_left.is_empty() && !w.alone);
         let inline = inline_now.then(|| Piece::of(&data));
         let payload = if inline_now { data.clone() } else { Bytes::new() };
         let create = (config.epoch.number() == 1).then(|| config.clone());
@@ -497,10 +514,10 @@ impl World {
             inline,
             create,
         };
-        self.to_store(c, config.primary, config.epoch, msg, payload);
+        self.send_to_store(c, config.primary, config.epoch, msg, payload);
     }
 
-    fn to_store(&mut self, c: usize, to: StoreId, epoch: Epoch, msg: ClientChunk, data: Bytes) {
+    fn send_to_store(&mut self, c: usize, to: StoreId, epoch: Epoch, msg: ClientChunk, data: Bytes) {
         let n = self.index(to);
         let life = self.servers[n].life;
         let input = Input::Client { conn: c as u64, request: 0, epoch, msg, data };
@@ -508,7 +525,9 @@ impl World {
     }
 
     fn reply(&mut self, c: usize, msg: ClientChunkReply) {
-        let Some(wanted) = &mut self.writers[c].wanted else { return };
+        let Some(wanted) = &mut self.writers[c].wanted else {
+            return;
+        };
         match msg {
             ClientChunkReply::Held => {
                 wanted.push_left.pop();
@@ -581,7 +600,9 @@ impl World {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Step { store, life, input } if self.servers[store].life == life => self.step(store, *input),
+            Event::Step { store, life, input } if self.servers[store].life == life => {
+                self.step(store, *input)
+            }
             Event::Disk { store, life, op } if self.servers[store].life == life => {
                 let done = self.servers[store].disk.perform(op);
                 self.step(store, Input::Disk(done));
@@ -638,7 +659,8 @@ impl World {
                 let config = self.master.config(self.handle).expect("not deleted");
                 let len = PIECE_BYTES_MAX as u32;
                 let msg = ClientChunk::Read { handle: self.handle, offset, len, stale: false };
-                let input = Input::Client { conn: READER, request: 0, epoch: config.epoch, msg, data: Bytes::new() };
+                let input =
+                    Input::Client { conn: READER, request: 0, epoch: config.epoch, msg, data: Bytes::new() };
                 answer = self.step_and_catch(n, input, READER);
             }
             if let Some(done) = answer.take() {
@@ -651,17 +673,19 @@ impl World {
                     done => return done,
                 }
             }
-            let Some(Queued { at, event, .. }) = self.queue.pop() else { break };
+            let Some(Queued { at, event, .. }) = self.queue.pop() else {
+                break;
+            };
             self.now = self.now.max(at);
             answer = match event {
-                Event::Step { store, life, input } if self.servers[store].life == life => self.step_and_catch(store, *input, READER),
+                Event::Step { store, life, input } if self.servers[store].life == life => {
+                    self.step_and_catch(store, *input, READER)
+                }
                 Event::Disk { store, life, op } if self.servers[store].life == life => {
                     let done = self.servers[store].disk.perform(op);
                     self.step_and_catch(store, Input::Disk(done), READER)
                 }
-                other => {
-                    self.event_catching(other, READER)
-                }
+                other => self.event_catching(other, READER),
             };
         }
         panic!("a read of {store} has no answer");
@@ -672,7 +696,13 @@ impl World {
         let config = self.master.config(self.handle).expect("not deleted");
         let n = self.index(config.primary);
         let stat = ClientChunk::Stat { handle: self.handle };
-        let input = Input::Client { conn: u64::MAX - 1, request: 0, epoch: config.epoch, msg: stat, data: Bytes::new() };
+        let input = Input::Client {
+            conn: u64::MAX - 1,
+            request: 0,
+            epoch: config.epoch,
+            msg: stat,
+            data: Bytes::new(),
+        };
         self.step_and_catch(n, input, u64::MAX - 1);
     }
 
@@ -717,7 +747,9 @@ impl World {
                             let mut at = 0;
                             let all = data.concat();
                             for piece in &pieces {
-                                piece.verify(&all[at..at + piece.len as usize]).expect("served bytes match their checksums");
+                                piece
+                                    .verify(&all[at..at + piece.len as usize])
+                                    .expect("served bytes match their checksums");
                                 at += piece.len as usize;
                             }
                             Some(Ok(all))
@@ -760,7 +792,11 @@ impl World {
             let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
             for a in &acked {
                 let end = a.offset + a.data.len() as u64;
-                assert!(first.get(a.offset as usize..end as usize) == Some(&a.data[..]), "an acknowledged record at {} is not there", a.offset);
+                assert!(
+                    first.get(a.offset as usize..end as usize) == Some(&a.data[..]),
+                    "an acknowledged record at {} is not there",
+                    a.offset
+                );
                 assert!(ends.insert(a.offset, end).is_none(), "two records at {}", a.offset);
             }
             let mut at = 0;

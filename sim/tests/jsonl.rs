@@ -27,7 +27,9 @@ fn sample(input: &str) -> Vec<Value> {
     sim::jsonl::run(input, &mut out).expect("it runs to the end of its input");
     let text = String::from_utf8(out).unwrap();
     assert!(
-        text.starts_with(r#"{"src": "n1", "dest": "c0", "body": {"type": "init_ok", "in_reply_to": 1, "msg_id": 0}}"#),
+        text.starts_with(
+            r#"{"src": "n1", "dest": "c0", "body": {"type": "init_ok", "in_reply_to": 1, "msg_id": 0}}"#
+        ),
         "{text}"
     );
     text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
@@ -36,8 +38,10 @@ fn sample(input: &str) -> Vec<Value> {
 #[test]
 fn sample_allocate_chunk_returns_primary_and_secondaries() {
     let lines = sample(concat!(
-        r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2","n3","n4"]}}"#, "\n",
-        r#"{"src":"c1","dest":"n1","body":{"type":"allocate_chunk","msg_id":2,"file":"/data/log.dat","chunk_index":0}}"#, "\n",
+        r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2","n3","n4"]}}"#,
+        "\n",
+        r#"{"src":"c1","dest":"n1","body":{"type":"allocate_chunk","msg_id":2,"file":"/data/log.dat","chunk_index":0}}"#,
+        "\n",
     ));
     let body = &lines[1]["body"];
     assert_eq!(body["type"], "allocate_chunk_ok");
@@ -45,7 +49,8 @@ fn sample_allocate_chunk_returns_primary_and_secondaries() {
     assert!(body["chunk_handle"].as_str().unwrap().starts_with("ch_"));
     assert_eq!(body["secondaries"].as_array().unwrap().len(), 2);
     assert_eq!(body["lease_expires_ms"], 60000);
-    let mut servers = vec![body["primary"].clone(), body["secondaries"][0].clone(), body["secondaries"][1].clone()];
+    let mut servers =
+        vec![body["primary"].clone(), body["secondaries"][0].clone(), body["secondaries"][1].clone()];
     servers.sort_by_key(|v| v.to_string());
     servers.dedup();
     assert_eq!(servers.len(), 3);
@@ -54,9 +59,12 @@ fn sample_allocate_chunk_returns_primary_and_secondaries() {
 #[test]
 fn sample_multiple_allocations_produce_unique_chunk_handles() {
     let lines = sample(concat!(
-        r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2","n3","n4"]}}"#, "\n",
-        r#"{"src":"c1","dest":"n1","body":{"type":"allocate_chunk","msg_id":2,"file":"/a.dat","chunk_index":0}}"#, "\n",
-        r#"{"src":"c1","dest":"n1","body":{"type":"allocate_chunk","msg_id":3,"file":"/b.dat","chunk_index":0}}"#, "\n",
+        r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2","n3","n4"]}}"#,
+        "\n",
+        r#"{"src":"c1","dest":"n1","body":{"type":"allocate_chunk","msg_id":2,"file":"/a.dat","chunk_index":0}}"#,
+        "\n",
+        r#"{"src":"c1","dest":"n1","body":{"type":"allocate_chunk","msg_id":3,"file":"/b.dat","chunk_index":0}}"#,
+        "\n",
     ));
     assert_ne!(lines[1]["body"]["chunk_handle"], lines[2]["body"]["chunk_handle"]);
 }
@@ -64,10 +72,13 @@ fn sample_multiple_allocations_produce_unique_chunk_handles() {
 #[test]
 fn unknown_types_and_bad_bodies_get_an_error() {
     let lines = sample(concat!(
-        r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2","n3"]}}"#, "\n",
-        r#"{"src":"c1","dest":"n1","body":{"type":"fly","msg_id":2}}"#, "\n",
+        r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2","n3"]}}"#,
+        "\n",
+        r#"{"src":"c1","dest":"n1","body":{"type":"fly","msg_id":2}}"#,
+        "\n",
         "this is no JSON\n",
-        r#"{"src":"c1","dest":"n1","body":{"type":"chunk_write","msg_id":3,"chunk_handle":"ch_1"}}"#, "\n",
+        r#"{"src":"c1","dest":"n1","body":{"type":"chunk_write","msg_id":3,"chunk_handle":"ch_1"}}"#,
+        "\n",
     ));
     assert_eq!((&lines[1]["body"]["type"], &lines[1]["body"]["code"]), (&json!("error"), &json!(10)));
     assert_eq!((&lines[2]["body"]["type"], &lines[2]["body"]["code"]), (&json!("error"), &json!(12)));
@@ -88,7 +99,12 @@ impl Net {
         let (to, from) = mpsc::channel();
         let mut nodes = vec![];
         for _ in 0..n {
-            let mut child = Command::new(cairn()).arg("node").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut child = Command::new(cairn())
+                .arg("node")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
             let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
             let to = to.clone();
             std::thread::spawn(move || {
@@ -135,7 +151,8 @@ impl Net {
                 }
             }
             let now = Instant::now();
-            let due: Vec<Value> = self.held.extract_if(.., |(at, _)| *at <= now).map(|(_, line)| line).collect();
+            let due: Vec<Value> =
+                self.held.extract_if(.., |(at, _)| *at <= now).map(|(_, line)| line).collect();
             for line in due {
                 let to: usize = line["dest"].as_str().unwrap()[1..].parse().unwrap();
                 self.give(to - 1, &line);
@@ -170,7 +187,10 @@ fn writes_replicate_to_all_and_serials_rise() {
     net.until(|a| a.len() == 1);
     let body = net.answers[0]["body"].clone();
     assert_eq!(body["type"], "chunk_write_ok");
-    assert_eq!((&body["bytes_written"], &body["replicas_acked"], &body["serial_number"]), (&json!(11), &json!(3), &json!(1)));
+    assert_eq!(
+        (&body["bytes_written"], &body["replicas_acked"], &body["serial_number"]),
+        (&json!(11), &json!(3), &json!(1))
+    );
     // Through another node: it is the client's nearest, the order is still the primary's.
     net.ask(1, 3, write(11, "b"));
     net.until(|a| a.len() == 2);
@@ -184,7 +204,11 @@ fn loss_and_delay_change_nothing() {
         net.ask((i % 3) as usize, 10 + i, write(i, "x"));
         net.until(|a| a.len() == i as usize + 1);
         let body = &net.answers[i as usize]["body"];
-        assert_eq!((&body["type"], &body["serial_number"]), (&json!("chunk_write_ok"), &json!(i + 1)), "{body}");
+        assert_eq!(
+            (&body["type"], &body["serial_number"]),
+            (&json!("chunk_write_ok"), &json!(i + 1)),
+            "{body}"
+        );
     }
     // A retry of the last one has the same answer.
     net.ask(19 % 3, 29, write(19, "x"));
@@ -196,10 +220,15 @@ fn loss_and_delay_change_nothing() {
 fn handles_are_unique_across_nodes() {
     let mut net = Net::start(4, 0.2, 3);
     for i in 0..12u64 {
-        net.ask((i % 4) as usize, 100 + i, json!({"type": "allocate_chunk", "file": format!("/{i}"), "chunk_index": 0}));
+        net.ask(
+            (i % 4) as usize,
+            100 + i,
+            json!({"type": "allocate_chunk", "file": format!("/{i}"), "chunk_index": 0}),
+        );
     }
     net.until(|a| a.len() == 12);
-    let mut handles: Vec<String> = net.answers.iter().map(|a| a["body"]["chunk_handle"].to_string()).collect();
+    let mut handles: Vec<String> =
+        net.answers.iter().map(|a| a["body"]["chunk_handle"].to_string()).collect();
     handles.sort();
     handles.dedup();
     assert_eq!(handles.len(), 12);

@@ -35,7 +35,8 @@ impl One {
     fn open(config: StoreConfig, disk: MemDisk) -> Result<One, RecoverError> {
         let client = ClientId(config.incarnation as u128 + 5);
         let node = Node::new(StoreId(1), open(config, &disk)?);
-        let mut one = One { node, disk, client, now: Time(1), seq: 0, asks: VecDeque::new(), replies: vec![] };
+        let mut one =
+            One { node, disk, client, now: Time(1), seq: 0, asks: VecDeque::new(), replies: vec![] };
         one.step(Input::Session { session: SessionId(1), until: Time::NEVER });
         one.settle();
         Ok(one)
@@ -69,7 +70,9 @@ impl One {
 
     /// Performs one waiting disk operation.
     fn disk_one(&mut self) -> bool {
-        let Some(op) = self.asks.pop_front() else { return false };
+        let Some(op) = self.asks.pop_front() else {
+            return false;
+        };
         let done = self.disk.perform(op);
         self.step(Input::Disk(done));
         true
@@ -86,13 +89,34 @@ impl One {
         let small = data.len() <= INLINE_BYTES_MAX;
         if !small {
             for (index, part) in data.chunks(PIECE_BYTES_MAX).enumerate() {
-                let msg = ClientChunk::Push { request, handle: ChunkHandle(n), index: index as u16, total: data.len() as u32, chain: vec![], piece: Piece::of(part) };
-                self.step(Input::Client { conn: 1, request: 0, epoch, msg, data: Bytes::copy_from_slice(part) });
+                let msg = ClientChunk::Push {
+                    request,
+                    handle: ChunkHandle(n),
+                    index: index as u16,
+                    total: data.len() as u32,
+                    chain: vec![],
+                    piece: Piece::of(part),
+                };
+                self.step(Input::Client {
+                    conn: 1,
+                    request: 0,
+                    epoch,
+                    msg,
+                    data: Bytes::copy_from_slice(part),
+                });
             }
         }
         let inline = small.then(|| Piece::of(data));
         let payload = if small { Bytes::copy_from_slice(data) } else { Bytes::new() };
-        let msg = ClientChunk::Write { request, lowest: self.seq.saturating_sub(8).max(1), handle: ChunkHandle(n), offset, len: data.len() as u32, inline, create: Some(chunk(n)) };
+        let msg = ClientChunk::Write {
+            request,
+            lowest: self.seq.saturating_sub(8).max(1),
+            handle: ChunkHandle(n),
+            offset,
+            len: data.len() as u32,
+            inline,
+            create: Some(chunk(n)),
+        };
         let msg = if epoch == Epoch::first(0) { msg } else { strip(msg) };
         let id = self.seq;
         self.step(Input::Client { conn: 1, request: id, epoch, msg, data: payload });
@@ -103,7 +127,11 @@ impl One {
         loop {
             let id = self.send_write(n, offset, data);
             self.settle();
-            let answer = self.replies.iter().find(|r| r.0 == id).unwrap_or_else(|| panic!("no answer to {id}: {:?}", self.replies));
+            let answer = self
+                .replies
+                .iter()
+                .find(|r| r.0 == id)
+                .unwrap_or_else(|| panic!("no answer to {id}: {:?}", self.replies));
             match &answer.1 {
                 ClientChunkReply::Written { .. } => return,
                 // The first write after a restart makes the primary start over in a new epoch.
@@ -256,7 +284,8 @@ fn at_every_flush_a_power_failure_loses_nothing_that_was_acknowledged() {
         let flushes = one.disk.flushes;
         let mut disk = one.disk;
         disk.power_lost(&mut rng);
-        let mut again = One::open(config(2), disk).unwrap_or_else(|e| panic!("seed {seed}, flush {stop_after:?}: {e}"));
+        let mut again =
+            One::open(config(2), disk).unwrap_or_else(|e| panic!("seed {seed}, flush {stop_after:?}: {e}"));
         if acked > 0 {
             let all = again.read_all(1).unwrap_or_else(|e| panic!("seed {seed}, flush {stop_after:?}: {e}"));
             // The write under way may be there as well, whole.
@@ -264,7 +293,10 @@ fn at_every_flush_a_power_failure_loses_nothing_that_was_acknowledged() {
             if let Some((offset, data)) = script.get(acked) {
                 model_put(&mut with_next, *offset as usize, data);
             }
-            assert!(all == model || all == with_next, "seed {seed}, flush {stop_after:?}, {acked} acknowledged");
+            assert!(
+                all == model || all == with_next,
+                "seed {seed}, flush {stop_after:?}, {acked} acknowledged"
+            );
         }
         again.write(1, Some(0), b"it goes on");
         (flushes, stopped)
@@ -318,7 +350,9 @@ fn case_e_a_last_group_whose_data_did_not_land_is_dropped() {
     let data = bytes(3, 200_000);
     one.write(1, Some(10), &data);
     // As if the data's blocks had not reached the medium although the log did.
-    let found = (0..one.disk.len(FileRef::Extents(0))).step_by(4096).find(|at| one.disk.read(FileRef::Extents(0), *at, 4096)[..100] == data[..100]);
+    let found = (0..one.disk.len(FileRef::Extents(0)))
+        .step_by(4096)
+        .find(|at| one.disk.read(FileRef::Extents(0), *at, 4096)[..100] == data[..100]);
     one.disk.flip(FileRef::Extents(0), found.expect("the data is in the segment") + 5, 0);
     // The commit point may have been logged after it: only a bare last group is dropped.
     let mut again = match One::open(config(2), one.disk) {

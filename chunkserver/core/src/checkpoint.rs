@@ -185,7 +185,9 @@ impl Node {
 
     /// Step 1: the inline bytes of a chunk, run by run.
     fn move_home(&mut self, handle: ChunkHandle, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let Some(chunk) = self.chunks.get(&handle) else {
+            return;
+        };
         let mut runs: Vec<Vec<Extent>> = vec![];
         for extent in chunk.state.extents.iter().filter(|e| matches!(e.home, Home::Memory(_))) {
             let joins = |run: &Vec<Extent>| {
@@ -207,12 +209,18 @@ impl Node {
         let mut bytes = vec![];
         for extent in &old {
             let Home::Memory(inline) = &extent.home else { unreachable!("only inline extents are moved") };
-            assert_eq!(first_mismatch(&inline.data, &inline.crcs), None, "{handle}: memory does not match its checksum");
+            assert_eq!(
+                first_mismatch(&inline.data, &inline.crcs),
+                None,
+                "{handle}: memory does not match its checksum"
+            );
             bytes.extend_from_slice(&inline.data[extent.skip as usize..(extent.skip + extent.len) as usize]);
         }
         let crcs = slice_crcs(&bytes);
         // No room: they stay in memory and go into the checkpoint as they are.
-        let Ok(blocks) = self.store.take(bytes.len() as u32) else { return };
+        let Ok(blocks) = self.store.take(bytes.len() as u32) else {
+            return;
+        };
         let number = self.checkpoint.next_homing;
         self.checkpoint.next_homing += 1;
         let from = old[0].offset;

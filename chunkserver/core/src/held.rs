@@ -85,7 +85,10 @@ impl HeldPieces {
         let known = self.writes.contains_key(&request);
         if !known {
             let together = take(total).ok();
-            self.writes.insert(request, HeldWrite { total, since: now, together, wanted_by: None, pieces: BTreeMap::new() });
+            self.writes.insert(
+                request,
+                HeldWrite { total, since: now, together, wanted_by: None, pieces: BTreeMap::new() },
+            );
         }
         let write = self.writes.get_mut(&request).expect("just made");
         let blocks = match write.together {
@@ -125,7 +128,9 @@ impl HeldPieces {
 
     /// Whether every piece of the write is written here.
     pub fn is_complete(&self, request: RequestId) -> bool {
-        let Some(write) = self.writes.get(&request) else { return false };
+        let Some(write) = self.writes.get(&request) else {
+            return false;
+        };
         let count = write.total.div_ceil(PIECE_BYTES_MAX as u32) as usize;
         write.pieces.len() == count && write.pieces.values().all(|p| p.written)
     }
@@ -191,16 +196,17 @@ impl HeldPieces {
 
     /// Drops writes whose commit never came and whose data is at rest: their blocks.
     pub fn expire(&mut self, now: Time) -> Vec<Blocks> {
-        let old = |w: &HeldWrite| {
-            w.since + Span::from_ms(HELD_MS) <= now && w.pieces.values().all(|p| p.written)
-        };
+        let old =
+            |w: &HeldWrite| w.since + Span::from_ms(HELD_MS) <= now && w.pieces.values().all(|p| p.written);
         let expired: Vec<RequestId> = self.writes.iter().filter(|(_, w)| old(w)).map(|(r, _)| *r).collect();
         expired.into_iter().flat_map(|request| self.drop_write(request)).collect()
     }
 
     /// Forgets a write, all of whose data is at rest: its blocks.
     pub fn drop_write(&mut self, request: RequestId) -> Vec<Blocks> {
-        let Some(write) = self.writes.remove(&request) else { return vec![] };
+        let Some(write) = self.writes.remove(&request) else {
+            return vec![];
+        };
         self.bytes -= write.pieces.values().map(|p| p.piece.len as usize).sum::<usize>();
         match write.together {
             Some(all) => vec![all],

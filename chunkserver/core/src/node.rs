@@ -299,7 +299,9 @@ impl Node {
             }
             let store = &mut self.store;
             let ends = (next, upstream);
-            let taken = self.held.add(self.now, request, (index, total), piece.clone(), ends, |bytes| store.take(bytes));
+            let taken = self
+                .held
+                .add(self.now, request, (index, total), piece.clone(), ends, |bytes| store.take(bytes));
             match taken {
                 Ok(blocks) => {
                     let ticket = PieceTicket::Held(request, index);
@@ -323,7 +325,14 @@ impl Node {
         }
     }
 
-    pub(crate) fn tell_held(&self, request: RequestId, index: u16, to: Upstream, refused: Option<Code>, out: &mut Outbox) {
+    pub(crate) fn tell_held(
+        &self,
+        request: RequestId,
+        index: u16,
+        to: Upstream,
+        refused: Option<Code>,
+        out: &mut Outbox,
+    ) {
         match to {
             Upstream::Client(conn, id) => {
                 let msg = match refused {
@@ -349,7 +358,9 @@ impl Node {
 
     /// Runs what waited once more.
     pub(crate) fn run_waiting(&mut self, handle: ChunkHandle, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         for ask in std::mem::take(&mut chunk.waiting) {
             self.client(ask, out);
         }
@@ -357,7 +368,9 @@ impl Node {
 
     /// Refuses what waits.
     pub(crate) fn refuse_waiting(&mut self, handle: ChunkHandle, refusal: &Refusal, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         for ask in std::mem::take(&mut chunk.waiting) {
             reply(&ask, ClientChunkReply::Refused(refusal.clone()), out);
         }
@@ -365,7 +378,9 @@ impl Node {
 
     /// Asks the masters about a chunk, one question at a time.
     pub(crate) fn ask(&mut self, handle: ChunkHandle, what: Ask, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         if !chunk.asking {
             chunk.asking = true;
             out.push(Output::Master(MasterAsk { handle, what }));
@@ -416,8 +431,15 @@ impl Node {
 
     // --- masters -------------------------------------------------------------------------
 
-    fn master_answers(&mut self, handle: ChunkHandle, answer: Result<ChunkConfig, Refusal>, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+    fn master_answers(
+        &mut self,
+        handle: ChunkHandle,
+        answer: Result<ChunkConfig, Refusal>,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         chunk.asking = false;
         match answer {
             Err(refusal) => self.master_refused(handle, refusal, out),
@@ -487,7 +509,9 @@ impl Node {
         let floor = self.floors.entry(handle).or_insert(epoch);
         *floor = epoch.max(*floor);
         self.store.record(&Record::Removed { handle, epoch }, ticket);
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         if chunk.config().epoch >= epoch {
             return;
         }
@@ -547,7 +571,9 @@ impl Node {
 
     /// Moves the commit point; the blocks this frees are free once the log says it.
     pub(crate) fn advance(&mut self, handle: ChunkHandle, serial: Serial) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         // Only what is durable here can be taken as committed here.
         let serial = serial.min(chunk.durable);
         if serial <= chunk.state.committed() {

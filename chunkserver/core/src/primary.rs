@@ -63,7 +63,8 @@ impl Node {
     pub(crate) fn write(&mut self, ask: Waiting, out: &mut Outbox) {
         let ClientChunk::Write { handle, len, inline, create, offset, .. } = &ask.msg else { unreachable!() };
         let (handle, len) = (*handle, *len);
-        let inline_fits = |p: &Piece| p.len == len && ask.data.len() == len as usize && len as usize <= INLINE_BYTES_MAX;
+        let inline_fits =
+            |p: &Piece| p.len == len && ask.data.len() == len as usize && len as usize <= INLINE_BYTES_MAX;
         let fits = len > 0
             && len as usize <= WRITE_BYTES_MAX
             && inline.as_ref().is_none_or(inline_fits)
@@ -170,7 +171,9 @@ impl Node {
         }
         let place = match &inline {
             Some(piece) => Place::Inline { data: ask.data.to_vec(), crcs: piece.crcs.clone() },
-            None if self.held.is_complete(request) && self.held.total(request) == Some(len) => self.held.claim(request),
+            None if self.held.is_complete(request) && self.held.total(request) == Some(len) => {
+                self.held.claim(request)
+            }
             None if self.held.want(request, handle) => return self.park(handle, ask, out),
             None => return refuse(&ask, Code::PieceMissing, out),
         };
@@ -196,7 +199,12 @@ impl Node {
         if let Ok(at) = known.answers.binary_search_by_key(&request.seq, |a| a.seq) {
             let a = known.answers[at];
             let replicas = chunk.state.config.members.len() as u8;
-            return Some(Ok(ClientChunkReply::Written { offset: a.offset, len: a.len, serial: a.serial, replicas }));
+            return Some(Ok(ClientChunkReply::Written {
+                offset: a.offset,
+                len: a.len,
+                serial: a.serial,
+                replicas,
+            }));
         }
         (request.seq < known.lowest).then_some(Err(Code::OutsideWindow))
     }
@@ -217,9 +225,17 @@ impl Node {
     }
 
     /// Sends the records from `first` on to one secondary, or to all.
-    pub(crate) fn send_applies(&mut self, handle: ChunkHandle, to: Option<StoreId>, first: Serial, out: &mut Outbox) {
+    pub(crate) fn send_applies(
+        &mut self,
+        handle: ChunkHandle,
+        to: Option<StoreId>,
+        first: Serial,
+        out: &mut Outbox,
+    ) {
         let me = self.id;
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         let Some(lead) = &mut chunk.lead else { return };
         let state = &chunk.state;
         let committed = state.committed();
@@ -227,7 +243,8 @@ impl Node {
             lead.told = committed;
         }
         let create = lead.fresh.then(|| state.config.clone());
-        for member in state.config.members.iter().copied().filter(|m| *m != me && to.is_none_or(|t| t == *m)) {
+        for member in state.config.members.iter().copied().filter(|m| *m != me && to.is_none_or(|t| t == *m))
+        {
             for TailRecord { op, place } in state.tail.iter().filter(|r| r.op.serial >= first) {
                 let (inline, data) = match place {
                     Place::Inline { data, crcs } => {
@@ -244,8 +261,15 @@ impl Node {
     }
 
     /// A write is durable here.
-    pub(crate) fn write_durable(&mut self, handle: ChunkHandle, (origin, serial): LogPoint, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+    pub(crate) fn write_durable(
+        &mut self,
+        handle: ChunkHandle,
+        (origin, serial): LogPoint,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         // A record that was cut meanwhile counts for nothing.
         if chunk.state.tail_record(serial).is_none_or(|r| r.op.origin != origin) {
             return;
@@ -264,8 +288,17 @@ impl Node {
         }
     }
 
-    pub(crate) fn applied(&mut self, from: StoreId, handle: ChunkHandle, epoch: common::Epoch, serial: Serial, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+    pub(crate) fn applied(
+        &mut self,
+        from: StoreId,
+        handle: ChunkHandle,
+        epoch: common::Epoch,
+        serial: Serial,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         if chunk.state.config.epoch != epoch {
             return;
         }
@@ -280,7 +313,9 @@ impl Node {
     /// Moves the commit point to what every member of the epoch holds, and answers.
     pub(crate) fn try_commit(&mut self, handle: ChunkHandle, out: &mut Outbox) {
         let now = self.now;
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         let Some(lead) = &mut chunk.lead else { return };
         if !matches!(lead.phase, Phase::Serving) || now < lead.hold_until {
             return;
@@ -317,7 +352,9 @@ impl Node {
     /// Tells the secondaries the commit point.
     pub(crate) fn tell_commit(&mut self, handle: ChunkHandle, out: &mut Outbox) {
         let me = self.id;
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         let Some(lead) = &mut chunk.lead else { return };
         let committed = chunk.state.committed();
         if lead.told >= committed || !matches!(lead.phase, Phase::Serving) {
@@ -326,7 +363,11 @@ impl Node {
         lead.told = committed;
         let epoch = chunk.state.config.epoch;
         for to in chunk.state.config.members.iter().copied().filter(|m| *m != me) {
-            out.push(Output::Peer { to, msg: Peer::Commit { handle, epoch, committed, nonce: 0 }, data: vec![] });
+            out.push(Output::Peer {
+                to,
+                msg: Peer::Commit { handle, epoch, committed, nonce: 0 },
+                data: vec![],
+            });
         }
         if chunk.logged_commit < committed {
             chunk.logged_commit = committed;
@@ -340,7 +381,9 @@ impl Node {
         if !self.busy.contains(&handle) {
             return;
         }
-        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let Some(chunk) = self.chunks.get(&handle) else {
+            return;
+        };
         let Some(lead) = &chunk.lead else { return };
         let late_at = lead.progress + Span::from_ms(APPLY_TIMEOUT_MS);
         if now < late_at {
@@ -364,7 +407,9 @@ impl Node {
     }
 
     pub(crate) fn ask_again(&mut self, handle: ChunkHandle, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let Some(chunk) = self.chunks.get(&handle) else {
+            return;
+        };
         let Some(lead) = &chunk.lead else { return };
         if !lead.sealing.is_empty() && chunk.state.tail.is_empty() {
             return self.ask_seal(handle, out);
@@ -378,7 +423,9 @@ impl Node {
 
     /// Sends a member again what it has not answered.
     fn send_again(&mut self, handle: ChunkHandle, member: StoreId, out: &mut Outbox) {
-        let Some(lead) = self.chunks.get(&handle).and_then(|c| c.lead.as_ref()) else { return };
+        let Some(lead) = self.chunks.get(&handle).and_then(|c| c.lead.as_ref()) else {
+            return;
+        };
         match (&lead.phase, lead.acked.get(&member).copied()) {
             _ if member == self.id => {}
             (Phase::Serving, Some(acked)) => self.send_applies(handle, Some(member), acked.next(), out),
@@ -397,7 +444,9 @@ impl Node {
         code: Code,
         out: &mut Outbox,
     ) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         let ours = chunk.state.config.epoch;
         if chunk.lead.is_none() || !chunk.state.config.members.contains(&from) {
             return;
@@ -410,7 +459,9 @@ impl Node {
                 self.step_down(handle, &Refusal::new(Code::Reconfiguring, handle), out);
                 self.ask(handle, Ask::Confirm, out);
             }
-            Code::DiskFull | Code::DiskFailed => self.ask(handle, Ask::Silent { epoch: ours, accused: from }, out),
+            Code::DiskFull | Code::DiskFailed => {
+                self.ask(handle, Ask::Silent { epoch: ours, accused: from }, out)
+            }
             _ => self.ask(handle, Ask::Takeover { epoch: ours }, out),
         }
     }
@@ -418,7 +469,9 @@ impl Node {
     /// Leads no more: whoever waits for an answer shall ask elsewhere.
     pub(crate) fn step_down(&mut self, handle: ChunkHandle, refusal: &Refusal, out: &mut Outbox) {
         self.busy.remove(&handle);
-        let Some(lead) = self.chunks.get_mut(&handle).and_then(|c| c.lead.take()) else { return };
+        let Some(lead) = self.chunks.get_mut(&handle).and_then(|c| c.lead.take()) else {
+            return;
+        };
         for (conn, request) in lead.replies.into_values().flatten().chain(lead.sealing) {
             let msg = ClientChunkReply::Refused(refusal.clone());
             out.push(Output::Reply { conn, request, msg, data: vec![] });
@@ -455,7 +508,9 @@ impl Node {
     // --- sealing and length --------------------------------------------------------------
 
     pub(crate) fn client_seal(&mut self, ask: Waiting, out: &mut Outbox) {
-        let Some(ask) = self.led(ask, out) else { return };
+        let Some(ask) = self.led(ask, out) else {
+            return;
+        };
         let handle = handle_of(&ask.msg);
         let chunk = self.chunks.get_mut(&handle).expect("led");
         if let Some(length) = chunk.state.config.sealed {
@@ -478,7 +533,9 @@ impl Node {
     pub(crate) fn sealed(&mut self, config: ChunkConfig, out: &mut Outbox) {
         let (handle, length) = (config.handle, config.sealed.expect("sealed"));
         self.set_config(ChunkConfig { wait_ms: 0, ..config }, Ticket::None);
-        let Some(lead) = &mut self.chunks.get_mut(&handle).expect("just set").lead else { return };
+        let Some(lead) = &mut self.chunks.get_mut(&handle).expect("just set").lead else {
+            return;
+        };
         for (conn, request) in std::mem::take(&mut lead.sealing) {
             out.push(Output::Reply { conn, request, msg: ClientChunkReply::Sealed { length }, data: vec![] });
         }

@@ -38,7 +38,9 @@ impl Node {
         if len == 0 || len as usize > PIECE_BYTES_MAX {
             return refuse(&ask, Code::BadArgument, out);
         }
-        let Some(ask) = self.may_serve(ask, out) else { return };
+        let Some(ask) = self.may_serve(ask, out) else {
+            return;
+        };
         let handle = handle_of(&ask.msg);
         let chunk = &self.chunks[&handle];
         let leads = matches!(&chunk.lead, Some(lead) if matches!(lead.phase, Phase::Serving));
@@ -96,7 +98,9 @@ impl Node {
 
     /// The primary answered a question: the reads that asked it, or an earlier one, go on.
     pub(crate) fn reads_told(&mut self, handle: ChunkHandle, nonce: u64, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         let (told, wait) = std::mem::take(&mut chunk.reads).into_iter().partition(|r| r.nonce <= nonce);
         chunk.reads = wait;
         for read in Vec::<PendingRead>::from_iter(told) {
@@ -110,7 +114,9 @@ impl Node {
     }
 
     pub(crate) fn fail_reads(&mut self, handle: ChunkHandle, code: Code, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         for read in std::mem::take(&mut chunk.reads) {
             refuse(&read.ask, code, out);
         }
@@ -141,7 +147,10 @@ impl Node {
             ReadFor::Client { conn, request, handle } => {
                 let (msg, data) = match result {
                     Ok((pieces, data)) => (ClientChunkReply::Data { pieces }, data),
-                    Err(code) => (ClientChunkReply::Refused(Refusal::new(code, format!("{handle} on {}", self.id))), vec![]),
+                    Err(code) => (
+                        ClientChunkReply::Refused(Refusal::new(code, format!("{handle} on {}", self.id))),
+                        vec![],
+                    ),
                 };
                 out.push(Output::Reply { conn, request, msg, data });
             }
@@ -169,12 +178,18 @@ impl Node {
         index: u16,
         out: &mut Outbox,
     ) {
-        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let Some(chunk) = self.chunks.get(&handle) else {
+            return;
+        };
         if chunk.config().epoch != epoch || !chunk.config().members.contains(&to) {
             return;
         }
-        let Some(record) = chunk.state.tail_record(serial) else { return };
-        let Some(len) = crate::held::piece_len(record.op.len, index) else { return };
+        let Some(record) = chunk.state.tail_record(serial) else {
+            return;
+        };
+        let Some(len) = crate::held::piece_len(record.op.len, index) else {
+            return;
+        };
         let from = index as u32 * PIECE_BYTES_MAX as u32;
         let mut at = 0;
         let mut extents = vec![];
@@ -209,12 +224,16 @@ impl Node {
 
     /// The exact length, and how the chunk stands here.
     pub(crate) fn stat(&mut self, ask: Waiting, out: &mut Outbox) {
-        let Some(ask) = self.may_serve(ask, out) else { return };
+        let Some(ask) = self.may_serve(ask, out) else {
+            return;
+        };
         let handle = handle_of(&ask.msg);
         let chunk = &self.chunks[&handle];
         let unsure = chunk.config().primary == self.id && !chunk.state.tail.is_empty();
         if unsure {
-            let Some(ask) = self.led(ask, out) else { return };
+            let Some(ask) = self.led(ask, out) else {
+                return;
+            };
             return self.stat_now(&ask, out);
         }
         self.stat_now(&ask, out)

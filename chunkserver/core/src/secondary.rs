@@ -3,8 +3,8 @@
 use crate::held::Upstream;
 use crate::io::{Outbox, Output};
 use crate::node::{Node, Timer};
-use crate::store::format::{Place, Run, Record};
 use crate::store::alloc::Blocks;
+use crate::store::format::{Place, Record, Run};
 use crate::store::{PieceTicket, Ticket};
 use crate::takeover::Phase;
 use bytes::Bytes;
@@ -53,10 +53,20 @@ impl Node {
             Peer::Forward { request, handle, index, total, chain, piece } => {
                 self.push(request, handle, (index, total), chain, piece, data, Upstream::Store(from), out)
             }
-            Peer::Held { request, index, refused } => self.held_downstream(from, request, index, refused, out),
+            Peer::Held { request, index, refused } => {
+                self.held_downstream(from, request, index, refused, out)
+            }
             Peer::Apply { handle, epoch, op, inline, committed, create } => {
                 let inline = inline.map(|piece| (piece, data));
-                self.apply(from, handle, epoch, QueuedApply { op, from, since: self.now, inline }, committed, create, out)
+                self.apply(
+                    from,
+                    handle,
+                    epoch,
+                    QueuedApply { op, from, since: self.now, inline },
+                    committed,
+                    create,
+                    out,
+                )
             }
             Peer::Applied { handle, epoch, serial } => self.applied(from, handle, epoch, serial, out),
             Peer::ApplyRefused { handle, epoch, applied, code } => {
@@ -70,17 +80,30 @@ impl Node {
             Peer::Tail { handle, epoch, committed, tail, last } => {
                 self.tail_told(from, handle, epoch, committed, tail, last, out)
             }
-            Peer::Adopt { handle, epoch, keep, committed } => self.adopt_asked(from, handle, epoch, keep, committed, out),
+            Peer::Adopt { handle, epoch, keep, committed } => {
+                self.adopt_asked(from, handle, epoch, keep, committed, out)
+            }
             Peer::Adopted { handle, epoch } => self.adopted(from, handle, epoch, out),
-            Peer::Fetch { handle, epoch, serial, index } => self.fetch_asked(from, handle, epoch, serial, index, out),
+            Peer::Fetch { handle, epoch, serial, index } => {
+                self.fetch_asked(from, handle, epoch, serial, index, out)
+            }
             Peer::Fetched { handle, epoch, op, index, piece } => {
                 self.fetched(from, handle, epoch, op, index, piece, data, out)
             }
         }
     }
 
-    fn held_downstream(&mut self, from: StoreId, request: RequestId, index: u16, refused: Option<Code>, out: &mut Outbox) {
-        let Some(piece) = self.held.get_mut(request, index) else { return };
+    fn held_downstream(
+        &mut self,
+        from: StoreId,
+        request: RequestId,
+        index: u16,
+        refused: Option<Code>,
+        out: &mut Outbox,
+    ) {
+        let Some(piece) = self.held.get_mut(request, index) else {
+            return;
+        };
         if piece.awaits != Some(from) {
             return;
         }
@@ -152,7 +175,9 @@ impl Node {
         let last = chunk.state.last_point().1;
         let serial = apply.op.serial;
         if serial <= last {
-            let same = |r: &crate::state::TailRecord| r.op.origin == apply.op.origin && r.op.request == apply.op.request;
+            let same = |r: &crate::state::TailRecord| {
+                r.op.origin == apply.op.origin && r.op.request == apply.op.request
+            };
             if serial > chunk.state.committed() && !chunk.state.tail_record(serial).is_some_and(same) {
                 return self.refuse_apply(from, handle, Code::Reconfiguring, out);
             }
@@ -181,8 +206,12 @@ impl Node {
     /// Appends queued writes, in order, as far as their bytes are here.
     pub(crate) fn drain(&mut self, handle: ChunkHandle, out: &mut Outbox) {
         loop {
-            let Some(chunk) = self.chunks.get_mut(&handle) else { return };
-            let Some(front) = chunk.follow.queue.front() else { return };
+            let Some(chunk) = self.chunks.get_mut(&handle) else {
+                return;
+            };
+            let Some(front) = chunk.follow.queue.front() else {
+                return;
+            };
             let request = front.op.request;
             let place = match &front.inline {
                 Some((piece, data)) => Place::Inline { data: data.to_vec(), crcs: piece.crcs.clone() },
@@ -205,11 +234,21 @@ impl Node {
     }
 
     /// Fetches a record from a store that has it in its tail.
-    pub(crate) fn start_fetch(&mut self, handle: ChunkHandle, from: StoreId, serial: Serial, out: &mut Outbox) {
+    pub(crate) fn start_fetch(
+        &mut self,
+        handle: ChunkHandle,
+        from: StoreId,
+        serial: Serial,
+        out: &mut Outbox,
+    ) {
         let chunk = self.chunks.get_mut(&handle).expect("fetched for a chunk that is here");
         chunk.follow.fetch = Some(Fetch { from, serial, index: 0, op: None, blocks: None, crcs: vec![] });
         let epoch = chunk.config().epoch;
-        out.push(Output::Peer { to: from, msg: Peer::Fetch { handle, epoch, serial, index: 0 }, data: vec![] });
+        out.push(Output::Peer {
+            to: from,
+            msg: Peer::Fetch { handle, epoch, serial, index: 0 },
+            data: vec![],
+        });
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
@@ -224,11 +263,15 @@ impl Node {
         data: Bytes,
         out: &mut Outbox,
     ) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         if chunk.state.config.epoch != epoch {
             return;
         }
-        let Some(fetch) = &mut chunk.follow.fetch else { return };
+        let Some(fetch) = &mut chunk.follow.fetch else {
+            return;
+        };
         if fetch.from != from || fetch.serial != op.serial || fetch.index != index {
             return;
         }
@@ -261,11 +304,23 @@ impl Node {
         self.store.write_piece(at, data, PieceTicket::Fetched(handle, serial, index), out);
     }
 
-    pub(crate) fn fetched_written(&mut self, handle: ChunkHandle, serial: Serial, index: u16, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+    pub(crate) fn fetched_written(
+        &mut self,
+        handle: ChunkHandle,
+        serial: Serial,
+        index: u16,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         let epoch = chunk.state.config.epoch;
-        let Some(fetch) = &mut chunk.follow.fetch else { return };
-        let (Some(op), Some(blocks)) = (fetch.op.clone(), fetch.blocks) else { return };
+        let Some(fetch) = &mut chunk.follow.fetch else {
+            return;
+        };
+        let (Some(op), Some(blocks)) = (fetch.op.clone(), fetch.blocks) else {
+            return;
+        };
         if fetch.serial != serial || fetch.index != index {
             return;
         }
@@ -298,7 +353,9 @@ impl Node {
     /// Tells primaries what is durable here: once a step, however many writes it was.
     pub(crate) fn send_acks(&mut self, out: &mut Outbox) {
         for handle in std::mem::take(&mut self.acks) {
-            let Some(chunk) = self.chunks.get(&handle) else { continue };
+            let Some(chunk) = self.chunks.get(&handle) else {
+                continue;
+            };
             let ChunkConfig { epoch, primary, .. } = *chunk.config();
             if primary != self.id && !chunk.state.removed {
                 let msg = Peer::Applied { handle, epoch, serial: chunk.durable };
@@ -316,7 +373,9 @@ impl Node {
         nonce: u64,
         out: &mut Outbox,
     ) {
-        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let Some(chunk) = self.chunks.get(&handle) else {
+            return;
+        };
         if chunk.config().epoch != epoch || chunk.config().primary != from {
             return;
         }
@@ -333,8 +392,17 @@ impl Node {
         }
     }
 
-    fn commit_asked(&mut self, from: StoreId, handle: ChunkHandle, epoch: Epoch, nonce: u64, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get(&handle) else { return };
+    fn commit_asked(
+        &mut self,
+        from: StoreId,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        nonce: u64,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get(&handle) else {
+            return;
+        };
         if chunk.config().epoch != epoch || chunk.config().primary != self.id {
             return;
         }

@@ -47,16 +47,9 @@ impl TailReport {
 #[derive(Clone, Debug)]
 pub(crate) enum Phase {
     /// Members make the epoch durable and tell their tails.
-    Collecting {
-        reports: BTreeMap<StoreId, TailReport>,
-        durable_here: bool,
-    },
+    Collecting { reports: BTreeMap<StoreId, TailReport>, durable_here: bool },
     /// Another member has the longest tail: its records are fetched.
-    Fetching {
-        from: StoreId,
-        reports: BTreeMap<StoreId, TailReport>,
-        upto: Serial,
-    },
+    Fetching { from: StoreId, reports: BTreeMap<StoreId, TailReport>, upto: Serial },
     /// Members cut what is not in the adopted tail.
     Aligning { awaiting: BTreeSet<StoreId> },
     /// Writes are taken.
@@ -113,7 +106,9 @@ impl Node {
         let (epoch, committed) = (config.epoch, chunk.state.committed());
         match &lead.phase {
             phase if !phase.awaits(peer) => {}
-            Phase::Collecting { .. } => out.push(Output::Peer { to: peer, msg: Peer::NewEpoch { config }, data: vec![] }),
+            Phase::Collecting { .. } => {
+                out.push(Output::Peer { to: peer, msg: Peer::NewEpoch { config }, data: vec![] })
+            }
             Phase::Fetching { from, .. } => {
                 let (from, serial) = (*from, chunk.state.last_point().1.next());
                 self.start_fetch(handle, from, serial, out);
@@ -170,7 +165,9 @@ impl Node {
 
     /// A configuration is durable here, and with it every record before it.
     pub(crate) fn config_durable(&mut self, handle: ChunkHandle, epoch: Epoch, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         if chunk.config().epoch != epoch {
             return;
         }
@@ -197,7 +194,9 @@ impl Node {
         last: LogPoint,
         out: &mut Outbox,
     ) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         if chunk.state.config.epoch != epoch || !chunk.state.config.members.contains(&from) {
             return;
         }
@@ -215,7 +214,9 @@ impl Node {
         let chunk = self.chunks.get_mut(&handle).expect("takes over");
         let others = chunk.state.config.members.len() - 1;
         let lead = chunk.lead.as_mut().expect("takes over");
-        let Phase::Collecting { reports, durable_here } = &mut lead.phase else { return };
+        let Phase::Collecting { reports, durable_here } = &mut lead.phase else {
+            return;
+        };
         if !*durable_here || reports.len() < others {
             return;
         }
@@ -233,7 +234,14 @@ impl Node {
                 lead.phase = Phase::Fetching { from, reports, upto: theirs.last.1 };
                 self.advance(handle, committed.min(keep));
                 self.cut_tail(handle, keep, Ticket::None);
-                self.chunks.get_mut(&handle).expect("it is here").lead.as_mut().expect("it leads").acked.insert(me, keep);
+                self.chunks
+                    .get_mut(&handle)
+                    .expect("it is here")
+                    .lead
+                    .as_mut()
+                    .expect("it leads")
+                    .acked
+                    .insert(me, keep);
                 self.takeover_progress(handle, out);
             }
         }
@@ -241,11 +249,15 @@ impl Node {
 
     /// Fetches the next record of the adopted tail, or goes on when all are durable here.
     pub(crate) fn takeover_progress(&mut self, handle: ChunkHandle, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         let last = chunk.state.last_point().1;
         let durable = chunk.durable;
         let Some(lead) = &mut chunk.lead else { return };
-        let Phase::Fetching { from, reports, upto } = &mut lead.phase else { return };
+        let Phase::Fetching { from, reports, upto } = &mut lead.phase else {
+            return;
+        };
         lead.progress = self.now;
         if last < *upto {
             let from = *from;
@@ -292,7 +304,8 @@ impl Node {
         }
         lead.phase = Phase::Serving;
         lead.progress = self.now;
-        let behind: Vec<(StoreId, Serial)> = lead.acked.iter().map(|(m, s)| (*m, *s)).filter(|(m, _)| *m != me).collect();
+        let behind: Vec<(StoreId, Serial)> =
+            lead.acked.iter().map(|(m, s)| (*m, *s)).filter(|(m, _)| *m != me).collect();
         // Writes that nobody holds any more will not be answered: their clients ask again.
         let tail: BTreeSet<_> = chunk.state.tail.iter().map(|r| r.op.request).collect();
         let lost: Vec<_> = lead.replies.keys().filter(|r| !tail.contains(r)).copied().collect();
@@ -332,7 +345,9 @@ impl Node {
         committed: Serial,
         _out: &mut Outbox,
     ) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         if chunk.config().epoch != epoch || chunk.config().primary != from {
             return;
         }
@@ -342,7 +357,9 @@ impl Node {
     }
 
     pub(crate) fn cut_durable(&mut self, handle: ChunkHandle, epoch: Epoch, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let Some(chunk) = self.chunks.get(&handle) else {
+            return;
+        };
         if chunk.config().epoch == epoch && chunk.lead.is_none() {
             let to = chunk.config().primary;
             out.push(Output::Peer { to, msg: Peer::Adopted { handle, epoch }, data: vec![] });
@@ -350,7 +367,9 @@ impl Node {
     }
 
     pub(crate) fn adopted(&mut self, from: StoreId, handle: ChunkHandle, epoch: Epoch, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
+            return;
+        };
         if chunk.state.config.epoch != epoch {
             return;
         }

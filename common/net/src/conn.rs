@@ -57,6 +57,8 @@ pub enum NetError {
 
 /// The payload of a frame, in parts.
 pub type Payload = Vec<Bytes>;
+/// Header and body of a frame, and its payload.
+type Queued = (Vec<u8>, Payload);
 type Pending = Mutex<Option<HashMap<u64, oneshot::Sender<Frame>>>>;
 
 struct Shared {
@@ -72,12 +74,17 @@ struct Shared {
 #[derive(Clone)]
 pub struct Conn {
     shared: Arc<Shared>,
-    queue: mpsc::Sender<(Vec<u8>, Payload)>,
+    queue: mpsc::Sender<Queued>,
 }
 
 impl Conn {
     /// Connects and greets. With `cluster` 0 any cluster is accepted: `Conn::cluster` tells which.
-    pub async fn dial(addr: &str, caller: Caller, cluster: ClusterId, limit: Duration) -> Result<Conn, NetError> {
+    pub async fn dial(
+        addr: &str,
+        caller: Caller,
+        cluster: ClusterId,
+        limit: Duration,
+    ) -> Result<Conn, NetError> {
         let late = || NetError::Timeout { addr: addr.into(), ms: limit.as_millis() as u64 };
         tokio::time::timeout(limit, Conn::dial_unbounded(addr, caller, cluster)).await.map_err(|_| late())?
     }
@@ -147,7 +154,12 @@ impl Conn {
     }
 
     /// Sends a request; the answer comes by itself. Requests are sent in the order of the calls.
-    pub async fn send<M: Message>(&self, message: &M, epoch: u64, payload: Payload) -> Result<oneshot::Receiver<Frame>, NetError> {
+    pub async fn send<M: Message>(
+        &self,
+        message: &M,
+        epoch: u64,
+        payload: Payload,
+    ) -> Result<oneshot::Receiver<Frame>, NetError> {
         let slot = self.queue.reserve().await.map_err(|_| self.closed())?;
         let (answer, frame) = self.prepare(message, epoch, payload)?;
         slot.send(frame);
@@ -155,14 +167,26 @@ impl Conn {
     }
 
     /// As `send`, at once; `None` if the queue is full.
-    pub fn try_send<M: Message>(&self, message: &M, epoch: u64, payload: Payload) -> Result<Option<oneshot::Receiver<Frame>>, NetError> {
-        let Ok(slot) = self.queue.try_reserve() else { return Ok(None) };
+    pub fn try_send<M: Message>(
+        &self,
+        message: &M,
+        epoch: u64,
+        payload: Payload,
+    ) -> Result<Option<oneshot::Receiver<Frame>>, NetError> {
+        let Ok(slot) = self.queue.try_reserve() else {
+            return Ok(None);
+        };
         let (answer, frame) = self.prepare(message, epoch, payload)?;
         slot.send(frame);
         Ok(Some(answer))
     }
 
-    fn prepare<M: Message>(&self, message: &M, epoch: u64, payload: Payload) -> Result<(oneshot::Receiver<Frame>, (Vec<u8>, Payload)), NetError> {
+    fn prepare<M: Message>(
+        &self,
+        message: &M,
+        epoch: u64,
+        payload: Payload,
+    ) -> Result<(oneshot::Receiver<Frame>, Queued), NetError> {
         let request = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (tx, rx) = oneshot::channel();
         match &mut *self.shared.pending.lock().expect("never poisoned") {
@@ -174,12 +198,18 @@ impl Conn {
     }
 
     /// Waits for an answer and decodes it.
-    pub async fn answer<R: Message>(&self, answer: oneshot::Receiver<Frame>, limit: Duration) -> Result<(R, Frame), NetError> {
+    pub async fn answer<R: Message>(
+        &self,
+        answer: oneshot::Receiver<Frame>,
+        limit: Duration,
+    ) -> Result<(R, Frame), NetError> {
         let addr = || self.shared.addr.clone();
         let frame = match tokio::time::timeout(limit, answer).await {
             Ok(Ok(frame)) => frame,
             Ok(Err(_)) => return Err(self.closed()),
-            Err(_) => return Err(NetError::Timeout { addr: addr(), ms: limit.as_millis() as u64 }),
+            Err(_) => {
+                return Err(NetError::Timeout { addr: addr(), ms: limit.as_millis() as u64 });
+            }
         };
         let refused = |refusal| NetError::Refused { addr: addr(), refusal };
         if frame.header.kind == Kind::Refused {
@@ -223,7 +253,7 @@ async fn read_loop(mut read: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
 
 async fn write_loop(
     write: OwnedWriteHalf,
-    mut queue: mpsc::Receiver<(Vec<u8>, Payload)>,
+    mut queue: mpsc::Receiver<Queued>,
     shared: Arc<Shared>,
     reader: tokio::task::JoinHandle<()>,
 ) {

@@ -69,7 +69,9 @@ pub trait Handler: Send + Sync + 'static {
 pub async fn serve<H: Handler>(listener: TcpListener, cluster: ClusterId, handler: Arc<H>) {
     let room = Arc::new(Semaphore::new(CONNS_MAX));
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, addr)) => {
                 let handler = handler.clone();
@@ -125,7 +127,9 @@ async fn connection<H: Handler>(stream: TcpStream, addr: SocketAddr, cluster: Cl
             }
             ReadFrame::Closed => break,
         };
-        let Ok(permit) = in_flight.clone().acquire_owned().await else { break };
+        let Ok(permit) = in_flight.clone().acquire_owned().await else {
+            break;
+        };
         let request = frame.header.request;
         let served = handler.handle(&peer, &mut state, frame);
         let answers = answers.clone();

@@ -452,4 +452,3 @@ pub fn split_path(path: &[u8]) -> Result<Vec<&[u8]>, Code> {
     let bad = |n: &&[u8]| n.len() > NAME_BYTES_MAX || *n == b"." || *n == b".." || n.contains(&0);
     if names.iter().any(bad) { Err(Code::BadName) } else { Ok(names) }
 }
-

@@ -1,10 +1,10 @@
 //! The wire. `common/WIRE.md` describes every byte of it.
 
-pub mod frame;
-pub mod client_chunk;
-pub mod client_master;
 pub mod chunk_chunk;
 pub mod chunk_master;
+pub mod client_chunk;
+pub mod client_master;
+pub mod frame;
 
 use crate::limits::{BLOCK_BYTES, PIECE_BYTES_MAX};
 use crate::{ChunkHandle, ClusterId, Code, Epoch, Refusal, ServerId, StoreId};
@@ -51,7 +51,13 @@ pub fn from_slice<T: Decode<()>>(bytes: &[u8]) -> Result<T, Code> {
 }
 
 /// Header and body of a frame; the payload follows beside them.
-pub fn frame<M: Message>(cluster: ClusterId, request: u64, epoch: u64, message: &M, payload_len: usize) -> Vec<u8> {
+pub fn frame<M: Message>(
+    cluster: ClusterId,
+    request: u64,
+    epoch: u64,
+    message: &M,
+    payload_len: usize,
+) -> Vec<u8> {
     let body = encode(message);
     assert!(payload_len <= M::KIND.payload_bytes_max(), "payload too long: {payload_len}");
     let header = Header {
@@ -155,8 +161,8 @@ impl Piece {
 
     /// Whether `bytes` are what the shape says.
     pub fn verify(&self, bytes: &[u8]) -> Result<(), Code> {
-        let good = bytes.len() == self.len as usize
-            && crate::checksum::first_mismatch(bytes, &self.crcs).is_none();
+        let good =
+            bytes.len() == self.len as usize && crate::checksum::first_mismatch(bytes, &self.crcs).is_none();
         if good { Ok(()) } else { Err(Code::BadChecksum) }
     }
 }

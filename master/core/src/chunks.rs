@@ -53,7 +53,13 @@ impl Metadata {
     }
 
     /// Makes a chunk and places it.
-    pub(crate) fn new_chunk(&mut self, file: FileId, policy: &Policy, near: &str, salt: u64) -> Answer<ChunkHandle> {
+    pub(crate) fn new_chunk(
+        &mut self,
+        file: FileId,
+        policy: &Policy,
+        near: &str,
+        salt: u64,
+    ) -> Answer<ChunkHandle> {
         let want = policy.replication.expect("an effective policy is complete");
         let wish = Wish {
             replicas: want as usize,
@@ -162,7 +168,9 @@ impl Metadata {
 
     /// Deletes a chunk: its members are told until they confirm.
     pub(crate) fn delete_chunk(&mut self, handle: ChunkHandle) {
-        let Some(chunk) = self.chunks.remove(&handle) else { return };
+        let Some(chunk) = self.chunks.remove(&handle) else {
+            return;
+        };
         for id in self.sets[&chunk.set].clone() {
             self.order(id, handle, Epoch::DELETED);
         }

@@ -4,8 +4,8 @@
 //! and chance and nothing else, so that every master that applies the same log has the same state.
 //! Queries borrow. Clones are O(1): all large maps share their structure.
 
-pub mod command;
 mod chunks;
+pub mod command;
 mod namespace;
 mod nodes;
 pub mod placement;
@@ -136,9 +136,7 @@ impl Metadata {
             Command::Register(register) => store(self.register(register)),
             Command::StoreDown { store: id, session } => store(self.store_down(*id, *session)),
             Command::Usage { stores } => store(self.usage(stores)),
-            Command::Confirmed { store: id, session, orders } => {
-                store(self.confirmed(*id, *session, orders))
-            }
+            Command::Confirmed { store: id, session, orders } => store(self.confirmed(*id, *session, orders)),
             Command::Reconfigure { handle, epoch, remove, primary } => {
                 store(self.reconfigure(*handle, *epoch, remove, *primary))
             }
@@ -205,7 +203,10 @@ impl Metadata {
     /// What a store must still be told, at most `limit` orders, and whether that is all.
     pub fn orders_for(&self, store: StoreId, limit: usize) -> (Vec<Order>, bool) {
         let range = (store, ChunkHandle(0))..=(store, ChunkHandle(u64::MAX));
-        let mut all = self.orders.range(range).map(|((_, handle), (epoch, _))| Order { handle: *handle, epoch: *epoch });
+        let mut all = self
+            .orders
+            .range(range)
+            .map(|((_, handle), (epoch, _))| Order { handle: *handle, epoch: *epoch });
         let orders: Vec<Order> = all.by_ref().take(limit).collect();
         (orders, all.next().is_none())
     }

@@ -124,9 +124,14 @@ impl Metadata {
         let now = entry.wall_ns;
         match mutation {
             Mutation::Mkdir { path, parents, mode } => self.mkdir(path, *parents, *mode, now),
-            Mutation::Create { path, mode, exclusive, parents, chunk, near } => {
-                self.create(path, *mode, *exclusive, *parents, chunk.then_some((near.as_str(), entry.salt)), now)
-            }
+            Mutation::Create { path, mode, exclusive, parents, chunk, near } => self.create(
+                path,
+                *mode,
+                *exclusive,
+                *parents,
+                chunk.then_some((near.as_str(), entry.salt)),
+                now,
+            ),
             Mutation::CreateUnnamed { like, chunk, near } => {
                 self.create_unnamed(like, chunk.then_some((near.as_str(), entry.salt)), now)
             }
@@ -162,7 +167,7 @@ impl Metadata {
                     self.trash.keys().copied().partition(|(at, _)| *at > 0 && at < before_ns);
                 for key in visible {
                     self.trash.remove(&key);
-                    self.into_grave(key.1);
+                    self.move_to_grave(key.1);
                 }
                 Ok(MasterReply::Done)
             }
@@ -188,7 +193,9 @@ impl Metadata {
     /// The directory that holds (or shall hold) the last name of a path, and that name.
     pub(crate) fn parent_of(&mut self, path: &[u8], make: bool) -> Answer<(FileId, Vec<u8>)> {
         let names = split_path(path).or_else(|code| refuse(code, path))?;
-        let Some((last, dirs)) = names.split_last() else { return refuse(Code::BadName, path) };
+        let Some((last, dirs)) = names.split_last() else {
+            return refuse(Code::BadName, path);
+        };
         let mut at = ROOT;
         let mut missing = dirs.len();
         for (i, name) in dirs.iter().enumerate() {
@@ -298,8 +305,12 @@ impl Metadata {
 
     /// Gives a file its first chunk if one is wanted and it has none.
     fn first_chunk(&mut self, id: FileId, chunk: Option<(&str, u64)>) -> Answer<()> {
-        let Some((near, salt)) = chunk else { return Ok(()) };
-        let Body::File(file) = &self.inodes[&id].body else { return Err(Code::BadArgument.into()) };
+        let Some((near, salt)) = chunk else {
+            return Ok(());
+        };
+        let Body::File(file) = &self.inodes[&id].body else {
+            return Err(Code::BadArgument.into());
+        };
         if !file.parts.is_empty() {
             return Ok(());
         }
@@ -324,6 +335,7 @@ impl Metadata {
         Ok(MasterReply::Opened { attr: self.attr(id), chunk })
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the fields of one mutation")]
     fn publish(
         &mut self,
         file: FileId,
@@ -353,7 +365,7 @@ impl Metadata {
                 return refuse(Code::IsADirectory, path);
             }
             self.unlink_entry(parent, &name);
-            self.into_grave(old);
+            self.move_to_grave(old);
         }
         if let Some(part) = last.filter(|p| p.handle != ChunkHandle::HOLE) {
             self.set_length(part.handle, length - before, true);
@@ -374,14 +386,24 @@ impl Metadata {
         self.inodes.insert(id, inode);
     }
 
-    fn add_chunk(&mut self, id: FileId, index: u32, declare: Option<u64>, near: &str, salt: u64) -> Answer<MasterReply> {
+    fn add_chunk(
+        &mut self,
+        id: FileId,
+        index: u32,
+        declare: Option<u64>,
+        near: &str,
+        salt: u64,
+    ) -> Answer<MasterReply> {
         let file = self.file(id).ok_or(Code::NoSuchFileId)?;
         let (count, policy) = (file.parts.len(), file.policy.clone());
         if (index as usize) < count {
             return Ok(MasterReply::Chunk(self.chunk_info(id, index as usize)?));
         }
         if index as usize != count {
-            return Err(Refusal::new(Code::WrongChunkIndex, format!("the file has {count} chunks, not {index}")));
+            return Err(Refusal::new(
+                Code::WrongChunkIndex,
+                format!("the file has {count} chunks, not {index}"),
+            ));
         }
         if let Some(last) = file.parts.last().copied().filter(|p| p.handle != ChunkHandle::HOLE) {
             let chunk = &self.chunks[&last.handle];
@@ -390,7 +412,9 @@ impl Metadata {
                     self.set_length(last.handle, length, true);
                 }
                 _ if chunk.sealed => {}
-                _ => return Err(Refusal::new(Code::BadArgument, "the last chunk is not sealed")),
+                _ => {
+                    return Err(Refusal::new(Code::BadArgument, "the last chunk is not sealed"));
+                }
             }
         }
         let handle = self.new_chunk(id, &policy, near, salt)?;
@@ -404,9 +428,13 @@ impl Metadata {
     fn add_hole(&mut self, id: FileId, index: u32, length: u64) -> Answer<MasterReply> {
         let file = self.file(id).ok_or(Code::NoSuchFileId)?;
         let count = file.parts.len();
-        let last_open = file.parts.last().is_some_and(|p| self.chunks.get(&p.handle).is_some_and(|c| !c.sealed));
+        let last_open =
+            file.parts.last().is_some_and(|p| self.chunks.get(&p.handle).is_some_and(|c| !c.sealed));
         if index as usize != count || last_open || length > i64::MAX as u64 - file.length {
-            return Err(Refusal::new(Code::WrongChunkIndex, format!("the file has {count} chunks, not {index}")));
+            return Err(Refusal::new(
+                Code::WrongChunkIndex,
+                format!("the file has {count} chunks, not {index}"),
+            ));
         }
         self.push_part(id, ChunkHandle::HOLE, length);
         Ok(MasterReply::Chunk(self.chunk_info(id, count)?))
@@ -453,7 +481,7 @@ impl Metadata {
                 (_, false) => {}
             }
             self.unlink_entry(to_parent, &to_name);
-            self.into_grave(old);
+            self.move_to_grave(old);
         }
         self.unlink_entry(from_parent, &from_name);
         self.link(to_parent, to_name, id);
@@ -473,7 +501,7 @@ impl Metadata {
         let (parent, name) = self.parent_of(path, false)?;
         self.unlink_entry(parent, &name);
         self.touch(parent, now);
-        self.into_trash(id, path, now);
+        self.move_to_trash(id, path, now);
         Ok(MasterReply::Done)
     }
 
@@ -534,7 +562,7 @@ impl Metadata {
                 return refuse(Code::Exists, path);
             }
             self.unlink_entry(parent, &name);
-            self.into_grave(old);
+            self.move_to_grave(old);
         }
         let body = Body::Symlink { target: target.to_vec() };
         let id = self.new_inode(Inode { mode: 0o777, uid: 0, gid: 0, mtime_ns: now, body });

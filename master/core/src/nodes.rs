@@ -105,8 +105,8 @@ impl Metadata {
         let claimed = register.store;
         let id = match (&known, claimed) {
             (Some((id, old)), claimed) if claimed.is_none_or(|c| c == *id) => {
-                let moved = old.register.dev_ino != register.dev_ino
-                    || old.register.boot_id != register.boot_id;
+                let moved =
+                    old.register.dev_ino != register.dev_ino || old.register.boot_id != register.boot_id;
                 if moved && old.session().is_some() {
                     let about = format!("{id} is in service elsewhere; is this directory a copy?");
                     return Err(Refusal::new(Code::StoreInUse, about));
@@ -121,8 +121,15 @@ impl Metadata {
                 self.next_store += 1;
                 id
             }
-            (None, None) => return Err(Refusal::new(Code::Busy, "the cluster has its most stores")),
-            _ => return Err(Refusal::new(Code::WrongStore, "the masters do not know this directory under its id")),
+            (None, None) => {
+                return Err(Refusal::new(Code::Busy, "the cluster has its most stores"));
+            }
+            _ => {
+                return Err(Refusal::new(
+                    Code::WrongStore,
+                    "the masters do not know this directory under its id",
+                ));
+            }
         };
         self.settle_removals(id);
         let server = self.server_of(register.server_uuid);
@@ -171,7 +178,12 @@ impl Metadata {
         Ok(StoreReply::Done)
     }
 
-    pub(crate) fn confirmed(&mut self, id: StoreId, session: SessionId, orders: &[Order]) -> Answer<StoreReply> {
+    pub(crate) fn confirmed(
+        &mut self,
+        id: StoreId,
+        session: SessionId,
+        orders: &[Order],
+    ) -> Answer<StoreReply> {
         let store = self.stores.get(&id).ok_or(Code::NoSuchStore)?;
         if store.session() != Some(session) {
             return Err(Refusal::new(Code::NotInSession, id));

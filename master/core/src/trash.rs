@@ -16,13 +16,13 @@ pub(crate) struct Trashed {
 }
 
 impl Metadata {
-    pub(crate) fn into_trash(&mut self, file: FileId, path: &[u8], deleted_ns: i64) {
+    pub(crate) fn move_to_trash(&mut self, file: FileId, path: &[u8], deleted_ns: i64) {
         let path = path.to_vec();
         self.trash.insert((self.clock_ns, file), Trashed { path, deleted_ns });
     }
 
     /// Deletes soon and for good.
-    pub(crate) fn into_grave(&mut self, file: FileId) {
+    pub(crate) fn move_to_grave(&mut self, file: FileId) {
         self.trash.insert((0, file), Trashed { path: vec![], deleted_ns: 0 });
     }
 
@@ -57,10 +57,12 @@ impl Metadata {
         let idle = self.unnamed.iter().filter(|(_, seen)| **seen < unnamed_ns).map(|(file, _)| *file);
         for file in idle.take(budget as usize).collect::<Vec<_>>() {
             self.unnamed.remove(&file);
-            self.into_grave(file);
+            self.move_to_grave(file);
         }
         for _ in 0..budget {
-            let Some(((at, file), _)) = self.trash.get_min().cloned() else { break };
+            let Some(((at, file), _)) = self.trash.get_min().cloned() else {
+                break;
+            };
             if at > 0 && at >= trash_ns {
                 break;
             }
@@ -88,7 +90,7 @@ impl Metadata {
             let ((parent, name), child) = child.expect("a directory that counts entries has one");
             assert_eq!(parent, file);
             self.unlink_entry(parent, &name);
-            self.into_grave(child);
+            self.move_to_grave(child);
             return;
         }
         if let Body::File(chunks) = &inode.body {

@@ -62,7 +62,14 @@ fn register(n: usize, rack: &str, used: u64) -> Register {
 }
 
 fn create(path: &str, chunk: bool) -> Mutation {
-    Mutation::Create { path: path.into(), mode: 0o644, exclusive: true, parents: true, chunk, near: String::new() }
+    Mutation::Create {
+        path: path.into(),
+        mode: 0o644,
+        exclusive: true,
+        parents: true,
+        chunk,
+        near: String::new(),
+    }
 }
 
 fn code(reply: &MasterReply) -> Option<Code> {
@@ -89,14 +96,17 @@ fn the_name_space_is_that_of_a_plain_model() {
         for _ in 0..400 {
             let path = |rng: &mut StdRng| {
                 let depth = rng.random_range(1..4);
-                (0..depth).map(|_| format!("/{}", ["a", "b", "c"][rng.random_range(0..3)])).collect::<String>()
+                (0..depth)
+                    .map(|_| format!("/{}", ["a", "b", "c"][rng.random_range(0..3)]))
+                    .collect::<String>()
             };
             let p = path(&mut rng);
             let key = names(&p);
             let parent_is_dir = model.get(&key[..key.len() - 1]) == Some(&true);
             match rng.random_range(0..4) {
                 0 => {
-                    let reply = d.mutate(Mutation::Mkdir { path: p.clone().into(), parents: false, mode: 0o755 });
+                    let reply =
+                        d.mutate(Mutation::Mkdir { path: p.clone().into(), parents: false, mode: 0o755 });
                     let works = parent_is_dir && !model.contains_key(&key);
                     assert_eq!(code(&reply).is_none(), works, "mkdir {p}: {reply:?}");
                     if works {
@@ -104,7 +114,14 @@ fn the_name_space_is_that_of_a_plain_model() {
                     }
                 }
                 1 => {
-                    let mutation = Mutation::Create { path: p.clone().into(), mode: 0o644, exclusive: true, parents: false, chunk: false, near: String::new() };
+                    let mutation = Mutation::Create {
+                        path: p.clone().into(),
+                        mode: 0o644,
+                        exclusive: true,
+                        parents: false,
+                        chunk: false,
+                        near: String::new(),
+                    };
                     let reply = d.mutate(mutation);
                     let works = parent_is_dir && !model.contains_key(&key);
                     assert_eq!(code(&reply).is_none(), works, "create {p}: {reply:?}");
@@ -121,7 +138,11 @@ fn the_name_space_is_that_of_a_plain_model() {
                 _ => {
                     let q = path(&mut rng);
                     let to = names(&q);
-                    let reply = d.mutate(Mutation::Rename { from: p.clone().into(), to: q.clone().into(), replace: true });
+                    let reply = d.mutate(Mutation::Rename {
+                        from: p.clone().into(),
+                        to: q.clone().into(),
+                        replace: true,
+                    });
                     let from_kind = model.get(&key).copied();
                     let to_kind = model.get(&to).copied();
                     let to_parent = model.get(&to[..to.len() - 1]) == Some(&true);
@@ -169,7 +190,12 @@ fn the_same_log_gives_the_same_state_through_a_snapshot_too() {
             d.mutate(Mutation::Unlink { path: format!("/d{}/f{i}", i % 7).into(), recursive: false });
         }
         if i % 50 == 0 {
-            d.apply(Command::Expire { trash_before_ns: u64::MAX, unnamed_before_ns: 0, clients_before_ns: 0, budget: 100 });
+            d.apply(Command::Expire {
+                trash_before_ns: u64::MAX,
+                unnamed_before_ns: 0,
+                clients_before_ns: 0,
+                budget: 100,
+            });
         }
     }
     let bytes = |state: &Metadata| {
@@ -221,7 +247,11 @@ fn a_mutation_is_carried_out_once() {
     let Reply::Master(late) = d.apply(mutate(1)) else { panic!() };
     assert_eq!(code(&late), Some(Code::OutsideWindow));
     let stranger = RequestId { client: ClientId(10), seq: 7 };
-    let Reply::Master(late) = d.apply(Command::Mutate { request: stranger, lowest: 7, mutation: create("/z", false) }) else { panic!() };
+    let Reply::Master(late) =
+        d.apply(Command::Mutate { request: stranger, lowest: 7, mutation: create("/z", false) })
+    else {
+        panic!()
+    };
     assert_eq!(code(&late), Some(Code::ClientEnded));
 }
 
@@ -240,7 +270,11 @@ fn ten_thousand_allocations_narrow_the_spread_and_keep_the_racks_apart() {
     let before = spread(&used);
     println!("allocation  least full  fullest  (percent of capacity)");
     for i in 0..10_000u64 {
-        let MasterReply::Opened { chunk: Some(chunk), .. } = d.mutate(create(&format!("/{}/{i}", i % 100), true)) else { panic!() };
+        let MasterReply::Opened { chunk: Some(chunk), .. } =
+            d.mutate(create(&format!("/{}/{i}", i % 100), true))
+        else {
+            panic!()
+        };
         let members = &chunk.config.members;
         let mut of: Vec<&str> = members.iter().map(|m| racks[m.0 as usize - 1]).collect();
         of.sort_unstable();
@@ -254,7 +288,12 @@ fn ten_thousand_allocations_narrow_the_spread_and_keep_the_racks_apart() {
         }
         if i % 1000 == 999 {
             let share = |u: &u64| *u as f64 * 100.0 / CAPACITY as f64;
-            println!("{:>10}  {:>9.1}%  {:>6.1}%", i + 1, share(used.iter().min().unwrap()), share(used.iter().max().unwrap()));
+            println!(
+                "{:>10}  {:>9.1}%  {:>6.1}%",
+                i + 1,
+                share(used.iter().min().unwrap()),
+                share(used.iter().max().unwrap())
+            );
         }
     }
     let after = spread(&used);
@@ -270,7 +309,8 @@ fn placement_keeps_its_hard_rules() {
         let racks = rng.random_range(1..8);
         let mut d = Driver::new();
         for i in 0..n {
-            let mut r = register(i, &format!("r{}", rng.random_range(0..racks)), rng.random_range(0..CAPACITY));
+            let mut r =
+                register(i, &format!("r{}", rng.random_range(0..racks)), rng.random_range(0..CAPACITY));
             // Some servers have two stores.
             r.server_uuid = (i / 2 + 1) as u128;
             d.apply(Command::Register(r));
@@ -284,14 +324,25 @@ fn placement_keeps_its_hard_rules() {
         let wish = Wish { replicas, chunk_bytes: 1 << 26, label: "", near: "r1", salt: seed };
         let chosen = place(&d.state, &wish);
         let store = |id: &StoreId| d.state.store(*id).unwrap();
-        let usable: Vec<_> = d.state.all_stores().filter(|(_, s)| s.session().is_some() && s.permille() < 950 && s.register.capacity - s.register.used >= 2 << 26).collect();
+        let usable: Vec<_> = d
+            .state
+            .all_stores()
+            .filter(|(_, s)| {
+                s.session().is_some()
+                    && s.permille() < 950
+                    && s.register.capacity - s.register.used >= 2 << 26
+            })
+            .collect();
         let mut servers: Vec<_> = chosen.iter().map(|c| store(c).server).collect();
         let mut of: Vec<_> = chosen.iter().map(|c| store(c).register.rack.clone()).collect();
         let first = of.first().cloned();
         servers.sort();
         servers.dedup();
         assert_eq!(servers.len(), chosen.len(), "seed {seed}: a server twice");
-        assert!(chosen.iter().all(|c| usable.iter().any(|(id, _)| id == c)), "seed {seed}: an unusable store");
+        assert!(
+            chosen.iter().all(|c| usable.iter().any(|(id, _)| id == c)),
+            "seed {seed}: an unusable store"
+        );
         of.sort();
         of.dedup();
         let mut there: Vec<_> = usable.iter().map(|(_, s)| s.register.rack.clone()).collect();
@@ -338,8 +389,16 @@ fn a_chunk_is_never_reduced_below_the_floor() {
     assert_eq!(two.members.len(), 2);
     assert!(two.epoch > config.epoch);
     down(&mut d, two.members[1]);
-    let reply = d.apply(Command::Reconfigure { handle, epoch: two.epoch, remove: vec![two.members[1]], primary: None });
-    assert!(matches!(reply, Reply::Store(common::wire::chunk_master::StoreReply::Refused { ref refusal, .. }) if refusal.code == Code::Frozen), "{reply:?}");
+    let reply = d.apply(Command::Reconfigure {
+        handle,
+        epoch: two.epoch,
+        remove: vec![two.members[1]],
+        primary: None,
+    });
+    assert!(
+        matches!(reply, Reply::Store(common::wire::chunk_master::StoreReply::Refused { ref refusal, .. }) if refusal.code == Code::Frozen),
+        "{reply:?}"
+    );
     assert_eq!(d.state.config(handle).unwrap().epoch, two.epoch, "frozen: nothing changed");
 }
 
@@ -351,7 +410,12 @@ fn a_removed_member_is_waited_for_until_it_confirms_or_its_session_ends() {
     let config = chunk.config;
     let gone = config.members[2];
     let session = d.state.store(gone).unwrap().session().unwrap();
-    d.apply(Command::Reconfigure { handle: config.handle, epoch: config.epoch, remove: vec![gone], primary: None });
+    d.apply(Command::Reconfigure {
+        handle: config.handle,
+        epoch: config.epoch,
+        remove: vec![gone],
+        primary: None,
+    });
     assert_eq!(d.state.removed_from(config.handle), vec![(gone, session)]);
     let (orders, all) = d.state.orders_for(gone, 10);
     assert!(all && orders.len() == 1);
@@ -380,7 +444,14 @@ fn deletion_is_ordered_of_every_member_until_it_confirms() {
     d.servers(&["r1", "r2", "r3"], |_| 0);
     let MasterReply::Opened { chunk: Some(chunk), .. } = d.mutate(create("/f", true)) else { panic!() };
     d.mutate(Mutation::Unlink { path: b"/f".to_vec(), recursive: false });
-    let expire = |d: &mut Driver| d.apply(Command::Expire { trash_before_ns: u64::MAX, unnamed_before_ns: 0, clients_before_ns: 0, budget: 10 });
+    let expire = |d: &mut Driver| {
+        d.apply(Command::Expire {
+            trash_before_ns: u64::MAX,
+            unnamed_before_ns: 0,
+            clients_before_ns: 0,
+            budget: 10,
+        })
+    };
     expire(&mut d);
     for member in chunk.config.members {
         let (orders, _) = d.state.orders_for(member, 10);

@@ -108,7 +108,10 @@ impl LogStore {
             let mut last_index = 0;
             let (next, end) = replay(&bytes, sequence, group, &mut mirror, &mut last_index)?;
             if end == 0 && i < last {
-                anyhow::bail!("segment {} of the Raft log is damaged; remove this master and add an empty one", path.display());
+                anyhow::bail!(
+                    "segment {} of the Raft log is damaged; remove this master and add an empty one",
+                    path.display()
+                );
             }
             (group, offset) = (next, end);
             segments.push_back(Segment { sequence, file: open_segment(&path)?, last_index });
@@ -148,7 +151,13 @@ impl LogStore {
 }
 
 /// Applies the groups of a segment; gives the next group's number and where it goes.
-fn replay(bytes: &[u8], sequence: u64, mut group: u64, mirror: &mut Mirror, last_index: &mut u64) -> anyhow::Result<(u64, u64)> {
+fn replay(
+    bytes: &[u8],
+    sequence: u64,
+    mut group: u64,
+    mirror: &mut Mirror,
+    last_index: &mut u64,
+) -> anyhow::Result<(u64, u64)> {
     let mut at = 0;
     let mut first = true;
     while let Some(header) = bytes.get(at..at + HEADER_BYTES) {
@@ -157,16 +166,21 @@ fn replay(bytes: &[u8], sequence: u64, mut group: u64, mirror: &mut Mirror, last
         let good = u32_at(0) == MAGIC && u32_at(28) == crc32c(&header[..28]) && u64_at(4) == sequence;
         let expected = u64_at(12) == group || (first && group == 0);
         let len = u32_at(20) as usize;
-        let Some(body) = bytes.get(at + HEADER_BYTES..at + HEADER_BYTES + len) else { break };
+        let Some(body) = bytes.get(at + HEADER_BYTES..at + HEADER_BYTES + len) else {
+            break;
+        };
         if !good || !expected || crc32c(body) != u32_at(24) {
             if follows(&bytes[at..], sequence, group) {
-                anyhow::bail!("group {group} of the Raft log is damaged, and later ones follow: it was durable; remove this master and add an empty one");
+                anyhow::bail!(
+                    "group {group} of the Raft log is damaged, and later ones follow: it was durable; remove this master and add an empty one"
+                );
             }
             break;
         }
         first = false;
         group = u64_at(12) + 1;
-        apply_records(body, mirror, last_index).ok_or_else(|| anyhow::anyhow!("a record of the Raft log cannot be decoded"))?;
+        apply_records(body, mirror, last_index)
+            .ok_or_else(|| anyhow::anyhow!("a record of the Raft log cannot be decoded"))?;
         at += (HEADER_BYTES + len).next_multiple_of(BLOCK);
     }
     Ok((group, at as u64))

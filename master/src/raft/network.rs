@@ -11,8 +11,11 @@ use futures::stream::{BoxStream, StreamExt};
 use futures::{FutureExt, Stream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, VoteRequest,
+    VoteResponse,
+};
 use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, VoteRequest, VoteResponse};
 use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -106,7 +109,12 @@ impl Client {
         }
     }
 
-    async fn call<Q: Serialize, R: DeserializeOwned>(&mut self, call: Call, request: &Q, limit: Duration) -> Rpc<R> {
+    async fn call<Q: Serialize, R: DeserializeOwned>(
+        &mut self,
+        call: Call,
+        request: &Q,
+        limit: Duration,
+    ) -> Rpc<R> {
         let conn = self.conn(limit).await.map_err(|e| unreachable(&e))?;
         let payload = vec![to_bytes(request).into()];
         let answer = conn.call::<_, Answer>(&call, 0, payload, limit).await;
@@ -127,7 +135,8 @@ impl Client {
             bytes += part.len();
             batch.push(serde_bytes::ByteBuf::from(part.clone()));
             if bytes > BATCH_BYTES {
-                let _: () = self.call(Call::SnapshotPart, &std::mem::take(&mut batch), SNAPSHOT_LIMIT).await?;
+                let _: () =
+                    self.call(Call::SnapshotPart, &std::mem::take(&mut batch), SNAPSHOT_LIMIT).await?;
                 bytes = 0;
             }
         }
@@ -139,7 +148,11 @@ impl Client {
 impl RaftNetworkV2<TypeConfig> for Client {
     type SnapshotData = Parts;
 
-    async fn append_entries(&mut self, rpc: AppendEntriesRequest<TypeConfig>, option: RPCOption) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
         self.call(Call::Append, &rpc, option.soft_ttl().max(APPEND_LIMIT)).await
     }
 
@@ -167,8 +180,10 @@ impl RaftNetworkV2<TypeConfig> for Client {
             });
             let answers = sent.map(|(conn, first, last, answer)| async move {
                 let answer = answer.map_err(|e| unreachable(&e))?;
-                let (_, frame) = conn.answer::<Answer>(answer, APPEND_LIMIT).await.map_err(|e| unreachable(&e))?;
-                let response: AppendEntriesResponse<TypeConfig> = from_bytes(&frame.payload).ok_or_else(undecodable)?;
+                let (_, frame) =
+                    conn.answer::<Answer>(answer, APPEND_LIMIT).await.map_err(|e| unreachable(&e))?;
+                let response: AppendEntriesResponse<TypeConfig> =
+                    from_bytes(&frame.payload).ok_or_else(undecodable)?;
                 Ok(response.into_stream_result(first, last))
             });
             Ok(answers.buffered(PIPELINE).boxed())
@@ -176,11 +191,19 @@ impl RaftNetworkV2<TypeConfig> for Client {
         .boxed()
     }
 
-    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
         self.call(Call::Vote, &rpc, option.soft_ttl()).await
     }
 
-    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
         self.call(Call::PreVote, &rpc, option.soft_ttl()).await
     }
 
@@ -200,7 +223,11 @@ impl RaftNetworkV2<TypeConfig> for Client {
         }
     }
 
-    async fn transfer_leader(&mut self, req: TransferLeaderRequest<TypeConfig>, option: RPCOption) -> Rpc<TransferLeaderResponse<TypeConfig>> {
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
         self.call(Call::Transfer, &req, option.soft_ttl()).await
     }
 }
@@ -208,18 +235,24 @@ impl RaftNetworkV2<TypeConfig> for Client {
 /// What the answering side keeps of a connection: appends in order, a snapshot in parts.
 #[derive(Default)]
 pub struct Inbound {
-    appends: Option<mpsc::Sender<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<AppendEntriesResponse<TypeConfig>>)>>,
+    appends: Option<
+        mpsc::Sender<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<AppendEntriesResponse<TypeConfig>>)>,
+    >,
     snapshot: Arc<tokio::sync::Mutex<Option<(Vote, SnapshotMeta, Vec<Vec<u8>>)>>>,
 }
 
 /// Answers a call. Appends keep the order of their frames.
 pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> common_net::Served {
     use common::Code;
-    let Ok(call) = common::wire::decode::<Call>(&frame.body) else { return ready(Code::BadBody.into()) };
+    let Ok(call) = common::wire::decode::<Call>(&frame.body) else {
+        return ready(Code::BadBody.into());
+    };
     let payload = frame.payload;
     match call {
         Call::Append => {
-            let Some(request) = from_bytes::<AppendEntriesRequest<TypeConfig>>(&payload) else { return ready(Code::BadBody.into()) };
+            let Some(request) = from_bytes::<AppendEntriesRequest<TypeConfig>>(&payload) else {
+                return ready(Code::BadBody.into());
+            };
             let queue = state.appends.get_or_insert_with(|| append_in_order(raft.clone()));
             let (tell, told) = oneshot::channel();
             if queue.try_send((request, tell)).is_err() {
@@ -230,20 +263,29 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
         // A master that has just started keeps its vote back: it may have granted a lease.
         Call::Vote | Call::PreVote if !votes => ready(Code::Unavailable.into()),
         Call::Vote | Call::PreVote => {
-            let Some(request) = from_bytes::<VoteRequest<TypeConfig>>(&payload) else { return ready(Code::BadBody.into()) };
+            let Some(request) = from_bytes::<VoteRequest<TypeConfig>>(&payload) else {
+                return ready(Code::BadBody.into());
+            };
             let raft = raft.clone();
             Box::pin(async move {
-                let answered = if call == Call::Vote { raft.vote(request).await } else { raft.pre_vote(request).await };
+                let answered =
+                    if call == Call::Vote { raft.vote(request).await } else { raft.pre_vote(request).await };
                 answered.map_or(Code::Unavailable.into(), |r| answer(&r))
             })
         }
         Call::Transfer => {
-            let Some(request) = from_bytes::<TransferLeaderRequest<TypeConfig>>(&payload) else { return ready(Code::BadBody.into()) };
+            let Some(request) = from_bytes::<TransferLeaderRequest<TypeConfig>>(&payload) else {
+                return ready(Code::BadBody.into());
+            };
             let raft = raft.clone();
-            Box::pin(async move { raft.handle_transfer_leader(request).await.map_or(Code::Unavailable.into(), |r| answer(&r)) })
+            Box::pin(async move {
+                raft.handle_transfer_leader(request).await.map_or(Code::Unavailable.into(), |r| answer(&r))
+            })
         }
         Call::SnapshotBegin => {
-            let Some((vote, meta)) = from_bytes::<(Vote, SnapshotMeta)>(&payload) else { return ready(Code::BadBody.into()) };
+            let Some((vote, meta)) = from_bytes::<(Vote, SnapshotMeta)>(&payload) else {
+                return ready(Code::BadBody.into());
+            };
             let slot = state.snapshot.clone();
             Box::pin(async move {
                 *slot.lock().await = Some((vote, meta, vec![]));
@@ -251,7 +293,9 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
             })
         }
         Call::SnapshotPart => {
-            let Some(parts) = from_bytes::<Vec<serde_bytes::ByteBuf>>(&payload) else { return ready(Code::BadBody.into()) };
+            let Some(parts) = from_bytes::<Vec<serde_bytes::ByteBuf>>(&payload) else {
+                return ready(Code::BadBody.into());
+            };
             let slot = state.snapshot.clone();
             Box::pin(async move {
                 match &mut *slot.lock().await {
@@ -264,9 +308,13 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
         Call::SnapshotEnd => {
             let (slot, raft) = (state.snapshot.clone(), raft.clone());
             Box::pin(async move {
-                let Some((vote, meta, parts)) = slot.lock().await.take() else { return Code::Unexpected.into() };
+                let Some((vote, meta, parts)) = slot.lock().await.take() else {
+                    return Code::Unexpected.into();
+                };
                 let snapshot = Snapshot { meta, snapshot: Arc::new(parts) };
-                raft.install_full_snapshot(vote, snapshot).await.map_or(Code::Unavailable.into(), |r| answer(&r))
+                raft.install_full_snapshot(vote, snapshot)
+                    .await
+                    .map_or(Code::Unavailable.into(), |r| answer(&r))
             })
         }
     }
@@ -275,7 +323,8 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
 fn append_in_order(
     raft: Raft,
 ) -> mpsc::Sender<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<AppendEntriesResponse<TypeConfig>>)> {
-    let (queue, mut requests) = mpsc::channel::<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<_>)>(PIPELINE * 4);
+    let (queue, mut requests) =
+        mpsc::channel::<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<_>)>(PIPELINE * 4);
     tokio::spawn(async move {
         // The next append is handed to Raft before the last one is answered: polled once in order.
         let mut under_way = futures::stream::FuturesOrdered::new();

@@ -45,7 +45,8 @@ impl StateMachine {
         let mut position = Position::default();
         let mut current = None;
         if path.exists() {
-            let (meta, parts) = read_file(&path).map_err(|e| anyhow::anyhow!("snapshot {}: {e}", path.display()))?;
+            let (meta, parts) =
+                read_file(&path).map_err(|e| anyhow::anyhow!("snapshot {}: {e}", path.display()))?;
             state = decode(&parts)?;
             position = Position { applied: meta.last_log_id, membership: meta.last_membership.clone() };
             current = Some(Snapshot { meta, snapshot: parts });
@@ -65,7 +66,8 @@ impl StateMachine {
 }
 
 fn decode(parts: &Parts) -> io::Result<Metadata> {
-    Metadata::decode(parts.iter().map(|p| p.as_slice())).map_err(|code| io::Error::other(format!("decode the snapshot: {code}")))
+    Metadata::decode(parts.iter().map(|p| p.as_slice()))
+        .map_err(|code| io::Error::other(format!("decode the snapshot: {code}")))
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {

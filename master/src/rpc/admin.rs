@@ -59,7 +59,9 @@ impl Rpc {
         match tokio::time::timeout(CHANGE_LIMIT, change).await {
             Ok(Ok(_)) => MasterReply::Done,
             Ok(Err(e)) => failed(e),
-            Err(_) => MasterReply::refused(Code::Deadline, "the new master does not catch up; is it running?"),
+            Err(_) => {
+                MasterReply::refused(Code::Deadline, "the new master does not catch up; is it running?")
+            }
         }
     }
 

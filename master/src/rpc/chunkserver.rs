@@ -56,14 +56,14 @@ impl Rpc {
             }
             StoreRequest::Confirm { store, session, handle } => self.confirm(store, session, handle).await,
             StoreRequest::Takeover { store, handle, epoch } => self.takeover(store, handle, epoch).await,
-            StoreRequest::Silent { store, handle, epoch, accused } => self.silent(store, handle, epoch, accused).await,
-            StoreRequest::Seal { store, handle, epoch, length, .. } => {
-                match self.read_config(handle).await {
-                    Ok(config) if config.primary != store => refused(Refusal::new(Code::NotPrimary, handle)),
-                    Ok(_) => self.propose(Command::Seal { handle, epoch, length }, None).await,
-                    Err(reply) => reply,
-                }
+            StoreRequest::Silent { store, handle, epoch, accused } => {
+                self.silent(store, handle, epoch, accused).await
             }
+            StoreRequest::Seal { store, handle, epoch, length, .. } => match self.read_config(handle).await {
+                Ok(config) if config.primary != store => refused(Refusal::new(Code::NotPrimary, handle)),
+                Ok(_) => self.propose(Command::Seal { handle, epoch, length }, None).await,
+                Err(reply) => reply,
+            },
         }
     }
 
@@ -176,7 +176,13 @@ impl Rpc {
 
     /// A primary says that members do not answer. The accuser can be the sick one: a store that
     /// was heard of just now is removed only if the complaint goes on.
-    async fn silent(&self, store: StoreId, handle: ChunkHandle, epoch: Epoch, accused: Vec<StoreId>) -> StoreReply {
+    async fn silent(
+        &self,
+        store: StoreId,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        accused: Vec<StoreId>,
+    ) -> StoreReply {
         let term = self.leader.begin_if_new();
         let read = self.read(|state| {
             let config = state.config(handle)?;
@@ -193,7 +199,8 @@ impl Rpc {
         }
         let gone = |(id, session): &(StoreId, Option<SessionId>)| match session {
             Some(session) => {
-                self.leader.complained_for(store, *id) > BELIEVED || self.leader.silent_for(*id, *session) > ALIVE
+                self.leader.complained_for(store, *id) > BELIEVED
+                    || self.leader.silent_for(*id, *session) > ALIVE
             }
             None => self.leader.led_for() > GRACE,
         };

@@ -3,8 +3,8 @@
 use super::Rpc;
 use crate::leader::NotHere;
 use common::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX};
-use common::wire::client_master::{MasterReply, MasterRequest, Mutation};
 use common::wire::chunk_master::StoreReply;
+use common::wire::client_master::{MasterReply, MasterRequest, Mutation};
 use common::{ChunkHandle, Code, Epoch, Refusal};
 use master_core::{Command, Metadata, Reply};
 use std::time::Duration;
@@ -37,13 +37,22 @@ impl Rpc {
                     Err(e) => not_here(e),
                 }
             }
-            MasterRequest::Stat { path } => self.query(|s| s.resolve(&path).map(|id| MasterReply::Attr(s.attr(id)))).await,
+            MasterRequest::Stat { path } => {
+                self.query(|s| s.resolve(&path).map(|id| MasterReply::Attr(s.attr(id)))).await
+            }
             MasterRequest::List { path, after, limit } => self.query(|s| s.list(&path, &after, limit)).await,
             MasterRequest::Layout { file, from, limit } => self.query(|s| s.layout(file, from, limit)).await,
-            MasterRequest::Config { handle } => self.query(|s| s.config(handle).map(MasterReply::Config)).await,
-            MasterRequest::Policy { path } => self.query(|s| s.policy_at(&path).map(MasterReply::Policy)).await,
+            MasterRequest::Config { handle } => {
+                self.query(|s| s.config(handle).map(MasterReply::Config)).await
+            }
+            MasterRequest::Policy { path } => {
+                self.query(|s| s.policy_at(&path).map(MasterReply::Policy)).await
+            }
             MasterRequest::Stores => {
-                self.query(|s| Ok(MasterReply::Stores { version: s.table_version(), stores: s.store_table() })).await
+                self.query(|s| {
+                    Ok(MasterReply::Stores { version: s.table_version(), stores: s.store_table() })
+                })
+                .await
             }
             MasterRequest::Trash { after, limit } => {
                 let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
@@ -58,7 +67,10 @@ impl Rpc {
     }
 
     /// Reads the state, linearizably.
-    pub(super) async fn query(&self, read: impl FnOnce(&Metadata) -> Result<MasterReply, Refusal>) -> MasterReply {
+    pub(super) async fn query(
+        &self,
+        read: impl FnOnce(&Metadata) -> Result<MasterReply, Refusal>,
+    ) -> MasterReply {
         match self.leader.round().await {
             Ok(()) => read(&self.leader.state.read().expect("never poisoned")).unwrap_or_else(refusal),
             Err(e) => not_here(e),
@@ -91,7 +103,9 @@ impl Rpc {
         match self.leader.propose(command, term).await {
             Ok(Reply::Store(StoreReply::Config(config))) => MasterReply::Config(config),
             Ok(Reply::Store(StoreReply::Refused { refusal: r, .. })) => refusal(r),
-            Ok(other) => unreachable!("a reconfiguration answers with a configuration, not {other:?}"),
+            Ok(other) => {
+                unreachable!("a reconfiguration answers with a configuration, not {other:?}")
+            }
             Err(e) => not_here(e),
         }
     }
@@ -101,7 +115,9 @@ impl Rpc {
 fn invalid(mutation: &Mutation) -> Option<&'static str> {
     let long = |near: &str| near.len() > NAME_BYTES_MAX;
     match mutation {
-        Mutation::Create { near, .. } | Mutation::CreateUnnamed { near, .. } | Mutation::AddChunk { near, .. }
+        Mutation::Create { near, .. }
+        | Mutation::CreateUnnamed { near, .. }
+        | Mutation::AddChunk { near, .. }
             if long(near) =>
         {
             Some("near: at most 255 bytes")

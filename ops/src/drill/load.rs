@@ -121,7 +121,12 @@ impl Load {
         client.appender(&below(round, "log")).await?.append(&record(APPENDERS, 0)).await?;
         let mut tasks = vec![];
         for n in 0..APPENDERS {
-            tasks.push(tokio::spawn(append(Client::connect(config.clone()).await?, shared.clone(), round, n)));
+            tasks.push(tokio::spawn(append(
+                Client::connect(config.clone()).await?,
+                shared.clone(),
+                round,
+                n,
+            )));
         }
         tasks.push(tokio::spawn(puts(Client::connect(config.clone()).await?, shared.clone(), round)));
         tasks.push(tokio::spawn(small(Client::connect(config.clone()).await?, shared.clone(), round)));
@@ -158,7 +163,11 @@ impl Load {
 
 /// An error ends the drill if it is strict; else it is one of an operation whose fate is unknown.
 fn judge(shared: &Shared, what: &str, error: client::Error) -> anyhow::Result<()> {
-    if shared.strict { Err(anyhow::Error::from(error).context(format!("a client saw an error: {what}"))) } else { Ok(()) }
+    if shared.strict {
+        Err(anyhow::Error::from(error).context(format!("a client saw an error: {what}")))
+    } else {
+        Ok(())
+    }
 }
 
 async fn append(client: Client, shared: Arc<Shared>, round: u32, me: u64) -> anyhow::Result<()> {
@@ -236,7 +245,9 @@ async fn reads(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Resul
         };
         match read.await {
             Ok(bytes) => {
-                let expected: Vec<u8> = (at / WRITE_BYTES_MAX as u64..=(at + 65535) / WRITE_BYTES_MAX as u64).flat_map(block).collect();
+                let expected: Vec<u8> = (at / WRITE_BYTES_MAX as u64..=(at + 65535) / WRITE_BYTES_MAX as u64)
+                    .flat_map(block)
+                    .collect();
                 let from = (at % WRITE_BYTES_MAX as u64) as usize;
                 if bytes != expected[from..from + 65536] {
                     bail!("a read at {at} gave wrong bytes");

@@ -69,7 +69,11 @@ impl Alloc {
         let n = self.free.len() as u32;
         let (segment, block) = self.rover;
         for step in 0..=n {
-            let seg = if n == 0 { return None } else { (segment + step) % n };
+            let seg = if n == 0 {
+                return None;
+            } else {
+                (segment + step) % n
+            };
             let from = if step == 0 { block } else { 0 };
             let fits = self.free[seg as usize].range(from..).find(|(_, c)| **c >= count);
             if let Some(first) = fits.map(|(b, _)| *b) {
@@ -81,8 +85,12 @@ impl Alloc {
 
     /// Takes just these blocks; false if some are taken already.
     pub fn take_exactly(&mut self, at: Blocks) -> bool {
-        let Some(free) = self.free.get_mut(at.segment as usize) else { return false };
-        let Some((first, len)) = free.range(..=at.block).next_back().map(|(b, c)| (*b, *c)) else { return false };
+        let Some(free) = self.free.get_mut(at.segment as usize) else {
+            return false;
+        };
+        let Some((first, len)) = free.range(..=at.block).next_back().map(|(b, c)| (*b, *c)) else {
+            return false;
+        };
         if first + len < at.block + at.count {
             return false;
         }

@@ -40,10 +40,10 @@ impl CrcTable {
     pub fn set(&mut self, segment: u32, block: u32, crcs: &[u32]) {
         for (i, crc) in crcs.iter().enumerate() {
             let (key, slot) = page_of(segment, block + i as u32);
-            let dirty = self.fresh.entry(key).or_insert_with(|| Dirty {
-                crcs: vec![0; PAGE_CRCS],
-                known: vec![false; PAGE_CRCS],
-            });
+            let dirty = self
+                .fresh
+                .entry(key)
+                .or_insert_with(|| Dirty { crcs: vec![0; PAGE_CRCS], known: vec![false; PAGE_CRCS] });
             dirty.crcs[slot] = *crc;
             dirty.known[slot] = true;
         }

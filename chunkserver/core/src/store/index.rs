@@ -85,7 +85,8 @@ impl Extent {
 
     /// Whether `next` goes on where this one ends, in the chunk and on disk.
     fn is_followed_by(&self, next: &Extent) -> bool {
-        let (Home::Disk { segment, block }, Home::Disk { segment: s, block: b }) = (&self.home, &next.home) else {
+        let (Home::Disk { segment, block }, Home::Disk { segment: s, block: b }) = (&self.home, &next.home)
+        else {
             return false;
         };
         self.end() == next.offset
@@ -102,7 +103,14 @@ impl Extent {
             Home::Disk { segment, block } => Ok((*segment, *block)),
             Home::Memory(inline) => Err((inline.data.to_vec(), inline.crcs.clone())),
         };
-        ExtentDump { offset: self.offset, len: self.len, skip: self.skip, run: self.run, place, last: self.last }
+        ExtentDump {
+            offset: self.offset,
+            len: self.len,
+            skip: self.skip,
+            run: self.run,
+            place,
+            last: self.last,
+        }
     }
 
     /// From a checkpoint.
@@ -132,7 +140,8 @@ impl Extents {
     /// More extents, from a checkpoint; false if they are out of order or overlap.
     pub fn restore(&mut self, list: Vec<ExtentDump>) -> bool {
         for extent in list.into_iter().map(Extent::restore) {
-            let sound = extent.len > 0 && extent.skip.checked_add(extent.len).is_some_and(|end| end <= extent.run);
+            let sound =
+                extent.len > 0 && extent.skip.checked_add(extent.len).is_some_and(|end| end <= extent.run);
             if !sound || self.0.last().is_some_and(|e| e.end() > extent.offset) {
                 return false;
             }

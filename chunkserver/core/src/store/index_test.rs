@@ -1,7 +1,7 @@
 use super::*;
 use crate::store::format::Run;
-use common::wire::chunk_chunk::Origin;
 use common::Serial;
+use common::wire::chunk_chunk::Origin;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

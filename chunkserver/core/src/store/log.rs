@@ -49,7 +49,14 @@ pub struct GroupWrite {
 
 impl<T> Log<T> {
     /// A log that goes on at `head` and would be replayed from `tail`.
-    pub fn new(segment_bytes: u64, segments: u64, tag: u64, incarnation: u64, tail: u64, head: u64) -> Log<T> {
+    pub fn new(
+        segment_bytes: u64,
+        segments: u64,
+        tag: u64,
+        incarnation: u64,
+        tail: u64,
+        head: u64,
+    ) -> Log<T> {
         assert!(tail <= head);
         let queue = VecDeque::new();
         Log { segment_bytes, segments, tag, incarnation, head, tail, queue, queue_bytes: 0, flight: None }

@@ -251,8 +251,12 @@ impl Store {
         let mut pending = 0;
         let mut pages = vec![];
         for (part, at) in parts.iter().zip(0..) {
-            let Part::Extent(extent, None) = part else { continue };
-            let Home::Disk { segment, block } = extent.home else { continue };
+            let Part::Extent(extent, None) = part else {
+                continue;
+            };
+            let Home::Disk { segment, block } = extent.home else {
+                continue;
+            };
             pending += 1;
             let kind = DiskKind::Read {
                 offset: block as u64 * BLOCK_BYTES as u64,
@@ -291,7 +295,9 @@ impl Store {
     }
 
     fn missing_pages(&mut self, extent: &Extent) -> Vec<crc::PageKey> {
-        let Home::Disk { segment, block } = extent.home else { return vec![] };
+        let Home::Disk { segment, block } = extent.home else {
+            return vec![];
+        };
         let blocks = block..block + blocks_of(extent);
         let mut missing: Vec<_> = blocks.filter_map(|b| self.crcs.get(segment, b).err()).collect();
         missing.dedup();
@@ -339,7 +345,8 @@ impl Store {
             let kind = DiskKind::Write { offset: group.offset, data: group.data, durable };
             self.submit(group.file, kind, Op::LogWrite { then_sync: !durable }, out);
         }
-        let short = self.alloc.free_bytes() < self.config.ahead_bytes.max(self.config.extent_segment_bytes / 4);
+        let short =
+            self.alloc.free_bytes() < self.config.ahead_bytes.max(self.config.extent_segment_bytes / 4);
         if short && !self.allocating && !self.is_full() {
             self.allocating = true;
             let kind = DiskKind::Allocate { len: self.config.extent_segment_bytes };

@@ -81,7 +81,11 @@ impl ReadJob {
 }
 
 /// The needed bytes of an extent's run, and the checksums of their slices.
-fn run_of(extent: &Extent, on_disk: Option<Bytes>, crc: &mut impl FnMut(u32, u32) -> u32) -> (Bytes, Vec<u32>) {
+fn run_of(
+    extent: &Extent,
+    on_disk: Option<Bytes>,
+    crc: &mut impl FnMut(u32, u32) -> u32,
+) -> (Bytes, Vec<u32>) {
     match &extent.home {
         Home::Memory(inline) => (inline.data.clone(), inline.crcs.clone()),
         Home::Disk { segment, block } => {

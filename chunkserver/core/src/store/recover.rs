@@ -14,8 +14,8 @@
 use super::alloc::{Alloc, Blocks};
 use super::crc::CrcTable;
 use super::format::{
-    CHECKPOINT_BLOCK_BYTES, CHECKPOINT_HEAD_BYTES, CheckpointEntry, CheckpointHead, FormatVersion, GROUP_HEADER_BYTES,
-    GroupHeader, Place, Record, Run, decode_records,
+    CHECKPOINT_BLOCK_BYTES, CHECKPOINT_HEAD_BYTES, CheckpointEntry, CheckpointHead, FormatVersion,
+    GROUP_HEADER_BYTES, GroupHeader, Place, Record, Run, decode_records,
 };
 use super::log::{Log, locate};
 use super::{Recovered, Store, StoreConfig, Ticket};
@@ -42,10 +42,14 @@ pub enum RecoverError {
         why: String,
     },
     /// Case G.
-    #[error("neither checkpoint is good (case G): the store's index is lost; move the directory away and start with an empty one")]
+    #[error(
+        "neither checkpoint is good (case G): the store's index is lost; move the directory away and start with an empty one"
+    )]
     NoCheckpoint,
     /// Case D or F.
-    #[error("the log is damaged at position {position} (case {case}): what follows cannot be trusted; move the directory away and start with an empty one")]
+    #[error(
+        "the log is damaged at position {position} (case {case}): what follows cannot be trusted; move the directory away and start with an empty one"
+    )]
     LogRot {
         /// Where.
         position: u64,
@@ -78,7 +82,8 @@ struct Loaded {
 
 /// The blocks of an empty store's first checkpoint.
 pub fn first_checkpoint(config: &StoreConfig) -> Vec<u8> {
-    let head = CheckpointEntry::Head { version: FormatVersion::V1, position: 0, store_tag: config.tag, segments: 0 };
+    let head =
+        CheckpointEntry::Head { version: FormatVersion::V1, position: 0, store_tag: config.tag, segments: 0 };
     checkpoint_block(1, 0, true, &[common::wire::to_vec(&head)])
 }
 
@@ -101,7 +106,9 @@ pub fn recover(config: StoreConfig, read: &mut ReadFn) -> Result<Recovered, Reco
         found.extend(reader.checkpoint(slot)?);
     }
     found.sort_by_key(|l| l.sequence);
-    let Some(mut loaded) = found.pop() else { return Err(RecoverError::NoCheckpoint) };
+    let Some(mut loaded) = found.pop() else {
+        return Err(RecoverError::NoCheckpoint);
+    };
     let replayed = replay(&mut reader, &mut loaded)?;
     let mut alloc = Alloc::new(config.extent_segment_bytes);
     // Segments that were added after the checkpoint are told by the records that use them.
@@ -117,7 +124,8 @@ pub fn recover(config: StoreConfig, read: &mut ReadFn) -> Result<Recovered, Reco
         crcs.set(run.segment, run.block, &run.crcs);
     }
     let (bytes, slots) = (config.log_segment_bytes, config.log_segments);
-    let log: Log<Ticket> = Log::new(bytes, slots, config.tag, config.incarnation, loaded.position, replayed.head);
+    let log: Log<Ticket> =
+        Log::new(bytes, slots, config.tag, config.incarnation, loaded.position, replayed.head);
     Ok(Recovered {
         store: Store::new(config, log, alloc, crcs),
         chunks: loaded.chunks.into_iter().map(|(h, c)| (h, Arc::new(c))).collect(),
@@ -161,13 +169,17 @@ impl Reader<'_, '_> {
         for index in 0.. {
             let offset = index as u64 * CHECKPOINT_BLOCK_BYTES as u64;
             let block = self.bytes(FileRef::Checkpoint(slot), offset, CHECKPOINT_BLOCK_BYTES as u32)?;
-            let Some(head) = CheckpointHead::decode(&block) else { return Ok(None) };
+            let Some(head) = CheckpointHead::decode(&block) else {
+                return Ok(None);
+            };
             let body = &block[CHECKPOINT_HEAD_BYTES..CHECKPOINT_HEAD_BYTES + head.len as usize];
             let same = loaded.as_ref().is_none_or(|l| l.sequence == head.sequence);
             if head.index != index || !same || crc32c(body) != head.crc {
                 return Ok(None);
             }
-            let Some(entries) = split_entries(body) else { return Ok(None) };
+            let Some(entries) = split_entries(body) else {
+                return Ok(None);
+            };
             for entry in entries {
                 match (entry, &mut loaded) {
                     (CheckpointEntry::Head { position, store_tag, segments, .. }, None) => {
@@ -248,7 +260,9 @@ impl Reader<'_, '_> {
     /// Whether the extents that a group names hold what it says.
     fn extents_verify(&mut self, group: &Group) -> Result<bool, RecoverError> {
         for record in &group.records {
-            let Record::Write { place: Place::Runs(runs), .. } = record else { continue };
+            let Record::Write { place: Place::Runs(runs), .. } = record else {
+                continue;
+            };
             for run in runs {
                 let offset = run.block as u64 * BLOCK_BYTES as u64;
                 let len = run.blocks() * BLOCK_BYTES as u32;
@@ -317,10 +331,11 @@ fn replay(reader: &mut Reader, loaded: &mut Loaded) -> Result<Replayed, RecoverE
             apply(proved, loaded, &mut out)?;
         }
     }
-    if let Some(group) = last {
-        if !group.header.has_extents || reader.extents_verify(&group)? {
-            apply(group, loaded, &mut out)?;
-        }
+    // Case E: a last group whose data did not land is dropped.
+    if let Some(group) = last
+        && (!group.header.has_extents || reader.extents_verify(&group)?)
+    {
+        apply(group, loaded, &mut out)?;
     }
     Ok(out)
 }
