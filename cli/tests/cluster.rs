@@ -68,8 +68,11 @@ fn random(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Everything below a directory: path, content, mode, modification time.
-fn tree(root: &Path) -> Vec<(PathBuf, Option<Vec<u8>>, u32, i64, i64)> {
+/// A file: path, content, mode, modification time.
+type Found = (PathBuf, Option<Vec<u8>>, u32, i64, i64);
+
+/// Everything below a directory.
+fn tree(root: &Path) -> Vec<Found> {
     use std::os::unix::fs::MetadataExt;
     let mut all = vec![];
     let mut dirs = vec![root.to_path_buf()];

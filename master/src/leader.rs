@@ -109,9 +109,10 @@ impl Leader {
 
     /// The term in which this master leads, if it does.
     pub fn term(&self) -> Option<u64> {
+        use openraft::async_runtime::watch::WatchReceiver;
         let metrics = self.raft.server_metrics();
-
-        tokio_watch(&metrics)
+        let metrics = metrics.borrow_watched();
+        (metrics.state == openraft::ServerState::Leader).then_some(metrics.vote.leader_id.term)
     }
 
     /// The log's time: it goes on from the last stamp by this machine's monotonic clock.
@@ -175,18 +176,6 @@ impl Leader {
         sessions.complaints.retain(|_, since| since.elapsed() < PAUSE);
         sessions.complaints.entry((accuser, accused)).or_insert_with(Instant::now).elapsed()
     }
-}
-
-fn tokio_watch(
-    metrics: &openraft::alias::WatchReceiverOf<
-        crate::raft::TypeConfig,
-        openraft::metrics::RaftServerMetrics<crate::raft::TypeConfig>,
-    >,
-) -> Option<u64> {
-    use openraft::async_runtime::watch::WatchReceiver;
-    let metrics = metrics.borrow_watched();
-    let vote = &metrics.vote;
-    (metrics.state == openraft::ServerState::Leader).then_some(vote.leader_id.term)
 }
 
 fn not_leader(forward: ForwardToLeader<crate::raft::TypeConfig>) -> NotHere {

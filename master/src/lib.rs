@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// Runs a master until it is told to stop (SIGTERM, SIGINT) or cannot go on.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(config))
 }
 

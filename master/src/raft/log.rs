@@ -235,6 +235,8 @@ fn open_segment(path: &Path) -> io::Result<File> {
 
 impl Writer {
     fn run(mut self, requests: mpsc::Receiver<Request>) {
+        // Advice that need not be durable waits here for a group that must be.
+        let mut idle: Option<Request> = None;
         while let Ok(first) = requests.recv() {
             let mut batch = vec![first];
             let mut bytes = size(&batch[0]);
@@ -243,6 +245,12 @@ impl Writer {
                 bytes += size(&more);
                 batch.push(more);
             }
+            let newest = batch.extract_if(.., |r| matches!(r.done, Done::Nobody)).last();
+            idle = newest.or(idle);
+            if batch.is_empty() {
+                continue;
+            }
+            batch.extend(idle.take());
             let result = match &self.failed {
                 Some(why) => Err(why.clone()),
                 None => self.write(&batch).map_err(|e| format!("write the Raft log: {e}")),

@@ -232,13 +232,21 @@ impl RaftNetworkV2<TypeConfig> for Client {
     }
 }
 
+/// An append, and whoever waits for its answer.
+type Append = (AppendEntriesRequest<TypeConfig>, oneshot::Sender<AppendEntriesResponse<TypeConfig>>);
+
+/// A snapshot of which parts have come.
+struct Incoming {
+    vote: Vote,
+    meta: SnapshotMeta,
+    parts: Vec<Vec<u8>>,
+}
+
 /// What the answering side keeps of a connection: appends in order, a snapshot in parts.
 #[derive(Default)]
 pub struct Inbound {
-    appends: Option<
-        mpsc::Sender<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<AppendEntriesResponse<TypeConfig>>)>,
-    >,
-    snapshot: Arc<tokio::sync::Mutex<Option<(Vote, SnapshotMeta, Vec<Vec<u8>>)>>>,
+    appends: Option<mpsc::Sender<Append>>,
+    snapshot: Arc<tokio::sync::Mutex<Option<Incoming>>>,
 }
 
 /// Answers a call. Appends keep the order of their frames.
@@ -288,7 +296,7 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
             };
             let slot = state.snapshot.clone();
             Box::pin(async move {
-                *slot.lock().await = Some((vote, meta, vec![]));
+                *slot.lock().await = Some(Incoming { vote, meta, parts: vec![] });
                 answer(&())
             })
         }
@@ -299,7 +307,7 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
             let slot = state.snapshot.clone();
             Box::pin(async move {
                 match &mut *slot.lock().await {
-                    Some((_, _, all)) => all.extend(parts.into_iter().map(|p| p.into_vec())),
+                    Some(incoming) => incoming.parts.extend(parts.into_iter().map(|p| p.into_vec())),
                     None => return Code::Unexpected.into(),
                 }
                 answer(&())
@@ -308,7 +316,7 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
         Call::SnapshotEnd => {
             let (slot, raft) = (state.snapshot.clone(), raft.clone());
             Box::pin(async move {
-                let Some((vote, meta, parts)) = slot.lock().await.take() else {
+                let Some(Incoming { vote, meta, parts }) = slot.lock().await.take() else {
                     return Code::Unexpected.into();
                 };
                 let snapshot = Snapshot { meta, snapshot: Arc::new(parts) };
@@ -320,11 +328,8 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
     }
 }
 
-fn append_in_order(
-    raft: Raft,
-) -> mpsc::Sender<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<AppendEntriesResponse<TypeConfig>>)> {
-    let (queue, mut requests) =
-        mpsc::channel::<(AppendEntriesRequest<TypeConfig>, oneshot::Sender<_>)>(PIPELINE * 4);
+fn append_in_order(raft: Raft) -> mpsc::Sender<Append> {
+    let (queue, mut requests) = mpsc::channel::<Append>(PIPELINE * 4);
     tokio::spawn(async move {
         // The next append is handed to Raft before the last one is answered: polled once in order.
         let mut under_way = futures::stream::FuturesOrdered::new();
