@@ -11,8 +11,10 @@ use std::time::Instant;
 /// Limits of this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Direct sequential write of 1 MiB blocks into written space, MB/s.
+    /// Direct sequential write of 1 MiB blocks into a new file, one at a time, MB/s.
     pub write_mbs: f64,
+    /// The same into space that was written before, MB/s.
+    pub rewrite_mbs: f64,
     /// Direct sequential read of 1 MiB blocks, MB/s.
     pub read_mbs: f64,
     /// One stream of TCP over loopback, MB/s.
@@ -24,7 +26,7 @@ pub struct Limits {
 }
 
 const MIB: usize = 1024 * 1024;
-const FILE_MIB: usize = 512;
+const FILE_MIB: usize = 1024;
 
 /// Measures them; the scratch file goes away again.
 pub fn measure(dir: &Path) -> anyhow::Result<Limits> {
@@ -34,14 +36,14 @@ pub fn measure(dir: &Path) -> anyhow::Result<Limits> {
     let _ = std::fs::remove_file(&path);
     let (write_mbs, read_mbs, dsync_us) =
         disk.with_context(|| format!("measure the disk at {}", path.display()))?;
-    Ok(Limits { write_mbs, read_mbs, dsync_us, tcp_mbs: tcp()?, memcpy_mbs: memcpy() })
+    Ok(Limits { write_mbs, rewrite_mbs, read_mbs, dsync_us, tcp_mbs: tcp()?, memcpy_mbs: memcpy() })
 }
 
 fn mbs(bytes: usize, began: Instant) -> f64 {
     bytes as f64 / began.elapsed().as_secs_f64() / 1e6
 }
 
-fn disk(path: &Path) -> anyhow::Result<(f64, f64, f64)> {
+fn disk(path: &Path) -> anyhow::Result<(f64, f64, f64, f64)> {
     let mut memory = vec![0x5au8; MIB + 4096];
     let from = memory.as_ptr().align_offset(4096);
     let block = &mut memory[from..from + MIB];
@@ -55,16 +57,15 @@ fn disk(path: &Path) -> anyhow::Result<(f64, f64, f64)> {
             .open(path)
     };
     let file = direct(0)?;
-    for i in 0..FILE_MIB {
-        file.write_all_at(block, (i * MIB) as u64)?;
-    }
-    file.sync_all()?;
-    let began = Instant::now();
-    for i in 0..FILE_MIB {
-        file.write_all_at(block, (i * MIB) as u64)?;
-    }
-    file.sync_data()?;
-    let write = mbs(FILE_MIB * MIB, began);
+    let mut pass = || -> anyhow::Result<f64> {
+        let began = Instant::now();
+        for i in 0..FILE_MIB {
+            file.write_all_at(block, (i * MIB) as u64)?;
+        }
+        file.sync_data()?;
+        Ok(mbs(FILE_MIB * MIB, began))
+    };
+    let (write, rewrite) = (pass()?, pass()?);
     let began = Instant::now();
     for i in 0..FILE_MIB {
         file.read_exact_at(block, (i * MIB) as u64)?;
@@ -78,7 +79,7 @@ fn disk(path: &Path) -> anyhow::Result<(f64, f64, f64)> {
         times.push(began.elapsed().as_secs_f64() * 1e6);
     }
     times.sort_by(f64::total_cmp);
-    Ok((write, read, times[times.len() / 2]))
+    Ok((write, rewrite, read, times[times.len() / 2]))
 }
 
 fn tcp() -> anyhow::Result<f64> {

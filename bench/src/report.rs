@@ -17,7 +17,7 @@ pub fn print(rows: &[Row], limits: &Limits, json: bool) {
         }
         println!(
             "{}",
-            json!({"limits": {"direct_write_mb_per_s": limits.write_mbs, "direct_read_mb_per_s": limits.read_mbs,
+            json!({"limits": {"direct_write_mb_per_s": limits.write_mbs, "direct_rewrite_mb_per_s": limits.rewrite_mbs, "direct_read_mb_per_s": limits.read_mbs,
             "loopback_tcp_mb_per_s": limits.tcp_mbs, "memcpy_mb_per_s": limits.memcpy_mbs, "dsync_4k_p50_us": limits.dsync_us}})
         );
         return;
@@ -44,6 +44,11 @@ pub fn print(rows: &[Row], limits: &Limits, json: bool) {
         "  direct sequential write  {:>9.0} MB/s   (/3: {:.0})",
         limits.write_mbs,
         limits.write_mbs / 3.0
+    );
+    println!(
+        "  the same, rewriting      {:>9.0} MB/s   (/3: {:.0})",
+        limits.rewrite_mbs,
+        limits.rewrite_mbs / 3.0
     );
     println!("  direct sequential read   {:>9.0} MB/s", limits.read_mbs);
     println!("  loopback TCP, one stream {:>9.0} MB/s", limits.tcp_mbs);

@@ -29,6 +29,15 @@ pub fn die_with_parent(parent: u32) {
     }
 }
 
+/// Lets a broken pipe end this process quietly, as it ends other command-line programs.
+pub fn end_on_broken_pipe() {
+    #[expect(unsafe_code, reason = "the default action cannot be asked for otherwise")]
+    // SAFETY: SIG_DFL is a valid disposition for SIGPIPE, and no handler of ours is replaced.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
 /// Runs `worker` and reports its end. Must be called on the main thread: the worker's life hangs
 /// on the thread that starts it.
 pub fn run(config: &Config, mut worker: Command) -> anyhow::Result<ExitStatus> {

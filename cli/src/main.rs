@@ -14,6 +14,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args = Cairn::parse();
+    if !matches!(args.command, Command::Up(_) | Command::Master(_) | Command::Chunkserver(_)) {
+        chunkserver::parent::end_on_broken_pipe();
+    }
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -64,8 +64,11 @@ pub struct Metadata {
     trash: OrdMap<(u64, FileId), trash::Trashed>,
     /// Files without a name yet, and when they were last written to.
     unnamed: OrdMap<FileId, u64>,
-    /// What stores must be told and have not confirmed.
+    /// Removals that stores must be told, and have not confirmed, in the session in which they
+    /// might still serve.
     orders: OrdMap<(StoreId, ChunkHandle), (Epoch, SessionId)>,
+    /// Deletions that stores must be told, and have not confirmed.
+    deletions: OrdMap<(StoreId, ChunkHandle), ()>,
     /// The same by chunk: who must be waited for.
     removed: OrdMap<(ChunkHandle, StoreId), SessionId>,
 }
@@ -110,6 +113,7 @@ impl Metadata {
             trash: OrdMap::new(),
             unnamed: OrdMap::new(),
             orders: OrdMap::new(),
+            deletions: OrdMap::new(),
             removed: OrdMap::new(),
         }
     }
@@ -200,15 +204,17 @@ impl Metadata {
         }
     }
 
-    /// What a store must still be told, at most `limit` orders, and whether that is all.
+    /// What a store must still be told, at most `limit` orders: removals first, and whether those
+    /// are all of them. Only they hold up a session; deletions follow as they may.
     pub fn orders_for(&self, store: StoreId, limit: usize) -> (Vec<Order>, bool) {
         let range = (store, ChunkHandle(0))..=(store, ChunkHandle(u64::MAX));
-        let mut all = self
-            .orders
-            .range(range)
-            .map(|((_, handle), (epoch, _))| Order { handle: *handle, epoch: *epoch });
-        let orders: Vec<Order> = all.by_ref().take(limit).collect();
-        (orders, all.next().is_none())
+        let removals = self.orders.range(range.clone());
+        let mut removals = removals.map(|((_, handle), (epoch, _))| Order { handle: *handle, epoch: *epoch });
+        let mut orders: Vec<Order> = removals.by_ref().take(limit).collect();
+        let all = removals.next().is_none();
+        let deletions = self.deletions.range(range).take(limit - orders.len());
+        orders.extend(deletions.map(|((_, handle), ())| Order { handle: *handle, epoch: Epoch::DELETED }));
+        (orders, all)
     }
 
     /// Stores that were removed from a chunk and may still serve it, with the session in which

@@ -190,6 +190,9 @@ impl Metadata {
         }
         for order in orders {
             let key = (id, order.handle);
+            if order.epoch == Epoch::DELETED {
+                self.deletions.remove(&key);
+            }
             if self.orders.get(&key).is_some_and(|(epoch, _)| *epoch <= order.epoch) {
                 self.orders.remove(&key);
                 self.removed.remove(&(order.handle, id));
@@ -201,31 +204,23 @@ impl Metadata {
     /// Tells `id`, and remembers until it is confirmed or its session is over, that it is no
     /// member of `handle` from `epoch` on.
     pub(crate) fn order(&mut self, id: StoreId, handle: ChunkHandle, epoch: Epoch) {
-        let session = self.stores.get(&id).and_then(|s| s.session());
-        match session {
-            Some(session) => {
-                self.orders.insert((id, handle), (epoch, session));
-                if epoch != Epoch::DELETED {
-                    self.removed.insert((handle, id), session);
-                } else {
-                    self.removed.remove(&(handle, id));
-                }
-            }
-            // A store without a session serves nothing, and asks about each chunk when it
-            // returns; only a deletion must reach it.
-            None if epoch == Epoch::DELETED => {
-                self.orders.insert((id, handle), (epoch, SessionId(0)));
-            }
-            None => {}
+        if epoch == Epoch::DELETED {
+            self.orders.remove(&(id, handle));
+            self.removed.remove(&(handle, id));
+            self.deletions.insert((id, handle), ());
+            return;
+        }
+        // A store without a session serves nothing, and asks about each chunk when it returns.
+        if let Some(session) = self.stores.get(&id).and_then(|s| s.session()) {
+            self.orders.insert((id, handle), (epoch, session));
+            self.removed.insert((handle, id), session);
         }
     }
 
     /// The session in which `id` might have served what it was removed from is over.
     fn settle_removals(&mut self, id: StoreId) {
         let range = (id, ChunkHandle(0))..=(id, ChunkHandle(u64::MAX));
-        let of_store = self.orders.range(range);
-        let removals = of_store.filter(|(_, (epoch, _))| *epoch != Epoch::DELETED);
-        for (store, handle) in removals.map(|(key, _)| *key).collect::<Vec<_>>() {
+        for (store, handle) in self.orders.range(range).map(|(key, _)| *key).collect::<Vec<_>>() {
             self.orders.remove(&(store, handle));
             self.removed.remove(&(handle, store));
         }

@@ -43,6 +43,7 @@ enum Part {
     Trash(Vec<((u64, FileId), Trashed)>),
     Unnamed(Vec<(FileId, u64)>),
     Orders(Vec<((StoreId, ChunkHandle), (Epoch, SessionId))>),
+    Deletions(Vec<((StoreId, ChunkHandle), ())>),
 }
 
 impl Metadata {
@@ -80,6 +81,7 @@ impl Metadata {
         parts(&self.trash, Part::Trash, &mut out);
         parts(&self.unnamed, Part::Unnamed, &mut out);
         parts(&self.orders, Part::Orders, &mut out);
+        parts(&self.deletions, Part::Deletions, &mut out);
     }
 
     /// The state that `encode` made these parts of.
@@ -104,6 +106,7 @@ impl Metadata {
                 Part::Trash(list) => state.trash.extend(list),
                 Part::Unnamed(list) => state.unnamed.extend(list),
                 Part::Orders(list) => state.restore_orders(list),
+                Part::Deletions(list) => state.deletions.extend(list),
             }
         }
         if headed { Ok(state) } else { Err(Code::BadBody) }
@@ -141,9 +144,7 @@ impl Metadata {
     fn restore_orders(&mut self, list: Vec<((StoreId, ChunkHandle), (Epoch, SessionId))>) {
         for ((store, handle), (epoch, session)) in list {
             self.orders.insert((store, handle), (epoch, session));
-            if epoch != Epoch::DELETED {
-                self.removed.insert((handle, store), session);
-            }
+            self.removed.insert((handle, store), session);
         }
     }
 }

@@ -462,3 +462,33 @@ fn deletion_is_ordered_of_every_member_until_it_confirms() {
         assert!(d.state.orders_for(member, 10).0.is_empty());
     }
 }
+
+#[test]
+fn many_deletions_do_not_hold_up_a_session_and_removals_come_first() {
+    let mut d = Driver::new();
+    d.servers(&["r1", "r2", "r3"], |_| 0);
+    let MasterReply::Opened { chunk: Some(kept), .. } = d.mutate(create("/kept", true)) else { panic!() };
+    for i in 0..300 {
+        d.mutate(create(&format!("/{i}"), true));
+        d.mutate(Mutation::Unlink { path: format!("/{i}").into(), recursive: false });
+    }
+    for _ in 0..10 {
+        d.apply(Command::Expire {
+            trash_before_ns: u64::MAX,
+            unnamed_before_ns: 0,
+            clients_before_ns: 0,
+            budget: 100,
+        });
+    }
+    let gone = kept.config.members[1];
+    d.apply(Command::Reconfigure {
+        handle: kept.config.handle,
+        epoch: kept.config.epoch,
+        remove: vec![gone],
+        primary: None,
+    });
+    let (orders, all_removals) = d.state.orders_for(gone, 100);
+    assert_eq!(orders.len(), 100);
+    assert!(all_removals, "deletions may wait, removals may not");
+    assert_eq!(orders[0].handle, kept.config.handle);
+}
