@@ -1,6 +1,7 @@
 //! What the machine can do by itself: measured in the same run as whatever is compared with it.
 
 use anyhow::Context;
+use rand::RngExt;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -34,7 +35,7 @@ pub fn measure(dir: &Path) -> anyhow::Result<Limits> {
     let disk = disk(&path);
     // Whatever happened: the file goes.
     let _ = std::fs::remove_file(&path);
-    let (write_mbs, read_mbs, dsync_us) =
+    let (write_mbs, rewrite_mbs, read_mbs, dsync_us) =
         disk.with_context(|| format!("measure the disk at {}", path.display()))?;
     Ok(Limits { write_mbs, rewrite_mbs, read_mbs, dsync_us, tcp_mbs: tcp()?, memcpy_mbs: memcpy() })
 }
@@ -47,6 +48,8 @@ fn disk(path: &Path) -> anyhow::Result<(f64, f64, f64, f64)> {
     let mut memory = vec![0x5au8; MIB + 4096];
     let from = memory.as_ptr().align_offset(4096);
     let block = &mut memory[from..from + MIB];
+    // Bytes that nothing on the way can compress or share.
+    rand::rng().fill(&mut *block);
     let direct = |flags| {
         OpenOptions::new()
             .read(true)
@@ -57,7 +60,7 @@ fn disk(path: &Path) -> anyhow::Result<(f64, f64, f64, f64)> {
             .open(path)
     };
     let file = direct(0)?;
-    let mut pass = || -> anyhow::Result<f64> {
+    let pass = || -> anyhow::Result<f64> {
         let began = Instant::now();
         for i in 0..FILE_MIB {
             file.write_all_at(block, (i * MIB) as u64)?;

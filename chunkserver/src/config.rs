@@ -1,6 +1,8 @@
 //! The chunkserver's configuration: a TOML file, every field checked.
 
-use common::limits::{CHUNK_BYTES_MAX, EXTENT_SEGMENT_BYTES, LOG_GROUP_BYTES_MAX, LOG_SEGMENT_BYTES};
+use common::limits::{
+    CHUNK_BYTES_MAX, EXTENT_SEGMENT_BYTES, EXTENTS_AHEAD_BYTES, LOG_GROUP_BYTES_MAX, LOG_SEGMENT_BYTES,
+};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -44,7 +46,7 @@ pub struct Config {
     #[serde(default = "default_log_segment")]
     pub log_segment_bytes: u64,
     /// Free bytes that are zero-filled ahead of need.
-    #[serde(default = "default_segment")]
+    #[serde(default = "default_ahead")]
     pub ahead_bytes: u64,
     /// What moves bytes: "auto", "uring" or "threads".
     #[serde(default)]
@@ -57,6 +59,10 @@ fn default_bind() -> IpAddr {
 
 fn default_segment() -> u64 {
     EXTENT_SEGMENT_BYTES
+}
+
+fn default_ahead() -> u64 {
+    EXTENTS_AHEAD_BYTES
 }
 
 fn default_log_segment() -> u64 {

@@ -140,6 +140,8 @@ pub struct Node {
     pub(crate) corrupt: u64,
     reported_failure: bool,
     held_check: Time,
+    /// When to look again whether segments can be zero-filled ahead.
+    fill_at: Option<Time>,
 }
 
 /// Pieces without a commit are looked for this often.
@@ -165,6 +167,7 @@ impl Node {
             corrupt: 0,
             reported_failure: false,
             held_check: Time(0),
+            fill_at: None,
         }
     }
 
@@ -209,7 +212,7 @@ impl Node {
         }
         self.send_acks(out);
         self.drive_checkpoint(out);
-        self.store.settle(out);
+        self.fill_at = self.store.settle(self.now, out);
         if let Some(why) = self.store.failed().map(str::to_owned).filter(|_| !self.reported_failure) {
             self.reported_failure = true;
             self.session = None;
@@ -235,7 +238,7 @@ impl Node {
     /// When `step` must be called again at the latest.
     pub fn deadline(&self) -> Option<Time> {
         let held = (self.held.bytes() > 0).then_some(self.held_check);
-        self.timers.first().map(|(at, _)| *at).into_iter().chain(held).min()
+        self.timers.first().map(|(at, _)| *at).into_iter().chain(held).chain(self.fill_at).min()
     }
 
     /// The session, if it still holds.

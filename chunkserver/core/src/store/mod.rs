@@ -12,10 +12,12 @@ use crate::io::{DiskDone, DiskKind, DiskOp, FileRef, Outbox, Output, Token};
 use crate::state::ChunkState;
 use alloc::{Alloc, Blocks};
 use bytes::Bytes;
-use common::limits::{BLOCK_BYTES, EXTENT_SEGMENT_BYTES, LOG_SEGMENT_BYTES, LOG_SEGMENTS};
+use common::limits::{
+    BLOCK_BYTES, EXTENT_SEGMENT_BYTES, EXTENTS_AHEAD_BYTES, LOG_SEGMENT_BYTES, LOG_SEGMENTS,
+};
 use common::wire::chunk_chunk::LogPoint;
 use common::wire::chunk_master::Order;
-use common::{ChunkHandle, Code, Epoch, RequestId, Serial};
+use common::{ChunkHandle, Code, Epoch, RequestId, Serial, Span, Time};
 use crc::CrcTable;
 use format::{PAGE_PAIR_BYTES, Page, Record};
 use index::{Extent, Home};
@@ -23,6 +25,9 @@ use log::Log;
 use read::{Part, ReadJob, ReadResult, blocks_of};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+
+/// Without a write for so long a store is quiet, and zero-fills segments ahead of need.
+const QUIET_MS: u64 = 500;
 
 /// What a store is made with. All but `capacity` and `ahead_bytes` are fixed at creation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +57,7 @@ impl Default for StoreConfig {
             log_segments: LOG_SEGMENTS,
             extent_segment_bytes: EXTENT_SEGMENT_BYTES,
             segments_max: u32::MAX,
-            ahead_bytes: EXTENT_SEGMENT_BYTES,
+            ahead_bytes: EXTENTS_AHEAD_BYTES,
         }
     }
 }
@@ -150,6 +155,10 @@ pub struct Store {
     page_waiters: PageWaiters,
     limbo: VecDeque<Limbo>,
     allocating: bool,
+    /// A piece was written since the last look.
+    wrote: bool,
+    /// The store is not quiet before.
+    busy_until: Time,
     full: bool,
     failed: Option<String>,
 }
@@ -169,6 +178,8 @@ impl Store {
             page_waiters: BTreeMap::new(),
             limbo: VecDeque::new(),
             allocating: false,
+            wrote: false,
+            busy_until: Time(0),
             full: false,
             failed: None,
         }
@@ -241,6 +252,7 @@ impl Store {
     pub fn write_piece(&mut self, at: Blocks, data: Bytes, ticket: PieceTicket, out: &mut Outbox) {
         let offset = at.block as u64 * BLOCK_BYTES as u64;
         let kind = DiskKind::Write { offset, data, durable: false };
+        self.wrote = true;
         self.submit(FileRef::Extents(at.segment), kind, Op::Piece(ticket), out);
     }
 
@@ -335,23 +347,33 @@ impl Store {
         out.push(Output::Disk(DiskOp { token, file, kind }));
     }
 
-    /// Starts what can be started: the next group of the log, the next segment of extents.
-    pub fn settle(&mut self, out: &mut Outbox) {
+    /// Starts what can be started: the next group of the log, the next segment of extents. Gives
+    /// the time at which to look again: zero-filling ahead of need waits for a quiet moment.
+    pub fn settle(&mut self, now: Time, out: &mut Outbox) -> Option<Time> {
         if self.failed.is_some() {
-            return;
+            return None;
         }
         if let Some(group) = self.log.next_group() {
             let durable = !group.has_extents;
             let kind = DiskKind::Write { offset: group.offset, data: group.data, durable };
             self.submit(group.file, kind, Op::LogWrite { then_sync: !durable }, out);
         }
-        let short =
-            self.alloc.free_bytes() < self.config.ahead_bytes.max(self.config.extent_segment_bytes / 4);
-        if short && !self.allocating && !self.is_full() {
-            self.allocating = true;
-            let kind = DiskKind::Allocate { len: self.config.extent_segment_bytes };
-            self.submit(FileRef::Extents(self.alloc.segments()), kind, Op::Allocate, out);
+        if std::mem::take(&mut self.wrote) {
+            self.busy_until = now + Span::from_ms(QUIET_MS);
         }
+        let free = self.alloc.free_bytes();
+        let ahead = self.config.ahead_bytes.max(self.config.extent_segment_bytes / 4);
+        if self.allocating || self.is_full() || free >= ahead {
+            return None;
+        }
+        let urgent = free < self.config.extent_segment_bytes / 2;
+        if !urgent && now < self.busy_until {
+            return Some(self.busy_until);
+        }
+        self.allocating = true;
+        let kind = DiskKind::Allocate { len: self.config.extent_segment_bytes };
+        self.submit(FileRef::Extents(self.alloc.segments()), kind, Op::Allocate, out);
+        None
     }
 
     /// An operation is done: what the node should know.
