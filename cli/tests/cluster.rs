@@ -475,3 +475,67 @@ fn masters_are_added_and_removed_while_running_and_catch_up_by_snapshot() {
     c.ok(&["mkdir", "/alone"]);
     assert_eq!(c.ok(&["ls", "/"]), b"after/\nalone/\nbefore/\n");
 }
+
+#[test]
+fn rot_on_one_store_and_a_damaged_log_on_another_are_found_and_the_third_answers() {
+    use std::os::unix::fs::FileExt;
+    let mut c = Running::start(1, 3);
+    let data = random(3_000_000, 9);
+    c.runtime.block_on(async {
+        let mut file = c.client.put(b"/f").await.unwrap();
+        file.write(&data).await.unwrap();
+        file.finish(0o644, 0, false).await.unwrap();
+        for i in 0..20 {
+            c.client.create_with(format!("/small-{i}").as_bytes(), &random(1000, i)).await.unwrap();
+        }
+    });
+    for name in ["cs1", "cs2"] {
+        c.cluster.kill(name).unwrap();
+    }
+    // One bit in every block of data of the first.
+    let home = |name: &str| c.cluster.dir().join(name).join("data");
+    let extents =
+        std::fs::OpenOptions::new().read(true).write(true).open(home("cs1").join("extents/000000")).unwrap();
+    let mut block = vec![0; 4096];
+    let mut flipped = 0;
+    for at in (128 * 1024..32 * 1024 * 1024u64).step_by(4096) {
+        extents.read_exact_at(&mut block, at).unwrap();
+        if block.iter().any(|b| *b != 0) {
+            extents.write_all_at(&[block[77] ^ 4], at + 77).unwrap();
+            flipped += 1;
+        }
+    }
+    assert!(flipped > 700, "{flipped} blocks of data");
+    extents.sync_all().unwrap();
+    // One bit in the first group of the log of the second.
+    let log = std::fs::OpenOptions::new().read(true).write(true).open(home("cs2").join("log/0000")).unwrap();
+    let mut byte = [0];
+    log.read_exact_at(&mut byte, 70).unwrap();
+    log.write_all_at(&[byte[0] ^ 1], 70).unwrap();
+    log.sync_all().unwrap();
+    c.cluster.start("cs1").unwrap();
+    c.cluster.start("cs2").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let told = loop {
+        let text = std::fs::read_to_string(c.cluster.dir().join("cs2/log.txt")).unwrap();
+        if text.contains("the log is damaged") {
+            break text;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+    };
+    assert!(told.contains("case D") || told.contains("case C"), "{told}");
+    for _ in 0..6 {
+        let out = c.dir.path().join("out");
+        c.ok(&["get".as_ref(), "/f".as_ref(), out.as_os_str()]);
+        assert!(std::fs::read(&out).unwrap() == data);
+    }
+    for i in 0..20 {
+        let got = c.ok(&["cat", &format!("/small-{i}")]);
+        assert!(
+            got == random(1000, i),
+            "small-{i} has {} bytes\n{}",
+            got.len(),
+            String::from_utf8_lossy(&c.ok(&["admin", "chunks", &format!("/small-{i}")]))
+        );
+    }
+}

@@ -61,6 +61,8 @@ pub struct ReplicaView {
 /// A failed try: what it met, and what to do.
 struct Miss {
     last: String,
+    /// The server said no, and why.
+    refusal: Option<Refusal>,
     next: Next,
     /// The primary could not be reached at all.
     silent: bool,
@@ -70,13 +72,13 @@ impl Miss {
     fn net(error: NetError) -> Miss {
         match error {
             NetError::Refused { refusal, .. } => Miss::refused(refusal),
-            other => Miss { last: other.to_string(), next: Next::Refresh, silent: true },
+            other => Miss { last: other.to_string(), refusal: None, next: Next::Refresh, silent: true },
         }
     }
 
     fn refused(refusal: Refusal) -> Miss {
         let next = if refusal.code == Code::NoSuchStore { Next::Refresh } else { next_after(refusal.code) };
-        Miss { last: refusal.to_string(), next, silent: false }
+        Miss { last: refusal.to_string(), refusal: Some(refusal), next, silent: false }
     }
 }
 
@@ -123,18 +125,24 @@ impl Client {
         let mut chain = self.chain(config);
         let inline = (data.len() <= INLINE_BYTES_MAX).then(|| Piece::of(&data));
         let mut pushed = inline.is_some();
+        let mut committing = false;
         loop {
             let tried = async {
                 if !pushed {
                     self.push(config, &chain, request, &data).await?;
                     pushed = true;
                 }
+                committing = true;
                 self.commit(config, offset, &data, request, inline.clone()).await
             };
             let miss = match tried.await {
                 Ok(done) => return done,
                 Err(miss) => miss,
             };
+            // A refusal for good before the commit was ever asked: nothing was written.
+            if let (Next::GiveUp, false, Some(refusal)) = (miss.next, committing, &miss.refusal) {
+                return Err(refusal.clone().into());
+            }
             if Instant::now() + pause >= deadline {
                 let action = format!("write {} bytes to {}", data.len(), config.handle);
                 return Err(Error::Unknown {
@@ -191,12 +199,13 @@ impl Client {
         request: RequestId,
         data: &Bytes,
     ) -> std::result::Result<(), Miss> {
-        let again = |last: String| Miss { last, next: Next::PushAgain, silent: false };
-        let conn = self.inner.conns.get(chain[0], Class::Bulk).await.map_err(|e| {
-            // The first of the chain is away; the primary may be there. If it is the primary
-            // itself, the masters must hear of it.
-            if chain[0] == config.primary { Miss::net(e) } else { again(e.to_string()) }
-        })?;
+        let again = |last: String| Miss { last, refusal: None, next: Next::PushAgain, silent: false };
+        let conn =
+            self.inner.conns.get(self.inner.masters.cluster(), chain[0], Class::Bulk).await.map_err(|e| {
+                // The first of the chain is away; the primary may be there. If it is the primary
+                // itself, the masters must hear of it.
+                if chain[0] == config.primary { Miss::net(e) } else { again(e.to_string()) }
+            })?;
         let mut answers = vec![];
         for (index, at) in (0..data.len()).step_by(PIECE_BYTES_MAX).enumerate() {
             let part = data.slice(at..(at + PIECE_BYTES_MAX).min(data.len()));
@@ -243,7 +252,12 @@ impl Client {
             inline,
             create,
         };
-        let conn = self.inner.conns.get(config.primary, Class::Control).await.map_err(Miss::net)?;
+        let conn = self
+            .inner
+            .conns
+            .get(self.inner.masters.cluster(), config.primary, Class::Control)
+            .await
+            .map_err(Miss::net)?;
         match conn.call(&msg, config.epoch.0, payload, WRITE_LIMIT).await.map_err(Miss::net)?.0 {
             ClientChunkReply::Written { offset, .. } => Ok(Ok(Written { offset })),
             ClientChunkReply::Refused(refusal) => {
@@ -353,7 +367,12 @@ impl Client {
         offset: u64,
         len: u32,
     ) -> std::result::Result<Vec<Bytes>, String> {
-        let conn = self.inner.conns.get(store, Class::Bulk).await.map_err(|e| e.to_string())?;
+        let conn = self
+            .inner
+            .conns
+            .get(self.inner.masters.cluster(), store, Class::Bulk)
+            .await
+            .map_err(|e| e.to_string())?;
         let msg = ClientChunk::Read { handle: config.handle, offset, len, stale: false };
         let (reply, frame) = conn
             .call::<_, ClientChunkReply>(&msg, config.epoch.0, vec![], READ_LIMIT)
@@ -397,14 +416,24 @@ impl Client {
         config: &ChunkConfig,
         store: StoreId,
     ) -> std::result::Result<(u64, ReplicaView), Miss> {
-        let conn = self.inner.conns.get(store, Class::Control).await.map_err(Miss::net)?;
+        let conn = self
+            .inner
+            .conns
+            .get(self.inner.masters.cluster(), store, Class::Control)
+            .await
+            .map_err(Miss::net)?;
         let msg = ClientChunk::Stat { handle: config.handle };
         match conn.call(&msg, config.epoch.0, vec![], READ_LIMIT).await.map_err(Miss::net)?.0 {
             ClientChunkReply::Stat { length, epoch, committed, applied, .. } => {
                 Ok((length, ReplicaView { store, length, epoch, committed, applied }))
             }
             ClientChunkReply::Refused(refusal) => Err(Miss::refused(refusal)),
-            _ => Err(Miss { last: "an answer that does not fit".into(), next: Next::GiveUp, silent: false }),
+            _ => Err(Miss {
+                last: "an answer that does not fit".into(),
+                refusal: None,
+                next: Next::GiveUp,
+                silent: false,
+            }),
         }
     }
 
@@ -427,12 +456,18 @@ impl Client {
                 return Ok(sealed);
             }
             let asked = async {
-                let conn = self.inner.conns.get(config.primary, Class::Control).await.map_err(Miss::net)?;
+                let conn = self
+                    .inner
+                    .conns
+                    .get(self.inner.masters.cluster(), config.primary, Class::Control)
+                    .await
+                    .map_err(Miss::net)?;
                 let msg = ClientChunk::Seal { handle };
                 match conn.call(&msg, config.epoch.0, vec![], WRITE_LIMIT).await.map_err(Miss::net)?.0 {
                     ClientChunkReply::Sealed { length } => Ok(length),
                     ClientChunkReply::Refused(refusal) => Err(Miss::refused(refusal)),
                     _ => Err(Miss {
+                        refusal: None,
                         last: "an answer that does not fit".into(),
                         next: Next::Wait,
                         silent: false,

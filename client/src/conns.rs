@@ -52,7 +52,7 @@ impl Conns {
     }
 
     /// The connection to a store, made if there is none.
-    pub async fn get(&self, store: StoreId, class: Class) -> Result<Conn, NetError> {
+    pub async fn get(&self, cluster: ClusterId, store: StoreId, class: Class) -> Result<Conn, NetError> {
         let slot = self.slots.lock().expect("never poisoned").entry((store, class)).or_default().clone();
         let mut slot = slot.lock().await;
         if let Some(conn) = slot.as_ref().filter(|c| !c.is_closed()) {
@@ -62,7 +62,7 @@ impl Conns {
         let Some(addr) = known else {
             return Err(NetError::Refused { addr: store.to_string(), refusal: Code::NoSuchStore.into() });
         };
-        let conn = Conn::dial(&addr.to_string(), Caller::Client, ClusterId(0), DIAL_LIMIT).await?;
+        let conn = Conn::dial(&addr.to_string(), Caller::Client, cluster, DIAL_LIMIT).await?;
         *slot = Some(conn.clone());
         Ok(conn)
     }

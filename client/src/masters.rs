@@ -21,7 +21,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mi
 
 pub(crate) struct Masters {
     addrs: Mutex<Vec<String>>,
-    cluster: ClusterId,
+    /// The one that was asked for, or the first that answered: no other is spoken to.
+    cluster: Mutex<ClusterId>,
     leader: tokio::sync::Mutex<Option<Conn>>,
     next: AtomicUsize,
     session: Mutex<Session>,
@@ -32,12 +33,17 @@ impl Masters {
     pub fn new(config: &Config) -> Masters {
         Masters {
             addrs: Mutex::new(config.masters.clone()),
-            cluster: config.cluster.unwrap_or_default(),
+            cluster: Mutex::new(config.cluster.unwrap_or_default()),
             leader: tokio::sync::Mutex::new(None),
             next: AtomicUsize::new(0),
             session: Mutex::new(Session::new(ClientId(rand::random()))),
             answered: Notify::new(),
         }
+    }
+
+    /// The cluster; 0 before the first answer.
+    pub fn cluster(&self) -> ClusterId {
+        *self.cluster.lock().expect("never poisoned")
     }
 
     async fn conn(&self) -> std::result::Result<Conn, NetError> {
@@ -49,7 +55,8 @@ impl Masters {
             let addrs = self.addrs.lock().expect("never poisoned");
             addrs[self.next.fetch_add(1, Ordering::Relaxed) % addrs.len()].clone()
         };
-        let conn = Conn::dial(&addr, Caller::Client, self.cluster, DIAL_LIMIT).await?;
+        let conn = Conn::dial(&addr, Caller::Client, self.cluster(), DIAL_LIMIT).await?;
+        *self.cluster.lock().expect("never poisoned") = conn.cluster();
         *leader = Some(conn.clone());
         Ok(conn)
     }
@@ -67,7 +74,7 @@ impl Masters {
                 addrs.push(addr.clone());
                 *self.addrs.lock().expect("never poisoned") = addrs;
             }
-            *leader = Conn::dial(&addr, Caller::Client, self.cluster, DIAL_LIMIT).await.ok();
+            *leader = Conn::dial(&addr, Caller::Client, self.cluster(), DIAL_LIMIT).await.ok();
         }
     }
 
@@ -146,7 +153,7 @@ impl Masters {
 
     /// What one master says of itself.
     pub async fn status_of(&self, addr: &str) -> Option<Status> {
-        let conn = Conn::dial(addr, Caller::Client, self.cluster, DIAL_LIMIT).await.ok()?;
+        let conn = Conn::dial(addr, Caller::Client, self.cluster(), DIAL_LIMIT).await.ok()?;
         match conn.call::<_, MasterReply>(&MasterRequest::Status, 0, vec![], DIAL_LIMIT).await {
             Ok((MasterReply::Status(status), _)) => Some(status),
             _ => None,

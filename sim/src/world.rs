@@ -57,6 +57,7 @@ enum Event {
     Ask { store: usize, life: u64, ask: MasterAsk },
     Wake { store: usize, life: u64 },
     Client { client: usize },
+    Read,
     Restart { store: usize },
 }
 
@@ -158,6 +159,11 @@ pub struct World {
     master: Metadata,
     master_requests: u64,
     writers: Vec<Writer>,
+    /// Reads under way: where, and the byte that was acknowledged there before they began.
+    reads: BTreeMap<u64, (u64, u8)>,
+    next_read: u64,
+    /// Reads that gave what they must.
+    pub reads_done: u64,
     handle: ChunkHandle,
     options: Options,
     /// Connections deliver in order: when the last message arrives.
@@ -167,6 +173,11 @@ pub struct World {
     /// A line an event, for comparison of two runs.
     pub trace: Vec<String>,
 }
+
+/// Connections from this number on are readers'.
+const READERS: u64 = 1_000_000;
+/// Time between two reads.
+const READ_EVERY: Span = Span(3_000_000);
 
 const MASTER_CLIENT: ClientId = ClientId(0xface);
 
@@ -182,6 +193,9 @@ impl World {
             master: Metadata::new(),
             master_requests: 0,
             writers: vec![],
+            reads: BTreeMap::new(),
+            next_read: READERS,
+            reads_done: 0,
             handle: ChunkHandle::HOLE,
             last_arrival: BTreeMap::new(),
             acked: vec![],
@@ -218,6 +232,9 @@ impl World {
         };
         let MasterReply::Opened { chunk: Some(chunk), .. } = world.mutate(create) else { panic!("no chunk") };
         world.handle = chunk.config.handle;
+        if world.options.append {
+            world.later(Event::Read);
+        }
         for n in 0..world.options.writers {
             let left = world.options.writes;
             let id = ClientId(n as u128 + 1);
@@ -358,6 +375,7 @@ impl World {
                 self.trace.push(format!("{} {from}->{to} {}", self.now.0, name(&msg)));
                 self.deliver(n, to_n, Input::Peer { from, msg, data });
             }
+            Output::Reply { conn, msg, data, .. } if conn >= READERS => self.read_answered(conn, msg, data),
             Output::Reply { conn, msg, .. } => self.reply(conn as usize, msg),
             Output::Master(ask) => {
                 let at = self.now + Span(self.rng.random_range(200_000..2_000_000));
@@ -393,6 +411,13 @@ impl World {
                 self.config_of(Command::Seal { handle, epoch, length })
             }
         };
+        let mut answer = answer;
+        if let Ok(config) = &mut answer
+            && config.epoch.number() > 1
+        {
+            // As if the removed member's session had to run out: longer than needed is allowed.
+            config.wait_ms = self.rng.random_range(0..100);
+        }
         self.step(n, Input::Master { handle, answer });
         // Removals reach whoever is alive with its next heartbeat.
         for other in 0..self.servers.len() {
@@ -555,6 +580,36 @@ impl World {
         }
     }
 
+    /// Reads the last byte of a record that was acknowledged, at a random member. P2: whatever
+    /// the answer is, it must not be from before the acknowledgement.
+    fn begin_read(&mut self) {
+        let next = self.now + READ_EVERY;
+        self.at(next, Event::Read);
+        if self.acked.is_empty() {
+            return;
+        }
+        let acked = &self.acked[self.rng.random_range(0..self.acked.len())];
+        let (at, byte) = (acked.offset + acked.data.len() as u64 - 1, *acked.data.last().expect("not empty"));
+        let config = self.master.config(self.handle).expect("the chunk is not deleted");
+        let member = config.members[self.rng.random_range(0..config.members.len())];
+        self.next_read += 1;
+        self.reads.insert(self.next_read, (at, byte));
+        let n = self.index(member);
+        let (life, conn) = (self.servers[n].life, self.next_read);
+        let msg = ClientChunk::Read { handle: self.handle, offset: at, len: 1, stale: false };
+        let input = Input::Client { conn, request: 0, epoch: config.epoch, msg, data: Bytes::new() };
+        self.later(Event::Step { store: n, life, input: Box::new(input) });
+    }
+
+    fn read_answered(&mut self, conn: u64, msg: ClientChunkReply, data: Vec<Bytes>) {
+        let Some((at, byte)) = self.reads.remove(&conn) else { return };
+        if let ClientChunkReply::Data { .. } = msg {
+            let got = data.concat();
+            assert_eq!(got, [byte], "a read at {at} is from before the acknowledgement");
+            self.reads_done += 1;
+        }
+    }
+
     // --- the run ---------------------------------------------------------------------------
 
     /// Runs to the end: kills on the way, everything alive at the end, all writes answered.
@@ -613,6 +668,7 @@ impl World {
                 self.step(store, Input::Wake);
             }
             Event::Client { client } => self.client(client),
+            Event::Read => self.begin_read(),
             Event::Restart { store } if self.servers[store].node.is_none() => self.restart(store),
             _ => {}
         }

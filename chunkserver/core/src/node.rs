@@ -70,6 +70,12 @@ impl Chunk {
         &self.state.config
     }
 
+    /// Whether this store leads the chunk and knows all that was ever acknowledged of it.
+    pub(crate) fn leads_surely(&self) -> bool {
+        let serving = |lead: &Lead| matches!(lead.phase, crate::takeover::Phase::Serving);
+        self.lead.as_ref().is_some_and(|lead| serving(lead) && self.state.committed() >= lead.resolved)
+    }
+
     pub(crate) fn state_mut(&mut self) -> &mut ChunkState {
         Arc::make_mut(&mut self.state)
     }

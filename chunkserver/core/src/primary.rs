@@ -29,6 +29,9 @@ pub(crate) struct Lead {
     pub hold_until: Time,
     /// Who waits for which write.
     pub replies: BTreeMap<RequestId, Vec<(ConnId, u64)>>,
+    /// The end of the tail that was adopted with the epoch. Until it is committed nobody can say
+    /// what of it was acknowledged before: nothing is readable, and no commit point is told.
+    pub resolved: Serial,
     /// When something last moved.
     pub progress: Time,
     /// Clients that wait for the seal; while there are any, nothing is admitted.
@@ -51,6 +54,7 @@ impl Lead {
             acked: members.iter().map(|m| (*m, Serial(0))).collect(),
             hold_until,
             replies: BTreeMap::new(),
+            resolved: Serial(0),
             progress: now,
             sealing: vec![],
             told: Serial(0),
@@ -334,11 +338,15 @@ impl Node {
             }
             lead.progress = now;
             lead.fresh = false;
+            let resolves = chunk.state.committed() < lead.resolved && held >= lead.resolved;
             self.advance(handle, held);
+            if resolves {
+                self.run_waiting(handle, out);
+            }
         }
-        let chunk = self.chunks.get_mut(&handle).expect("it was here");
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
         if chunk.state.tail.is_empty() {
-            let lead = chunk.lead.as_ref().expect("it leads");
+            let Some(lead) = &chunk.lead else { return };
             let (sealing, untold) = (!lead.sealing.is_empty(), lead.told < chunk.state.committed());
             if self.busy.remove(&handle) && untold {
                 self.timer(now + Span::from_ms(IDLE_COMMIT_MS), Timer::IdleCommit(handle));

@@ -6,7 +6,6 @@ use crate::node::{Node, Timer, Waiting, handle_of, refuse, reply};
 use crate::store::format::Place;
 use crate::store::index::{Extent, Home, InlineRun};
 use crate::store::read::{Part, ReadResult, parts_of};
-use crate::takeover::Phase;
 use bytes::Bytes;
 use common::limits::PIECE_BYTES_MAX;
 use common::wire::Piece;
@@ -43,13 +42,11 @@ impl Node {
         };
         let handle = handle_of(&ask.msg);
         let chunk = &self.chunks[&handle];
-        let leads = matches!(&chunk.lead, Some(lead) if matches!(lead.phase, Phase::Serving));
-        if chunk.state.tail.is_empty() || leads || stale {
+        if chunk.state.tail.is_empty() || chunk.leads_surely() || stale {
             return self.read_now(ask, out);
         }
         if chunk.config().primary == self.id {
-            // The primary itself does not know: it takes over first.
-            if let Some(ask) = self.led(ask, out) {
+            if let Some(ask) = self.sure(ask, out) {
                 self.read_now(ask, out);
             }
             return;
@@ -229,14 +226,24 @@ impl Node {
         };
         let handle = handle_of(&ask.msg);
         let chunk = &self.chunks[&handle];
-        let unsure = chunk.config().primary == self.id && !chunk.state.tail.is_empty();
-        if unsure {
-            let Some(ask) = self.led(ask, out) else {
-                return;
-            };
+        if chunk.config().primary != self.id || chunk.state.tail.is_empty() {
             return self.stat_now(&ask, out);
         }
-        self.stat_now(&ask, out)
+        if let Some(ask) = self.sure(ask, out) {
+            self.stat_now(&ask, out);
+        }
+    }
+
+    /// The request, if this store, the primary, knows all that was ever acknowledged; else it is
+    /// parked until that is so.
+    fn sure(&mut self, ask: Waiting, out: &mut Outbox) -> Option<Waiting> {
+        let ask = self.led(ask, out)?;
+        let handle = handle_of(&ask.msg);
+        if self.chunks[&handle].leads_surely() {
+            return Some(ask);
+        }
+        self.park(handle, ask, out);
+        None
     }
 
     fn stat_now(&self, ask: &Waiting, out: &mut Outbox) {

@@ -6,7 +6,6 @@ use crate::node::{Node, Timer};
 use crate::store::alloc::Blocks;
 use crate::store::format::{Place, Record, Run};
 use crate::store::{PieceTicket, Ticket};
-use crate::takeover::Phase;
 use bytes::Bytes;
 use common::limits::{BLOCK_BYTES, CHUNK_WINDOW, INLINE_BYTES_MAX, PIECE_BYTES_MAX};
 use common::wire::chunk_chunk::{Peer, WriteOp};
@@ -407,7 +406,7 @@ impl Node {
             return;
         }
         match &chunk.lead {
-            Some(lead) if matches!(lead.phase, Phase::Serving) => {
+            Some(_) if chunk.leads_surely() => {
                 let committed = chunk.state.committed();
                 let msg = Peer::Commit { handle, epoch, committed, nonce };
                 out.push(Output::Peer { to: from, msg, data: vec![] });

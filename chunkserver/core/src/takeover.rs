@@ -304,6 +304,7 @@ impl Node {
         }
         lead.phase = Phase::Serving;
         lead.progress = self.now;
+        lead.resolved = chunk.state.last_point().1;
         let behind: Vec<(StoreId, Serial)> =
             lead.acked.iter().map(|(m, s)| (*m, *s)).filter(|(m, _)| *m != me).collect();
         // Writes that nobody holds any more will not be answered: their clients ask again.

@@ -113,6 +113,9 @@ impl Rpc {
                 };
             }
         }
+        // Counted before the state is read: a removal that is committed after that read, and so is
+        // not in this answer, must wait for what this answer is about to grant.
+        self.leader.renewed(store, session, received);
         let renewed = self.read(|state| {
             let up = state.store(store).is_some_and(|s| s.state == StoreState::Up(session));
             if !up {
@@ -129,9 +132,6 @@ impl Rpc {
                 self.usage.0.lock().expect("never poisoned").insert(store, (capacity, used));
                 // With orders still to come the deadline does not move; the next heartbeat does it.
                 let session_ms = if all { SESSION_MS } else { 0 };
-                if all {
-                    self.leader.renewed(store, session, received);
-                }
                 StoreReply::Renewed { session_ms, orders, table, stores }
             }
         }
