@@ -402,7 +402,11 @@ impl Node {
             Phase::Serving => lead.acked.get(m).is_none_or(|s| *s < last),
             phase => phase.awaits(*m),
         };
-        let late = chunk.state.config.members.iter().copied().find(|m| *m != me && is_late(m));
+        let members = chunk.state.config.members.iter().copied();
+        let late: Vec<StoreId> = members.filter(|m| *m != me && is_late(m)).collect();
+        // In turn: one that only lags behind a hung one must not shield it.
+        let turn = now.0 / Span::from_ms(ASK_AGAIN_MS).0;
+        let late = late.get(turn as usize % late.len().max(1)).copied();
         let epoch = chunk.state.config.epoch;
         if let Some(accused) = late {
             self.ask(handle, Ask::Silent { epoch, accused }, out);
