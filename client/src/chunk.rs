@@ -317,6 +317,8 @@ impl Client {
                 return Err(Error::Unreadable { what: config.handle.to_string(), last });
             }
             self.refresh(&mut config, false, deadline).await?;
+            // No replica answered: the servers may have started anew, at other addresses.
+            self.stores().await?;
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY.1);
             first += 1;
