@@ -245,8 +245,10 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
             quantile(&recovery, 1.0)
         );
     }
+    // When everything is killed nothing can answer: there errors are allowed, and not counted.
+    let errors = if drill.hit == Hit::Everything { "errors allowed" } else { "errors 0" };
     println!(
-        "  {} operations acknowledged, {} verified; lost 0, duplicated 0, corrupt 0, errors 0",
+        "  {} operations acknowledged, {} verified; lost 0, duplicated 0, corrupt 0, {errors}",
         sum.acked, sum.verified
     );
 }
