@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     let args = Cairn::parse();
     if !matches!(args.command, Command::Up(_) | Command::Master(_) | Command::Chunkserver(_)) {
         chunkserver::parent::end_on_broken_pipe();
+        servers::log("off");
     }
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,9 +5,13 @@ use anyhow::{Context, bail};
 use chunkserver::parent;
 use std::process::Command;
 
-fn log() {
+/// What servers log, unless told otherwise.
+const SERVER_LOG: &str = "info,openraft=error";
+
+/// Starts the log to standard error: as `CAIRN_LOG` says, else from this level on.
+pub fn log(otherwise: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CAIRN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=error"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(otherwise));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
@@ -28,7 +32,7 @@ pub fn master(server: Server) -> anyhow::Result<()> {
         print!("{}", toml::to_string(&config)?);
         return Ok(());
     }
-    log();
+    log(SERVER_LOG);
     master::run(config)
 }
 
@@ -42,7 +46,7 @@ pub fn chunkserver(server: Server) -> anyhow::Result<()> {
         return Ok(());
     }
     if server.worker {
-        log();
+        log(SERVER_LOG);
         return chunkserver::run(config);
     }
     let mut worker = Command::new(std::env::current_exe()?);

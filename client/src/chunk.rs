@@ -139,6 +139,10 @@ impl Client {
                 Ok(done) => return done,
                 Err(miss) => miss,
             };
+            tracing::debug!(
+                chunk = %config.handle, epoch = config.epoch.0, primary = %config.primary, %request, pushed,
+                ms = began.elapsed().as_millis() as u64, next = ?miss.next, last = miss.last, "a write failed once"
+            );
             // A refusal for good before the commit was ever asked: nothing was written.
             if let (Next::GiveUp, false, Some(refusal)) = (miss.next, committing, &miss.refusal) {
                 return Err(refusal.clone().into());
@@ -163,10 +167,11 @@ impl Client {
                     let before = (config.epoch, config.primary);
                     self.refresh(config, miss.silent, deadline).await?;
                     if config.primary != before.1 {
-                        chain = vec![config.primary];
                         pushed = inline.is_some();
                     }
                     if config.epoch != before.0 {
+                        // Who left the epoch is no link of the chain any more.
+                        chain = vec![config.primary];
                         continue;
                     }
                 }
@@ -200,12 +205,13 @@ impl Client {
         data: &Bytes,
     ) -> std::result::Result<(), Miss> {
         let again = |last: String| Miss { last, refusal: None, next: Next::PushAgain, silent: false };
-        let conn =
-            self.inner.conns.get(self.inner.masters.cluster(), chain[0], Class::Bulk).await.map_err(|e| {
-                // The first of the chain is away; the primary may be there. If it is the primary
-                // itself, the masters must hear of it.
-                if chain[0] == config.primary { Miss::net(e) } else { again(e.to_string()) }
-            })?;
+        let first_is_away = |e: NetError| {
+            // The first of the chain is away; the primary may be there. If it is the primary
+            // itself, the masters must hear of it.
+            if chain[0] == config.primary { Miss::net(e) } else { again(e.to_string()) }
+        };
+        let conn = self.inner.conns.get(self.inner.masters.cluster(), chain[0], Class::Bulk).await;
+        let conn = conn.map_err(first_is_away)?;
         let mut answers = vec![];
         for (index, at) in (0..data.len()).step_by(PIECE_BYTES_MAX).enumerate() {
             let part = data.slice(at..(at + PIECE_BYTES_MAX).min(data.len()));
@@ -225,8 +231,9 @@ impl Client {
                 Ok((ClientChunkReply::Held, _)) => {}
                 Ok((ClientChunkReply::Refused(refusal), _)) => return Err(Miss::refused(refusal)),
                 Ok(_) => return Err(again("an answer that does not fit a push".into())),
-                Err(e) if chain[0] == config.primary => return Err(Miss::net(e)),
-                Err(e) => return Err(again(e.to_string())),
+                // Any server of a longer chain can be the one that holds it up.
+                Err(e) if chain.len() > 1 => return Err(again(e.to_string())),
+                Err(e) => return Err(first_is_away(e)),
             }
         }
         Ok(())

@@ -12,6 +12,8 @@ use tokio::task::JoinHandle;
 
 const APPENDERS: u64 = 8;
 const RECORD_BYTES: usize = 4096;
+/// An operation that takes longer than this is noted in the log, in milliseconds.
+const SLOW_MS: u64 = 1000;
 /// Bytes of the file that is read all the time.
 const READ_BYTES: usize = 4 * WRITE_BYTES_MAX;
 /// Blocks of a file of the stream of puts.
@@ -49,6 +51,10 @@ impl Shared {
     fn done(&self, kind: &'static str, began: Instant, acked: Option<Acked>) {
         self.acked.lock().expect("never poisoned").extend(acked);
         if self.marked.load(Ordering::Relaxed) {
+            let ms = began.elapsed().as_millis() as u64;
+            if ms > SLOW_MS {
+                tracing::debug!(kind, ms, "a slow operation ended");
+            }
             let mut gaps = self.gaps.lock().expect("never poisoned");
             let gap = gaps.entry(kind).or_default();
             *gap = began.elapsed().max(*gap);
