@@ -7,7 +7,7 @@
 //! | C | a group with bad records, and none follows | torn, never acknowledged: the log ends here |
 //! | D | no good group, but a later one follows | rot: the store is refused |
 //! | E | a good last group whose extents do not verify | never acknowledged: the log ends before it |
-//! | F | a group of a later position | the log was recycled past this checkpoint: refused |
+//! | F | no good group, but one of a later lap here or next | the log was recycled past this checkpoint: refused |
 //! | G | no good checkpoint | refused |
 //! | H | the newest checkpoint is bad, the other good | replay from the other; F decides |
 
@@ -234,27 +234,26 @@ impl Reader<'_, '_> {
         Ok(good.then(|| decode_records(body)).flatten().map(|records| Group { header, records }))
     }
 
-    /// Whether a group follows that was written after the one expected at `position`: then that
-    /// one was durable.
-    fn anything_follows(&mut self, position: u64, incarnation: u64) -> Result<bool, RecoverError> {
+    /// The case, if a group follows that was written after the one expected at `position`: D if
+    /// that one was durable, then, and is gone; F if it was overwritten a lap of the ring later.
+    fn what_follows(&mut self, position: u64, incarnation: u64) -> Result<Option<char>, RecoverError> {
         let segment = self.config.log_segment_bytes;
         let next_segment = (position / segment + 1) * segment;
         let end = (position + LOG_GROUP_BYTES_MAX as u64 + BLOCK_BYTES as u64).min(next_segment);
         let (file, offset) = locate(position, segment, self.config.log_segments);
         let window = self.bytes(file, offset, (end - position) as u32)?;
-        let follows = |h: &GroupHeader, at: u64| {
-            h.store_tag == self.config.tag && h.position == at && h.incarnation >= incarnation
+        let tag = self.config.tag;
+        let case = |h: GroupHeader, at: u64| {
+            let ours = h.store_tag == tag && h.incarnation >= incarnation;
+            (ours && h.position >= at).then_some(if h.position == at { 'D' } else { 'F' })
         };
-        let mut at = position + BLOCK_BYTES as u64;
-        while at < end {
+        for at in (position + BLOCK_BYTES as u64..end).step_by(BLOCK_BYTES) {
             let here = GroupHeader::decode(&window[(at - position) as usize..]);
-            if here.is_some_and(|h| follows(&h, at)) {
-                return Ok(true);
+            if let Some(case) = here.and_then(|h| case(h, at)) {
+                return Ok(Some(case));
             }
-            at += BLOCK_BYTES as u64;
         }
-        let next = self.header(next_segment)?;
-        Ok(next.is_some_and(|h| h.position == next_segment && h.incarnation >= incarnation))
+        Ok(self.header(next_segment)?.and_then(|h| case(h, next_segment)))
     }
 
     /// Whether the extents that a group names hold what it says.
@@ -304,6 +303,7 @@ fn replay(reader: &mut Reader, loaded: &mut Loaded) -> Result<Replayed, RecoverE
     loop {
         let expected = last.as_ref().map_or(loaded.position, |g| g.header.position + g.header.disk_bytes());
         let header = reader.header(expected)?;
+        // Nearly always the middle of another group lies here then; what follows tells as well.
         if header.is_some_and(|h| h.position > expected) {
             return Err(RecoverError::LogRot { position: expected, case: 'F' });
         }
@@ -321,10 +321,10 @@ fn replay(reader: &mut Reader, loaded: &mut Loaded) -> Result<Replayed, RecoverE
             None => None,
         };
         let Some(group) = group else {
-            if reader.anything_follows(expected, incarnation)? {
-                return Err(RecoverError::LogRot { position: expected, case: 'D' });
+            match reader.what_follows(expected, incarnation)? {
+                Some(case) => return Err(RecoverError::LogRot { position: expected, case }),
+                None => break,
             }
-            break;
         };
         incarnation = group.header.incarnation;
         if let Some(proved) = last.replace(group) {
