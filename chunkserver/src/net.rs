@@ -258,8 +258,10 @@ async fn connection(shard: &Rc<Shard>, conn: u64, queue: &Queue, sock: Sock) -> 
         match (&hello.caller, frame.header.kind) {
             (Caller::Store(from), Kind::Peer) => {
                 let msg: Peer = wire::decode(&frame.body)?;
-                verify_peer(&msg, &frame.payload)?;
-                shard.feed(Input::Peer { from: *from, msg, data: frame.payload });
+                match verify_peer(&msg, &frame.payload) {
+                    Ok(()) => shard.feed(Input::Peer { from: *from, msg, data: frame.payload }),
+                    Err(code) => tracing::warn!(%from, %code, ?msg, "a message that cannot be: dropped"),
+                }
             }
             (_, Kind::ClientChunk) => {
                 let msg: ClientChunk = wire::decode(&frame.body)?;
@@ -294,6 +296,9 @@ fn verify_client(msg: &ClientChunk, payload: &Bytes) -> Result<(), Code> {
 }
 
 fn verify_peer(msg: &Peer, payload: &Bytes) -> Result<(), Code> {
+    if let Some(code) = msg.invalid() {
+        return Err(code);
+    }
     match msg {
         Peer::Forward { piece, .. } => check(piece, payload),
         Peer::Apply { inline: Some(piece), .. } => check(piece, payload),

@@ -5,6 +5,17 @@ use anyhow::{Context, bail};
 use chunkserver::parent;
 use std::process::Command;
 
+/// Starts the log of a server. One in which something asserts must end: with one of its tasks gone
+/// it would only look alive.
+fn begin() {
+    log(SERVER_LOG);
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
 /// What servers log, unless told otherwise.
 const SERVER_LOG: &str = "info,openraft=error";
 
@@ -32,7 +43,7 @@ pub fn master(server: Server) -> anyhow::Result<()> {
         print!("{}", toml::to_string(&config)?);
         return Ok(());
     }
-    log(SERVER_LOG);
+    begin();
     master::run(config)
 }
 
@@ -46,7 +57,7 @@ pub fn chunkserver(server: Server) -> anyhow::Result<()> {
         return Ok(());
     }
     if server.worker {
-        log(SERVER_LOG);
+        begin();
         return chunkserver::run(config);
     }
     let mut worker = Command::new(std::env::current_exe()?);

@@ -30,6 +30,9 @@ id!(/// Position of a mutation in its chunk's order; the first is 1.
     Serial(u64), "#");
 
 impl Serial {
+    /// No chunk lives to see it: a million writes a second for 100,000 years.
+    pub const MAX: Serial = Serial(1 << 62);
+
     /// The serial after this one.
     pub fn next(self) -> Serial {
         Serial(self.0 + 1)

@@ -274,6 +274,9 @@ impl Node {
         if fetch.from != from || fetch.serial != op.serial || fetch.index != index {
             return;
         }
+        if fetch.op.as_ref().is_some_and(|first| *first != op) {
+            return;
+        }
         let expected = crate::held::piece_len(op.len, index);
         let Some(piece) = piece.filter(|p| Some(p.len) == expected && p.len as usize == data.len()) else {
             // It cannot be had there now: forget it, the primary sends the write again.

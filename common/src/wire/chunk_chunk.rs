@@ -2,6 +2,7 @@
 
 use super::frame::Kind;
 use super::{ChunkConfig, Message, Piece};
+use crate::limits::{CHUNK_BYTES_MAX, CHUNK_WINDOW, INLINE_BYTES_MAX, WRITE_BYTES_MAX};
 use crate::{ChunkHandle, ClientId, Code, Epoch, RequestId, Serial, StoreId};
 use bincode::{Decode, Encode};
 
@@ -31,6 +32,18 @@ pub struct WriteOp {
     pub offset: u64,
     /// Bytes.
     pub len: u32,
+}
+
+impl WriteOp {
+    /// Why this cannot be a write, if so.
+    pub fn invalid(&self) -> Option<Code> {
+        let len = self.len as u64;
+        let bad = !(1..=WRITE_BYTES_MAX as u64).contains(&len)
+            || self.offset > CHUNK_BYTES_MAX - len
+            || self.serial == Serial(0)
+            || self.serial > Serial::MAX;
+        bad.then_some(Code::BadArgument)
+    }
 }
 
 /// The last record of a replica's tail: what tails are compared by.
@@ -202,6 +215,37 @@ pub enum Peer {
         /// Checksums of the payload; `None` if it cannot be had.
         piece: Option<Piece>,
     },
+}
+
+impl Peer {
+    /// Why this cannot be said, if so, whatever the receiver's state. The payload is checked apart.
+    pub fn invalid(&self) -> Option<Code> {
+        let fits = |serial: &Serial| *serial <= Serial::MAX;
+        let good = match self {
+            Peer::Apply { op, inline, committed, create, handle, .. } => {
+                op.invalid().is_none()
+                    && fits(committed)
+                    && inline.as_ref().is_none_or(|p| p.len == op.len && p.len as usize <= INLINE_BYTES_MAX)
+                    && create.as_ref().is_none_or(|c| c.invalid().is_none() && c.handle == *handle)
+            }
+            Peer::NewEpoch { config } => config.invalid().is_none(),
+            Peer::Tail { committed, tail, last, .. } => {
+                // One serial after another, and the last is the last.
+                let serials = (committed.0..).skip(1);
+                fits(committed)
+                    && tail.len() <= CHUNK_WINDOW
+                    && tail.iter().zip(serials).all(|((_, serial), n)| serial.0 == n)
+                    && tail.last().map_or(last.1 == *committed, |end| end == last)
+            }
+            Peer::Adopt { keep, committed, .. } => fits(keep) && committed <= keep,
+            Peer::Applied { serial, .. } | Peer::ApplyRefused { applied: serial, .. } => fits(serial),
+            Peer::Commit { committed, .. } => fits(committed),
+            Peer::Fetch { serial, .. } => fits(serial),
+            Peer::Fetched { op, .. } => op.invalid().is_none(),
+            Peer::Forward { .. } | Peer::Held { .. } | Peer::AskCommit { .. } | Peer::Adopted { .. } => true,
+        };
+        (!good).then_some(Code::BadArgument)
+    }
 }
 
 impl Message for Peer {
