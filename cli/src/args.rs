@@ -48,7 +48,7 @@ pub enum Command {
     Bench(Bench),
     /// Kill or pause parts of a fresh cluster under load, and check every acknowledged byte.
     Drill {
-        /// Which: leader-kill, worker-kill, server-kill, server-pause, kill-all; or all.
+        /// Which: leader-kill, worker-kill, server-kill, server-pause, kill-all, full-disk; or all.
         name: String,
         /// How often.
         #[arg(long, default_value_t = 1)]

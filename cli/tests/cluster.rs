@@ -233,6 +233,27 @@ fn callers_that_do_not_belong_get_a_reason() {
 }
 
 #[test]
+fn callers_that_go_away_leave_no_room_taken() {
+    let c = Running::start(1, 3);
+    c.runtime.block_on(async {
+        let block = bytes::Bytes::from(vec![5; common::limits::WRITE_BYTES_MAX]);
+        // More than any window: of writes to chunks, and of changes of the name space.
+        for n in 0..600 {
+            let path = format!("/left-{n}");
+            let gone = async {
+                let mut file = c.client.put(path.as_bytes()).await?;
+                file.write_block(block.clone()).await?;
+                std::future::pending::<client::Result<()>>().await
+            };
+            let _ = tokio::time::timeout(Duration::from_millis(n % 8), gone).await;
+        }
+        let after = c.client.create_with(b"/after", b"after");
+        tokio::time::timeout(Duration::from_secs(20), after).await.expect("the client is stuck").unwrap();
+    });
+    assert_eq!(c.ok(&["cat", "/after"]), b"after");
+}
+
+#[test]
 fn bad_configurations_and_directories_are_refused_with_a_sentence() {
     let dir = TempDir::new().unwrap();
     let run = |verb: &str, text: &str| {

@@ -1,18 +1,17 @@
 //! Reads and writes of one chunk: routes, retries under one request id, verifies.
 
 use crate::conns::Class;
+use crate::requests::Open;
 use crate::{Client, Error, Result};
 use bytes::Bytes;
-use client_core::{Next, Session, next_after};
-use common::limits::{CHUNK_CLIENT_WINDOW, INLINE_BYTES_MAX, PIECE_BYTES_MAX};
+use client_core::{Next, Ticket, next_after};
+use common::limits::{INLINE_BYTES_MAX, PIECE_BYTES_MAX};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{MasterReply, MasterRequest};
 use common::wire::{ChunkConfig, Piece};
-use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, Serial, StoreId};
+use common::{ChunkHandle, Code, Epoch, Refusal, RequestId, Serial, StoreId};
 use common_net::NetError;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 
 /// One try of a write; the primary may be waiting for a reconfiguration.
 const WRITE_LIMIT: Duration = Duration::from_millis(700);
@@ -24,18 +23,6 @@ const READ_LIMIT: Duration = Duration::from_millis(1000);
 const HEDGE_AFTER: Duration = Duration::from_millis(50);
 /// Between two tries, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
-
-/// The numbers of this client's writes to chunks.
-pub(crate) struct Writes {
-    session: Mutex<Session>,
-    ended: Notify,
-}
-
-impl Default for Writes {
-    fn default() -> Self {
-        Writes { session: Mutex::new(Session::new(ClientId(rand::random()))), ended: Notify::new() }
-    }
-}
 
 /// Where a write lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,25 +78,8 @@ impl Client {
         offset: Option<u64>,
         data: Bytes,
     ) -> Result<Written> {
-        let request = self.begin_write().await;
-        let done = self.write_until_answered(config, offset, data, request).await;
-        self.inner.writes.session.lock().expect("never poisoned").end(request);
-        self.inner.writes.ended.notify_one();
-        done
-    }
-
-    async fn begin_write(&self) -> RequestId {
-        loop {
-            let room = self.inner.writes.ended.notified();
-            {
-                let mut session = self.inner.writes.session.lock().expect("never poisoned");
-                if !session.is_full(CHUNK_CLIENT_WINDOW) {
-                    return session.begin();
-                }
-            }
-            // Missed wake-ups are harmless: the next end wakes again, and time passes.
-            let _ = tokio::time::timeout(Duration::from_millis(20), room).await;
-        }
+        let open = self.inner.writes.begin().await;
+        self.write_until_answered(config, offset, data, &open).await
     }
 
     async fn write_until_answered(
@@ -117,8 +87,9 @@ impl Client {
         config: &mut ChunkConfig,
         offset: Option<u64>,
         data: Bytes,
-        request: RequestId,
+        open: &Open<'_>,
     ) -> Result<Written> {
+        let request = open.id();
         let began = Instant::now();
         let deadline = began + self.inner.config.deadline;
         let mut pause = RETRY.0;
@@ -133,7 +104,7 @@ impl Client {
                     pushed = true;
                 }
                 committing = true;
-                self.commit(config, offset, &data, request, inline.clone()).await
+                self.commit(config, offset, &data, open, inline.clone()).await
             };
             let miss = match tried.await {
                 Ok(done) => return done,
@@ -244,10 +215,10 @@ impl Client {
         config: &ChunkConfig,
         offset: Option<u64>,
         data: &Bytes,
-        request: RequestId,
+        open: &Open<'_>,
         inline: Option<Piece>,
     ) -> std::result::Result<Result<Written>, Miss> {
-        let lowest = self.inner.writes.session.lock().expect("never poisoned").ticket(request).lowest;
+        let Ticket { request, lowest } = open.ticket();
         let payload = if inline.is_some() { vec![data.clone()] } else { vec![] };
         let create = (config.epoch.number() == 1 && config.sealed.is_none()).then(|| config.clone());
         let msg = ClientChunk::Write {

@@ -5,17 +5,19 @@ mod conns;
 mod error;
 mod file;
 mod masters;
+mod requests;
 
 pub use common::wire::client_master::{Attr, ChunkInfo, Entry, FileKind, Policy, Status, TrashEntry};
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
 
-use common::limits::{CLIENT_DEADLINE_MS, LIST_PAGE_MAX};
+use common::limits::{CHUNK_CLIENT_WINDOW, CLIENT_DEADLINE_MS, LIST_PAGE_MAX};
 use common::wire::StoreInfo;
 use common::wire::client_master::{MasterReply, MasterRequest, Mutation};
 use common::{ChunkHandle, ClusterId, Code, FileId, Refusal, StoreId};
 use conns::Conns;
 use masters::Masters;
+use requests::Requests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,7 +59,7 @@ pub(crate) struct Inner {
     pub config: Config,
     pub masters: Masters,
     pub conns: Conns,
-    pub writes: chunk::Writes,
+    pub writes: Requests,
 }
 
 /// The state of one replica of a chunk.
@@ -70,7 +72,8 @@ impl Client {
             return Err(Refusal::new(Code::BadArgument, "no master's address is given").into());
         }
         let masters = Masters::new(&config);
-        let inner = Inner { masters, conns: Conns::default(), writes: Default::default(), config };
+        let inner =
+            Inner { masters, conns: Conns::default(), writes: Requests::new(CHUNK_CLIENT_WINDOW), config };
         let client = Client { inner: Arc::new(inner) };
         client.stores().await?;
         Ok(client)

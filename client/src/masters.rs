@@ -1,16 +1,16 @@
 //! Finds the leading master and asks it, again and again until it answers.
 
+use crate::requests::Requests;
 use crate::{Config, Error, Result};
-use client_core::Session;
+use client_core::Ticket;
 use common::limits::CLIENT_WINDOW;
 use common::wire::Caller;
 use common::wire::client_master::{MasterReply, MasterRequest, Mutation, Status};
-use common::{ClientId, ClusterId, Code, Refusal};
+use common::{ClusterId, Code, Refusal};
 use common_net::{Conn, NetError};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 
 /// One master answers within this, or another is asked.
 const CALL_LIMIT: Duration = Duration::from_millis(3500);
@@ -25,8 +25,7 @@ pub(crate) struct Masters {
     cluster: Mutex<ClusterId>,
     leader: tokio::sync::Mutex<Option<Conn>>,
     next: AtomicUsize,
-    session: Mutex<Session>,
-    answered: Notify,
+    requests: Requests,
 }
 
 impl Masters {
@@ -36,8 +35,7 @@ impl Masters {
             cluster: Mutex::new(config.cluster.unwrap_or_default()),
             leader: tokio::sync::Mutex::new(None),
             next: AtomicUsize::new(0),
-            session: Mutex::new(Session::new(ClientId(rand::random()))),
-            answered: Notify::new(),
+            requests: Requests::new(CLIENT_WINDOW),
         }
     }
 
@@ -132,23 +130,9 @@ impl Masters {
 
     /// Carries a mutation out, exactly once, however often it must be asked.
     pub async fn mutate(&self, mutation: Mutation, deadline: Instant) -> Result<MasterReply> {
-        let request = loop {
-            let room = self.answered.notified();
-            {
-                let mut session = self.session.lock().expect("never poisoned");
-                if !session.is_full(CLIENT_WINDOW) {
-                    break session.begin();
-                }
-            }
-            // Missed wake-ups are harmless: the next answer wakes again, and time passes.
-            let _ = tokio::time::timeout(Duration::from_millis(20), room).await;
-        };
-        let lowest = self.session.lock().expect("never poisoned").ticket(request).lowest;
-        let ask = MasterRequest::Mutate { request, lowest, mutation };
-        let reply = self.ask(&ask, deadline).await;
-        self.session.lock().expect("never poisoned").end(request);
-        self.answered.notify_one();
-        reply
+        let open = self.requests.begin().await;
+        let Ticket { request, lowest } = open.ticket();
+        self.ask(&MasterRequest::Mutate { request, lowest, mutation }, deadline).await
     }
 
     /// What one master says of itself.

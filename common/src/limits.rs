@@ -66,6 +66,8 @@ pub const LOG_GROUP_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const EXTENT_SEGMENT_BYTES: u64 = 256 * 1024 * 1024;
 /// Free bytes of extents that a store zero-fills ahead of need, by default.
 pub const EXTENTS_AHEAD_BYTES: u64 = 3 * EXTENT_SEGMENT_BYTES;
+/// Free bytes of extents that a store with a full disk keeps for writes that a primary has admitted.
+pub const PROMISED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A store keeps this much disk free: above it, no new extents.
 pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
 

@@ -1,6 +1,7 @@
 //! Drills: a cluster of real processes under load, something is killed or paused, and every
 //! acknowledged byte is checked afterwards. Prints the gap that clients saw.
 
+mod full_disk;
 mod load;
 
 use crate::cluster::{Cluster, Spec, signal};
@@ -27,6 +28,7 @@ enum Hit {
     Server,
     Pause,
     Everything,
+    FullDisk,
 }
 
 /// All drills.
@@ -44,6 +46,7 @@ pub const DRILLS: &[Drill] = &[
     },
     Drill { name: "server-pause", what: "SIGSTOP of a chunkserver's worker for 6 s", hit: Hit::Pause },
     Drill { name: "kill-all", what: "kill -9 of every process at once, then a start", hit: Hit::Everything },
+    Drill { name: "full-disk", what: "everything on one small disk, until it is full", hit: Hit::FullDisk },
 ];
 
 /// How long the load runs before and after the blow.
@@ -59,12 +62,23 @@ struct Sum {
 }
 
 /// Runs a drill `repeats` times on a fresh cluster below `dir`, which goes away if all was well.
+/// An interrupt ends it, and all its processes.
 pub async fn run(name: &str, repeats: u32, dir: &Path, binary: &Path, json: bool) -> anyhow::Result<()> {
+    tokio::select! {
+        done = run_to_end(name, repeats, dir, binary, json) => done,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted; the drill's directory is left in {}", dir.display()),
+    }
+}
+
+async fn run_to_end(name: &str, repeats: u32, dir: &Path, binary: &Path, json: bool) -> anyhow::Result<()> {
     let Some(drill) = DRILLS.iter().find(|d| d.name == name) else {
         let names: Vec<&str> = DRILLS.iter().map(|d| d.name).collect();
         bail!("no such drill; there are: {}, and all", names.join(", "));
     };
     let home = dir.join(format!("cairn-drill-{}-{:08x}", drill.name, rand::random::<u32>()));
+    if drill.hit == Hit::FullDisk {
+        return fill_disk(drill, repeats, &home, binary, json).await;
+    }
     let spec = Spec {
         masters: 3,
         chunkservers: 5,
@@ -90,6 +104,35 @@ pub async fn run(name: &str, repeats: u32, dir: &Path, binary: &Path, json: bool
     drop(cluster);
     std::fs::remove_dir_all(&home)?;
     print(drill, repeats, &sum, json);
+    Ok(())
+}
+
+async fn fill_disk(
+    drill: &Drill,
+    repeats: u32,
+    home: &Path,
+    binary: &Path,
+    json: bool,
+) -> anyhow::Result<()> {
+    for round in 0..repeats {
+        let home = home.join(round.to_string());
+        let done = full_disk::run(&home, binary).await.with_context(|| {
+            format!("{} round {round}; its disk is left in {}", drill.name, home.display())
+        })?;
+        let full_disk::Outcome { refused_after, writable_after, acked } = done;
+        let (refused_ms, writable_ms) = (refused_after.as_millis() as u64, writable_after.as_millis() as u64);
+        match json {
+            true => println!(
+                "{}",
+                json!({"drill": drill.name, "files": acked, "lost": 0, "corrupt": 0, "refused_after_ms": refused_ms, "writable_after_ms": writable_ms})
+            ),
+            false => println!(
+                "{}: {}\n  refused after {refused_ms} ms, writable {writable_ms} ms after half was deleted; {acked} files verified before and after a restart, lost 0, corrupt 0",
+                drill.name, drill.what
+            ),
+        }
+    }
+    std::fs::remove_dir_all(home)?;
     Ok(())
 }
 
@@ -168,6 +211,7 @@ async fn strike(
                 }
             }
         }
+        Hit::FullDisk => unreachable!("it has a course of its own"),
         Hit::Everything => {
             for name in cluster.names()? {
                 cluster.kill(&name)?;

@@ -18,7 +18,7 @@ use crate::store::format::{
 };
 use crate::store::index::{Extent, Freed, Home};
 use crate::store::recover::checkpoint_block;
-use crate::store::{CheckpointDone, PieceTicket};
+use crate::store::{CheckpointDone, PieceTicket, Sort};
 use common::checksum::{first_mismatch, slice_crcs};
 use common::limits::{BLOCK_BYTES, PIECE_BYTES_MAX};
 use common::{ChunkHandle, Epoch};
@@ -218,7 +218,7 @@ impl Node {
         }
         let crcs = slice_crcs(&bytes);
         // No room: they stay in memory and go into the checkpoint as they are.
-        let Ok(blocks) = self.store.take(bytes.len() as u32) else {
+        let Ok(blocks) = self.store.take(bytes.len() as u32, Sort::Promised) else {
             return;
         };
         let number = self.checkpoint.next_homing;

@@ -8,7 +8,7 @@ use crate::reads::{PendingRead, ReadFor};
 use crate::secondary::Follow;
 use crate::state::ChunkState;
 use crate::store::format::Record;
-use crate::store::{Event, PieceTicket, Recovered, Store, Ticket};
+use crate::store::{Event, PieceTicket, Recovered, Sort, Store, Ticket};
 use bytes::Bytes;
 use common::limits::{CHUNK_WAITING_MAX, REPLICATION_MAX};
 use common::wire::chunk_chunk::Peer;
@@ -308,9 +308,9 @@ impl Node {
             }
             let store = &mut self.store;
             let ends = (next, upstream);
-            let taken = self
-                .held
-                .add(self.now, request, (index, total), piece.clone(), ends, |bytes| store.take(bytes));
+            let taken = self.held.add(self.now, request, (index, total), piece.clone(), ends, |bytes| {
+                store.take(bytes, Sort::New)
+            });
             match taken {
                 Ok(blocks) => {
                     let ticket = PieceTicket::Held(request, index);
@@ -430,12 +430,13 @@ impl Node {
 
     /// Takes over a configuration, durably with the next group.
     pub(crate) fn set_config(&mut self, config: ChunkConfig, ticket: Ticket) {
+        let handle = config.handle;
         self.store.record(&Record::Config(config.clone()), ticket);
-        let chunk = self.chunks.get_mut(&config.handle).expect("the chunk is here");
+        let chunk = self.chunks.get_mut(&handle).expect("the chunk is here");
         let state = chunk.state_mut();
         state.removed = false;
         state.config = config;
-        chunk.follow = Follow::default();
+        self.forget_applies(handle);
     }
 
     // --- masters -------------------------------------------------------------------------
@@ -529,6 +530,7 @@ impl Node {
         self.step_down(handle, &refusal, out);
         self.refuse_waiting(handle, &refusal, out);
         self.fail_reads(handle, code, out);
+        self.forget_applies(handle);
         let placeholder = self.chunks[&handle].config().epoch.number() == 0;
         if epoch == Epoch::DELETED || placeholder {
             let chunk = self.chunks.remove(&handle).expect("it was here");
@@ -542,7 +544,6 @@ impl Node {
             let chunk = self.chunks.get_mut(&handle).expect("it is here");
             chunk.state_mut().removed = true;
             chunk.confirmed = None;
-            chunk.follow = Follow::default();
         }
     }
 
@@ -558,8 +559,8 @@ impl Node {
                     self.pieces_complete(request, out);
                 }
             }
-            Event::Written(PieceTicket::Fetched(handle, serial, index)) => {
-                self.fetched_written(handle, serial, index, out)
+            Event::Written(PieceTicket::Fetched(handle, serial, index, blocks)) => {
+                self.fetched_written(handle, (serial, index, blocks), out)
             }
             Event::Written(PieceTicket::Homed(number)) => self.homed(number),
             Event::Read(job, result) => self.read_done(job, result, out),

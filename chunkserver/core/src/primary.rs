@@ -4,8 +4,8 @@
 use crate::io::{Ask, ConnId, Outbox, Output};
 use crate::node::{Node, Timer, Waiting, handle_of, refuse, reply};
 use crate::state::TailRecord;
-use crate::store::Ticket;
 use crate::store::format::{Place, Record};
+use crate::store::{Sort, Ticket};
 use crate::takeover::Phase;
 use common::limits::{APPLY_TIMEOUT_MS, CHUNK_BYTES_MAX, CHUNK_WINDOW, INLINE_BYTES_MAX, WRITE_BYTES_MAX};
 use common::wire::chunk_chunk::{LogPoint, Origin, Peer, WriteOp};
@@ -174,6 +174,9 @@ impl Node {
             return refuse(&ask, code, out);
         }
         let place = match &inline {
+            Some(_) if self.store.has_room(len, Sort::New).is_err() => {
+                return refuse(&ask, Code::DiskFull, out);
+            }
             Some(piece) => Place::Inline { data: ask.data.to_vec(), crcs: piece.crcs.clone() },
             None if self.held.is_complete(request) && self.held.total(request) == Some(len) => {
                 self.held.claim(request)

@@ -5,7 +5,7 @@ use crate::io::{Outbox, Output};
 use crate::node::{Node, Timer};
 use crate::store::alloc::Blocks;
 use crate::store::format::{Place, Record, Run};
-use crate::store::{PieceTicket, Ticket};
+use crate::store::{PieceTicket, Sort, Ticket};
 use bytes::Bytes;
 use common::limits::{BLOCK_BYTES, CHUNK_WINDOW, INLINE_BYTES_MAX, PIECE_BYTES_MAX};
 use common::wire::chunk_chunk::{Peer, WriteOp};
@@ -33,6 +33,8 @@ pub(crate) struct Fetch {
     index: u16,
     op: Option<WriteOp>,
     blocks: Option<Blocks>,
+    /// A piece is being written into the blocks.
+    writing: bool,
     crcs: Vec<u32>,
 }
 
@@ -198,6 +200,12 @@ impl Node {
         if chunk.follow.queue.len() >= CHUNK_WINDOW {
             return self.refuse_apply(from, handle, Code::Busy, out);
         }
+        // Inline bytes take their room later, when a checkpoint gives them a home.
+        if let Some(code) =
+            self.store.has_room(apply.op.len, Sort::Promised).err().filter(|_| apply.inline.is_some())
+        {
+            return self.refuse_apply(from, handle, code, out);
+        }
         chunk.follow.queue.push_back(apply);
         self.drain(handle, out);
     }
@@ -240,8 +248,10 @@ impl Node {
         serial: Serial,
         out: &mut Outbox,
     ) {
+        self.end_fetch(handle);
         let chunk = self.chunks.get_mut(&handle).expect("fetched for a chunk that is here");
-        chunk.follow.fetch = Some(Fetch { from, serial, index: 0, op: None, blocks: None, crcs: vec![] });
+        chunk.follow.fetch =
+            Some(Fetch { from, serial, index: 0, op: None, blocks: None, writing: false, crcs: vec![] });
         let epoch = chunk.config().epoch;
         out.push(Output::Peer {
             to: from,
@@ -271,7 +281,7 @@ impl Node {
         let Some(fetch) = &mut chunk.follow.fetch else {
             return;
         };
-        if fetch.from != from || fetch.serial != op.serial || fetch.index != index {
+        if fetch.from != from || fetch.serial != op.serial || fetch.index != index || fetch.writing {
             return;
         }
         if fetch.op.as_ref().is_some_and(|first| *first != op) {
@@ -280,7 +290,7 @@ impl Node {
         let expected = crate::held::piece_len(op.len, index);
         let Some(piece) = piece.filter(|p| Some(p.len) == expected && p.len as usize == data.len()) else {
             // It cannot be had there now: forget it, the primary sends the write again.
-            chunk.follow.fetch = None;
+            self.end_fetch(handle);
             return self.refuse_apply(from, handle, Code::Gap, out);
         };
         if index == 0 && op.len as usize <= INLINE_BYTES_MAX {
@@ -288,10 +298,10 @@ impl Node {
             return self.fetch_complete(handle, op, place, out);
         }
         if fetch.blocks.is_none() {
-            match self.store.take(op.len) {
+            match self.store.take(op.len, Sort::Promised) {
                 Ok(blocks) => fetch.blocks = Some(blocks),
                 Err(code) => {
-                    chunk.follow.fetch = None;
+                    self.end_fetch(handle);
                     return self.refuse_apply(from, handle, code, out);
                 }
             }
@@ -303,33 +313,29 @@ impl Node {
         let first = index as u32 * (PIECE_BYTES_MAX / BLOCK_BYTES) as u32;
         let count = (data.len() as u32).div_ceil(BLOCK_BYTES as u32);
         let at = Blocks { segment: all.segment, block: all.block + first, count };
-        self.store.write_piece(at, data, PieceTicket::Fetched(handle, serial, index), out);
+        fetch.writing = true;
+        self.store.write_piece(at, data, PieceTicket::Fetched(handle, serial, index, all), out);
     }
 
     pub(crate) fn fetched_written(
         &mut self,
         handle: ChunkHandle,
-        serial: Serial,
-        index: u16,
+        (serial, index, blocks): (Serial, u16, Blocks),
         out: &mut Outbox,
     ) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else {
-            return;
+        let chunk = self.chunks.get_mut(&handle);
+        let stands = |f: &&mut Fetch| (f.serial, f.index, f.blocks) == (serial, index, Some(blocks));
+        let fetch = chunk.and_then(|c| c.follow.fetch.as_mut()).filter(stands);
+        let Some((fetch, op)) = fetch.and_then(|f| f.op.clone().map(|op| (f, op))) else {
+            // The fetch ended while its bytes were on their way to the disk.
+            return self.store.free(vec![blocks]);
         };
-        let epoch = chunk.state.config.epoch;
-        let Some(fetch) = &mut chunk.follow.fetch else {
-            return;
-        };
-        let (Some(op), Some(blocks)) = (fetch.op.clone(), fetch.blocks) else {
-            return;
-        };
-        if fetch.serial != serial || fetch.index != index {
-            return;
-        }
+        fetch.writing = false;
         if (index as u64 + 1) * (PIECE_BYTES_MAX as u64) < op.len as u64 {
             fetch.index += 1;
-            let msg = Peer::Fetch { handle, epoch, serial, index: fetch.index };
-            out.push(Output::Peer { to: fetch.from, msg, data: vec![] });
+            let (to, index) = (fetch.from, fetch.index);
+            let epoch = self.chunks[&handle].config().epoch;
+            out.push(Output::Peer { to, msg: Peer::Fetch { handle, epoch, serial, index }, data: vec![] });
             return;
         }
         let crcs = std::mem::take(&mut fetch.crcs);
@@ -350,6 +356,22 @@ impl Node {
         self.append(handle, op, place);
         self.drain(handle, out);
         self.takeover_progress(handle, out);
+    }
+
+    /// Drops a fetch. Blocks that are being written come back when that is done.
+    fn end_fetch(&mut self, handle: ChunkHandle) {
+        let fetch = self.chunks.get_mut(&handle).and_then(|c| c.follow.fetch.take());
+        if let Some(Fetch { blocks: Some(blocks), writing: false, .. }) = fetch {
+            self.store.free(vec![blocks]);
+        }
+    }
+
+    /// Drops what came from a primary and is not in the log.
+    pub(crate) fn forget_applies(&mut self, handle: ChunkHandle) {
+        self.end_fetch(handle);
+        if let Some(chunk) = self.chunks.get_mut(&handle) {
+            chunk.follow = Follow::default();
+        }
     }
 
     /// Tells primaries what is durable here: once a step, however many writes it was.

@@ -7,7 +7,6 @@
 use crate::io::{Outbox, Output};
 use crate::node::{Node, Timer};
 use crate::primary::Lead;
-use crate::secondary::Follow;
 use crate::store::Ticket;
 use crate::store::format::Record;
 use common::limits::APPLY_TIMEOUT_MS;
@@ -149,8 +148,7 @@ impl Node {
             // Asked again: the record may not be durable yet, so it is written again.
             self.store.record(&Record::Config(config), ticket);
         }
-        let chunk = self.chunks.get_mut(&handle).expect("just set");
-        chunk.follow = Follow::default();
+        self.forget_applies(handle);
     }
 
     fn report(&self, handle: ChunkHandle) -> TailReport {
@@ -352,7 +350,7 @@ impl Node {
         if chunk.config().epoch != epoch || chunk.config().primary != from {
             return;
         }
-        chunk.follow = Follow::default();
+        self.forget_applies(handle);
         self.advance(handle, committed);
         self.cut_tail(handle, keep, Ticket::Cut(handle, epoch));
     }

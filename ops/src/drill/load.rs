@@ -101,7 +101,8 @@ fn fill(bytes: &mut Vec<u8>, seed: u64, len: usize) {
     bytes.truncate(len);
 }
 
-fn block(seed: u64) -> Vec<u8> {
+/// The bytes of a write, by a number.
+pub fn block(seed: u64) -> Vec<u8> {
     let mut bytes = vec![];
     fill(&mut bytes, seed, WRITE_BYTES_MAX);
     bytes

@@ -14,6 +14,7 @@ use alloc::{Alloc, Blocks};
 use bytes::Bytes;
 use common::limits::{
     BLOCK_BYTES, EXTENT_SEGMENT_BYTES, EXTENTS_AHEAD_BYTES, LOG_SEGMENT_BYTES, LOG_SEGMENTS,
+    PROMISED_BYTES_MAX,
 };
 use common::wire::chunk_chunk::LogPoint;
 use common::wire::chunk_master::Order;
@@ -92,13 +93,23 @@ pub enum Event {
     Checkpoint(CheckpointDone),
 }
 
+/// What bytes are to the store that is asked to take them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// They can be refused.
+    New,
+    /// A primary has admitted them already, or they are here and change their place: they get the
+    /// last room of a full disk.
+    Promised,
+}
+
 /// Whose data was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PieceTicket {
     /// A pushed piece.
     Held(RequestId, u16),
     /// A fetched piece.
-    Fetched(ChunkHandle, Serial, u16),
+    Fetched(ChunkHandle, Serial, u16, Blocks),
     /// Bytes that a checkpoint moves home.
     Homed(u64),
 }
@@ -205,8 +216,19 @@ impl Store {
         self.log.push(record, ticket);
     }
 
+    /// Whether a full disk has room left for so many bytes of this sort.
+    pub fn has_room(&self, bytes: u32, sort: Sort) -> Result<(), Code> {
+        let kept = match sort {
+            Sort::New => PROMISED_BYTES_MAX.min(self.config.extent_segment_bytes / 4),
+            Sort::Promised => 0,
+        };
+        let full = self.is_full() && self.alloc.free_bytes() < kept + bytes as u64;
+        if full { Err(Code::DiskFull) } else { Ok(()) }
+    }
+
     /// Blocks for `bytes` that lie together, or why there are none now.
-    pub fn take(&mut self, bytes: u32) -> Result<Blocks, Code> {
+    pub fn take(&mut self, bytes: u32, sort: Sort) -> Result<Blocks, Code> {
+        self.has_room(bytes, sort)?;
         let count = bytes.div_ceil(BLOCK_BYTES as u32);
         match self.alloc.take(count) {
             Some(blocks) => Ok(blocks),

@@ -1,0 +1,146 @@
+//! The disk fills up: a small file system of its own, on a loop device, with a whole cluster on
+//! it. What was acknowledged stays, what is refused is refused at once, and space comes back.
+
+use super::load::block;
+use crate::cluster::{Cluster, Spec};
+use anyhow::{Context, bail};
+use client::{Client, Error};
+use common::Code;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Bytes of the file system.
+const DISK_BYTES: u64 = 900 << 20;
+/// Writes of one file.
+const BLOCKS: u64 = 8;
+/// The disk is full before so many files.
+const FILES_MAX: u64 = 200;
+/// A refusal comes within this, and writes go again within this after space is made.
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// What a repeat came to.
+pub(super) struct Outcome {
+    pub refused_after: Duration,
+    pub writable_after: Duration,
+    pub acked: u64,
+}
+
+/// A file system in a file; unmounted when dropped.
+struct LoopDisk {
+    mount: PathBuf,
+}
+
+impl LoopDisk {
+    fn new(home: &Path) -> anyhow::Result<LoopDisk> {
+        let (image, mount) = (home.join("disk.img"), home.join("disk"));
+        std::fs::create_dir_all(&mount)?;
+        std::fs::File::create(&image)?.set_len(DISK_BYTES)?;
+        tool(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
+        tool(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?;
+        Ok(LoopDisk { mount })
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        if let Err(error) = tool(Command::new("umount").arg(&self.mount)) {
+            tracing::warn!(%error, "the drill's disk stays mounted");
+        }
+    }
+}
+
+fn tool(command: &mut Command) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let out = command.output().with_context(|| format!("start {name}"))?;
+    if !out.status.success() {
+        let why = String::from_utf8_lossy(&out.stderr);
+        bail!("{name}: {}; this drill needs root, loop devices and mkfs.ext4", why.trim());
+    }
+    Ok(())
+}
+
+fn path(n: u64) -> Vec<u8> {
+    format!("/full-{n}").into_bytes()
+}
+
+async fn put(client: &Client, n: u64) -> client::Result<()> {
+    let mut file = client.put(&path(n)).await?;
+    for i in 0..BLOCKS {
+        file.write_block(block(n * BLOCKS + i).into()).await?;
+    }
+    file.finish(0o644, 0, false).await.map(drop)
+}
+
+async fn verify(client: &Client, n: u64) -> anyhow::Result<()> {
+    let file = client.open(&path(n)).await?;
+    for i in 0..BLOCKS {
+        let wanted = block(n * BLOCKS + i);
+        if file.read_at(i * wanted.len() as u64, wanted.len() as u64).await? != wanted {
+            bail!("file {n} is corrupt in block {i}");
+        }
+    }
+    Ok(())
+}
+
+/// One repeat.
+pub(super) async fn run(home: &Path, binary: &Path) -> anyhow::Result<Outcome> {
+    let disk = LoopDisk::new(home)?;
+    let spec = Spec {
+        masters: 1,
+        chunkservers: 3,
+        racks: 3,
+        bind: [127, 0, 0, 1].into(),
+        chunkserver_extra: "segment_bytes = 33554432\nahead_bytes = 33554432\nlog_segment_bytes = 8388608\n"
+            .into(),
+        time_scale: 1,
+    };
+    let mut cluster = Cluster::open(&disk.mount.join("cluster"), &spec, binary)?;
+    cluster.start_all()?;
+    let client = cluster.healthy().await?;
+    let mut acked = 0;
+    let refused_after = loop {
+        let began = Instant::now();
+        match put(&client, acked).await {
+            Ok(()) => acked += 1,
+            Err(Error::Refused(r)) if matches!(r.code, Code::DiskFull | Code::NoServers) => {
+                break began.elapsed();
+            }
+            Err(error) => return Err(error).context("a full disk is answered with another error"),
+        }
+        if acked > FILES_MAX {
+            bail!("{acked} files fit on a disk of {DISK_BYTES} bytes");
+        }
+    };
+    if refused_after > WITHIN {
+        bail!("the refusal took {} s", refused_after.as_secs());
+    }
+    for n in 0..acked {
+        verify(&client, n).await?;
+    }
+    for name in cluster.names()? {
+        cluster.kill(&name)?;
+    }
+    cluster.start_all()?;
+    let client = cluster.healthy().await.context("after a restart on the full disk")?;
+    for n in 0..acked {
+        verify(&client, n).await.context("after a restart on the full disk")?;
+    }
+    for n in 0..acked / 2 {
+        client.unlink(&path(n), false).await?;
+    }
+    client.empty_trash().await?;
+    let began = Instant::now();
+    // Space comes back as the stores carry the deletions out.
+    while let Err(error) = put(&client, acked).await {
+        if began.elapsed() > WITHIN {
+            return Err(error).context("nothing can be written after half of all was deleted");
+        }
+    }
+    let writable_after = began.elapsed();
+    for n in acked / 2..=acked {
+        verify(&client, n).await?;
+    }
+    cluster.stop()?;
+    Ok(Outcome { refused_after, writable_after, acked: acked + 1 })
+}
