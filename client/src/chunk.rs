@@ -19,8 +19,6 @@ const WRITE_LIMIT: Duration = Duration::from_millis(700);
 const PUSH_LIMIT: Duration = Duration::from_millis(700);
 /// One try of a read.
 const READ_LIMIT: Duration = Duration::from_millis(1000);
-/// After this another replica is asked too.
-const HEDGE_AFTER: Duration = Duration::from_millis(50);
 /// Between two tries, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
@@ -315,6 +313,11 @@ impl Client {
         let mut under_way = FuturesUnordered::new();
         let mut rest = order.iter();
         let mut last = String::from("no replica is known");
+        let began = Instant::now();
+        let hedge_after = {
+            let hedge = self.inner.hedge.lock().expect("never poisoned");
+            Duration::from_micros(hedge.after_us())
+        };
         loop {
             if under_way.is_empty() {
                 match rest.next() {
@@ -322,8 +325,12 @@ impl Client {
                     None => return Err(last),
                 }
             }
-            match tokio::time::timeout(HEDGE_AFTER, under_way.next()).await {
-                Ok(Some(Ok(data))) => return Ok(data),
+            match tokio::time::timeout(hedge_after, under_way.next()).await {
+                Ok(Some(Ok(data))) => {
+                    let us = began.elapsed().as_micros() as u64;
+                    self.inner.hedge.lock().expect("never poisoned").answered(us);
+                    return Ok(data);
+                }
                 Ok(Some(Err(why))) => last = why,
                 Ok(None) => {}
                 Err(_) => {

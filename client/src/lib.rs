@@ -18,7 +18,7 @@ use common::{ChunkHandle, ClusterId, Code, FileId, Refusal, StoreId};
 use conns::Conns;
 use masters::Masters;
 use requests::Requests;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A result of this library.
@@ -60,6 +60,7 @@ pub(crate) struct Inner {
     pub masters: Masters,
     pub conns: Conns,
     pub writes: Requests,
+    pub hedge: Mutex<client_core::Hedge>,
 }
 
 /// The state of one replica of a chunk.
@@ -72,8 +73,13 @@ impl Client {
             return Err(Refusal::new(Code::BadArgument, "no master's address is given").into());
         }
         let masters = Masters::new(&config);
-        let inner =
-            Inner { masters, conns: Conns::default(), writes: Requests::new(CHUNK_CLIENT_WINDOW), config };
+        let inner = Inner {
+            masters,
+            conns: Conns::default(),
+            writes: Requests::new(CHUNK_CLIENT_WINDOW),
+            hedge: Mutex::default(),
+            config,
+        };
         let client = Client { inner: Arc::new(inner) };
         client.stores().await?;
         Ok(client)

@@ -84,8 +84,8 @@ async fn run_to_end(name: &str, repeats: u32, dir: &Path, binary: &Path, json: b
         chunkservers: 5,
         racks: 3,
         bind: [127, 0, 0, 1].into(),
-        chunkserver_extra: "segment_bytes = 67108864\nahead_bytes = 67108864\nlog_segment_bytes = 16777216\n"
-            .into(),
+        chunkserver_extra:
+            "segment_bytes = 67108864\nahead_bytes = 402653184\nlog_segment_bytes = 16777216\n".into(),
         time_scale: 1,
     };
     let mut cluster = Cluster::open(&home, &spec, binary)?;
@@ -138,7 +138,12 @@ async fn fill_disk(
 
 async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) -> anyhow::Result<()> {
     let client = cluster.healthy().await?;
-    let load = Load::start(cluster.client_file()?.config()?, round, drill.hit != Hit::Everything).await?;
+    let put_blocks = match drill.hit {
+        Hit::Worker | Hit::Server => load::LONG_PUT_BLOCKS,
+        _ => load::PUT_BLOCKS,
+    };
+    let load = Load::start(cluster.client_file()?.config()?, round, put_blocks, drill.hit != Hit::Everything)
+        .await?;
     let wait = if drill.hit == Hit::Everything {
         rand::rng().random_range(50..800)
     } else {
@@ -166,7 +171,7 @@ async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) ->
     let client = cluster.healthy().await?;
     sum.gaps.extend(gaps);
     sum.acked += acked.len() as u64;
-    sum.verified += load::verify(&client, round, &acked).await?;
+    sum.verified += load::verify(&client, round, put_blocks, &acked).await?;
     load::remove(&client, round).await
 }
 

@@ -16,8 +16,10 @@ const RECORD_BYTES: usize = 4096;
 const SLOW_MS: u64 = 1000;
 /// Bytes of the file that is read all the time.
 const READ_BYTES: usize = 4 * WRITE_BYTES_MAX;
-/// Blocks of a file of the stream of puts.
-const PUT_BLOCKS: u64 = 128;
+/// Writes of a file of the stream of puts, 1 MiB each, and of a long one.
+pub const PUT_BLOCKS: u64 = 128;
+/// One put of 1 GiB.
+pub const LONG_PUT_BLOCKS: u64 = 1024;
 
 /// What was acknowledged.
 #[derive(Clone, Debug)]
@@ -43,6 +45,8 @@ struct Shared {
     marked: AtomicBool,
     acked: Mutex<Vec<Acked>>,
     gaps: Mutex<BTreeMap<&'static str, Duration>>,
+    /// Writes of each put.
+    put_blocks: u64,
     /// Errors are allowed when everything is killed: then nothing can answer.
     strict: bool,
 }
@@ -109,13 +113,14 @@ pub fn block(seed: u64) -> Vec<u8> {
 }
 
 impl Load {
-    /// Starts it. With `strict` every error of a client fails the drill.
-    pub async fn start(config: Config, round: u32, strict: bool) -> anyhow::Result<Load> {
+    /// Starts it, with puts of so many writes. With `strict` every error of a client fails the drill.
+    pub async fn start(config: Config, round: u32, put_blocks: u64, strict: bool) -> anyhow::Result<Load> {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             marked: AtomicBool::new(false),
             acked: Mutex::default(),
             gaps: Mutex::default(),
+            put_blocks,
             strict,
         });
         let client = Client::connect(config.clone()).await?;
@@ -197,21 +202,17 @@ async fn puts(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Result
     while !shared.stopped() {
         n += 1;
         match put(&client, &shared, round, n).await {
-            Ok(true) => shared.acked.lock().expect("never poisoned").push(Acked::Put(n)),
-            Ok(false) => return Ok(()),
+            Ok(()) => shared.acked.lock().expect("never poisoned").push(Acked::Put(n)),
             Err(error) => judge(&shared, "put", error)?,
         }
     }
     Ok(())
 }
 
-async fn put(client: &Client, shared: &Shared, round: u32, n: u64) -> client::Result<bool> {
+async fn put(client: &Client, shared: &Shared, round: u32, n: u64) -> client::Result<()> {
     let mut file = client.put(&below(round, &format!("put-{n}"))).await?;
-    for i in 0..PUT_BLOCKS {
-        if shared.stopped() {
-            return Ok(false);
-        }
-        let data = block(n * PUT_BLOCKS + i).into();
+    for i in 0..shared.put_blocks {
+        let data = block(n * shared.put_blocks + i).into();
         let began = Instant::now();
         file.write_block(data).await?;
         shared.done("put", began, None);
@@ -219,7 +220,7 @@ async fn put(client: &Client, shared: &Shared, round: u32, n: u64) -> client::Re
     let began = Instant::now();
     file.finish(0o644, 0, false).await?;
     shared.done("put", began, None);
-    Ok(true)
+    Ok(())
 }
 
 async fn small(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Result<()> {
@@ -268,7 +269,7 @@ async fn reads(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Resul
 }
 
 /// Checks all that was acknowledged: it is there, once, and as it was. Gives how many.
-pub async fn verify(client: &Client, round: u32, acked: &[Acked]) -> anyhow::Result<u64> {
+pub async fn verify(client: &Client, round: u32, put_blocks: u64, acked: &[Acked]) -> anyhow::Result<u64> {
     let log = client.open(&below(round, "log")).await?;
     let bytes = log.read_at(0, log.len()).await?;
     if !bytes.len().is_multiple_of(RECORD_BYTES) {
@@ -294,10 +295,10 @@ pub async fn verify(client: &Client, round: u32, acked: &[Acked]) -> anyhow::Res
             },
             Acked::Put(n) => {
                 let file = client.open(&below(round, &format!("put-{n}"))).await?;
-                for i in 0..PUT_BLOCKS {
+                for i in 0..put_blocks {
                     let at = i * WRITE_BYTES_MAX as u64;
                     let bytes = file.read_at(at, WRITE_BYTES_MAX as u64).await?;
-                    if bytes != block(n * PUT_BLOCKS + i) {
+                    if bytes != block(n * put_blocks + i) {
                         bail!("put-{n} is corrupt at {at}");
                     }
                 }
