@@ -12,7 +12,7 @@ use common::{ClusterId, Code, Refusal, SessionId, Span, StoreId};
 use common_net::{Conn, NetError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// A question to a master is answered within this time, or asked of another.
 const CALL_LIMIT: Duration = Duration::from_millis(1000);
@@ -146,6 +146,8 @@ async fn store(
 ) -> anyhow::Result<()> {
     let (to_confirm, confirmed) = mpsc::unbounded_channel();
     let failed = Arc::new(Mutex::new(None::<String>));
+    // The next heartbeat shall not wait for its time.
+    let early = Arc::new(Notify::new());
     let session = async {
         let from = std::mem::replace(&mut shard.from, mpsc::unbounded_channel().1);
         let current = Arc::new(Mutex::new((StoreId(0), SessionId(0))));
@@ -156,9 +158,20 @@ async fn store(
             to_confirm,
             current.clone(),
             failed.clone(),
+            early.clone(),
+        );
+        let keeping = keep_session(
+            &config,
+            &masters,
+            &mut shard,
+            server_uuid,
+            confirmed,
+            current,
+            failed.clone(),
+            &early,
         );
         tokio::select! {
-            done = keep_session(&config, &masters, &mut shard, server_uuid, confirmed, current, failed.clone()) => done,
+            done = keeping => done,
             _ = answering => Ok(()),
         }
     };
@@ -179,6 +192,7 @@ async fn answer_shard(
     confirmed: mpsc::UnboundedSender<Vec<Order>>,
     current: Arc<Mutex<(StoreId, SessionId)>>,
     failed: Arc<Mutex<Option<String>>>,
+    early: Arc<Notify>,
 ) {
     while let Some(message) = from.recv().await {
         match message {
@@ -201,6 +215,7 @@ async fn answer_shard(
                     let _ = to.send(ToShard::Master(ask.handle, answer));
                 });
             }
+            FromShard::TableStale => early.notify_one(),
             FromShard::Confirmed(orders) => {
                 let _ = confirmed.send(orders);
             }
@@ -225,6 +240,7 @@ fn request_of(ask: MasterAsk, store: StoreId, session: SessionId) -> StoreReques
 }
 
 /// Registers, then heartbeats; registers anew when the session has lapsed.
+#[expect(clippy::too_many_arguments, reason = "what a store and its shard share")]
 async fn keep_session(
     config: &Config,
     masters: &Masters,
@@ -233,6 +249,7 @@ async fn keep_session(
     mut confirmed: mpsc::UnboundedReceiver<Vec<Order>>,
     current: Arc<Mutex<(StoreId, SessionId)>>,
     failed: Arc<Mutex<Option<String>>>,
+    early: &Notify,
 ) -> anyhow::Result<()> {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let boot_id = u128::from_str_radix(&boot_id.trim().replace('-', ""), 16).unwrap_or(0);
@@ -267,7 +284,7 @@ async fn keep_session(
         tracing::info!(%store, %session, addr = %shard.addr, "in session");
         *current.lock().expect("never poisoned") = (store, session);
         let _ = shard.to.send(ToShard::Begin(store, masters.cluster()));
-        heartbeat(masters, shard, store, session, &mut confirmed, &failed).await?;
+        heartbeat(masters, shard, store, session, &mut confirmed, &failed, early).await?;
         tracing::warn!(%store, %session, "the session has lapsed; registering anew");
     }
 }
@@ -280,13 +297,17 @@ async fn heartbeat(
     session: SessionId,
     confirmed: &mut mpsc::UnboundedReceiver<Vec<Order>>,
     failed: &Mutex<Option<String>>,
+    early: &Notify,
 ) -> anyhow::Result<()> {
     let mut table = 0;
     let mut done: Vec<Order> = vec![];
     let mut ticks = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = early.notified() => {}
+        }
         let why = failed.lock().expect("never poisoned").clone();
         if let Some(why) = why {
             masters.ask(&StoreRequest::OutOfService { store, session }, ASK_LIMIT).await;

@@ -23,8 +23,9 @@ pub enum Class {
 
 /// A connection is made, and greeted, within this time.
 const DIAL: Duration = Duration::from_millis(300);
-/// After a failed dial, the next one waits.
-const REDIAL: Duration = Duration::from_millis(50);
+/// After a failed dial the masters may know another address within this; the next dial waits
+/// until they do, or so long.
+const NEW_ADDRESS: Duration = Duration::from_millis(100);
 
 /// The connection that a message takes.
 pub fn class_of(msg: &Peer) -> Class {
@@ -52,38 +53,53 @@ pub fn send(shard: &Rc<Shard>, to: StoreId, msg: &Peer, data: Vec<Bytes>) {
     queue.push(frame, data);
 }
 
-/// Keeps a connection: breaks are mended once at once, then reported.
+/// Keeps a connection: a break is mended once, and reported. A store that cannot be reached is
+/// reported at once; what waits for it goes out if the masters soon know another address.
 async fn run(shard: Rc<Shard>, to: StoreId, class: Class, queue: Rc<Queue>) {
-    match dial(&shard, to).await {
-        Some(sock) => carry(&shard, sock, &queue).await,
-        None => {
-            queue.close();
-            // Not hot: whoever sends next dials again.
-            tokio::time::sleep(REDIAL).await;
-            forget(&shard, to, class, &queue);
-            return shard.feed(Input::PeerLost { peer: to });
-        }
-    }
-    queue.close();
-    forget(&shard, to, class, &queue);
-    match dial(&shard, to).await {
-        Some(sock) => {
-            let queue = Rc::new(Queue::default());
-            shard.links.borrow_mut().insert((to, class), queue.clone());
-            tokio::task::spawn_local({
-                let shard = shard.clone();
-                async move {
-                    carry(&shard, sock, &queue).await;
+    let mut queue = queue;
+    let mut mended = false;
+    loop {
+        let sock = match dial(&shard, to).await {
+            Some(sock) => sock,
+            None => {
+                shard.feed(Input::PeerLost { peer: to });
+                let Some(sock) = dial_anew(&shard, to).await else {
                     queue.close();
-                    forget(&shard, to, class, &queue);
-                    // It broke again: whether it can be mended is found out by the next message.
-                    shard.feed(Input::PeerReset { peer: to });
-                }
-            });
+                    return forget(&shard, to, class, &queue);
+                };
+                mended = true;
+                sock
+            }
+        };
+        if mended {
             shard.feed(Input::PeerReset { peer: to });
         }
-        None => shard.feed(Input::PeerLost { peer: to }),
+        carry(&sock, &queue).await;
+        queue.close();
+        forget(&shard, to, class, &queue);
+        if mended {
+            // It broke again: whether it can be mended is found out by the next message.
+            return shard.feed(Input::PeerReset { peer: to });
+        }
+        mended = true;
+        queue = Rc::new(Queue::default());
+        shard.links.borrow_mut().insert((to, class), queue.clone());
     }
+}
+
+/// A store that was started anew has another address: a connection to it, if the masters say so.
+async fn dial_anew(shard: &Rc<Shard>, to: StoreId) -> Option<Sock> {
+    let before = shard.table.borrow().get(&to).copied();
+    shard.table_is_stale();
+    // Not hot: whether it comes or not, whoever sends next dials again after this.
+    let _ = tokio::time::timeout(NEW_ADDRESS, async {
+        while shard.table.borrow().get(&to).copied() == before {
+            shard.table_told.notified().await;
+        }
+    })
+    .await;
+    let now = shard.table.borrow().get(&to).copied();
+    if now == before { None } else { dial(shard, to).await }
 }
 
 fn forget(shard: &Shard, to: StoreId, class: Class, queue: &Rc<Queue>) {
@@ -117,7 +133,7 @@ async fn dial(shard: &Rc<Shard>, to: StoreId) -> Option<Sock> {
 
 /// Writes what is queued until the connection ends. Nothing is ever sent back on it, so a read
 /// ends when the other side does.
-async fn carry(_shard: &Rc<Shard>, sock: Sock, queue: &Rc<Queue>) {
+async fn carry(sock: &Sock, queue: &Rc<Queue>) {
     let reader = tokio::task::spawn_local({
         let (sock, queue) = (sock.clone(), queue.clone());
         async move {
@@ -126,6 +142,6 @@ async fn carry(_shard: &Rc<Shard>, sock: Sock, queue: &Rc<Queue>) {
             queue.close();
         }
     });
-    queue.write_to(&sock).await;
+    queue.write_to(sock).await;
     let _ = reader.await;
 }

@@ -251,11 +251,26 @@ async fn connection(shard: &Rc<Shard>, conn: u64, queue: &Queue, sock: Sock) -> 
         }
     };
     queue.push(wire::frame(shard.cluster, 0, 0, &HelloOk { cluster: shard.cluster, version }, 0), vec![]);
+    let ended = frames(shard, conn, queue, &hello.caller, &mut reader).await;
+    if let Caller::Store(peer) = hello.caller {
+        shard.feed(Input::UpstreamLost { peer });
+    }
+    ended
+}
+
+/// Feeds what comes on a connection to the shard.
+async fn frames(
+    shard: &Rc<Shard>,
+    conn: u64,
+    queue: &Queue,
+    caller: &Caller,
+    reader: &mut Reader,
+) -> Result<(), Code> {
     while let Some(frame) = reader.frame().await? {
         if frame.header.cluster != shard.cluster {
             return Err(Code::WrongCluster);
         }
-        match (&hello.caller, frame.header.kind) {
+        match (caller, frame.header.kind) {
             (Caller::Store(from), Kind::Peer) => {
                 let msg: Peer = wire::decode(&frame.body)?;
                 match verify_peer(&msg, &frame.payload) {

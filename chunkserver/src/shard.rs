@@ -48,6 +48,8 @@ pub enum FromShard {
     Ask(MasterAsk),
     /// Orders that are carried out.
     Confirmed(Vec<Order>),
+    /// A store could not be reached where the table says.
+    TableStale,
     /// The disk has failed.
     Failed(String),
 }
@@ -91,6 +93,8 @@ pub struct Shard {
     next_conn: Cell<ConnId>,
     pub links: RefCell<BTreeMap<(StoreId, Class), Rc<Queue>>>,
     pub table: RefCell<HashMap<StoreId, SocketAddr>>,
+    /// The table has come anew.
+    pub table_told: Notify,
     /// When each disk operation under way began.
     disk_ops: RefCell<BTreeMap<u64, Time>>,
     deadline: Cell<Option<Time>>,
@@ -187,6 +191,7 @@ async fn run(
         next_conn: Cell::new(1),
         links: RefCell::default(),
         table: RefCell::default(),
+        table_told: Notify::new(),
         disk_ops: RefCell::default(),
         deadline: Cell::new(None),
         deadline_moved: Notify::new(),
@@ -199,6 +204,7 @@ async fn run(
             ToShard::Begin(..) => {}
             ToShard::Table(stores) => {
                 *shard.table.borrow_mut() = stores.into_iter().map(|s| (s.store, s.addr)).collect();
+                shard.table_told.notify_waiters();
             }
             ToShard::Session(session, until) => shard.feed(Input::Session { session, until }),
             ToShard::Orders(orders) => shard.feed(Input::Orders(orders)),
@@ -218,6 +224,11 @@ impl Shard {
         let conn = self.next_conn.get();
         self.next_conn.set(conn + 1);
         conn
+    }
+
+    /// Asks for the table at once.
+    pub fn table_is_stale(&self) {
+        self.tell(FromShard::TableStale);
     }
 
     fn report(&self) -> Report {

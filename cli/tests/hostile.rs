@@ -184,7 +184,7 @@ impl Hostile {
         if file == self.kept.0 { FileId(0) } else { file }
     }
 
-    fn path(&mut self) -> wire::client_master::PathBytes {
+    fn path(&mut self) -> Vec<u8> {
         let parts = ["a", "b", "..", ".", "", "\0", "\u{fffd}", "long"];
         let mut path = String::from("/nonsense");
         for _ in 0..self.rng.random_range(0..6) {
@@ -194,7 +194,7 @@ impl Hostile {
                 part => path.push_str(part),
             }
         }
-        path.into_bytes().into()
+        path.into_bytes()
     }
 
     fn text(&mut self) -> String {

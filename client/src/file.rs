@@ -1,10 +1,10 @@
 //! Files: streaming reads and writes, record appends, positional writes.
 
-use crate::chunk::Written;
 use crate::{Attr, Client, Error, Result};
 use bytes::{Bytes, BytesMut};
 use client_core::{Layout, Span};
 use common::limits::{PIECE_BYTES_MAX, WRITE_BYTES_MAX};
+use common::wire::ChunkConfig;
 use common::wire::client_master::{ChunkInfo, MasterReply, Mutation};
 use common::{ChunkHandle, Code, FileId, Refusal};
 use futures::stream::{self, Stream, StreamExt};
@@ -98,7 +98,7 @@ pub struct FileWriter {
     before: u64,
     in_chunk: u64,
     buffer: BytesMut,
-    under_way: JoinSet<Result<Written>>,
+    under_way: JoinSet<Result<ChunkConfig>>,
 }
 
 impl FileWriter {
@@ -170,13 +170,23 @@ impl FileWriter {
         let mut config = self.chunk.as_ref().expect("just made").config.clone();
         let (client, offset) = (self.client.clone(), self.in_chunk);
         self.in_chunk += data.len() as u64;
-        self.under_way.spawn(async move { client.write_chunk(&mut config, Some(offset), data).await });
+        self.under_way.spawn(async move {
+            client.write_chunk(&mut config, Some(offset), data).await?;
+            Ok(config)
+        });
         Ok(())
     }
 
     async fn one_done(&mut self) -> Result<()> {
         match self.under_way.join_next().await {
-            Some(Ok(done)) => done.map(drop),
+            Some(Ok(done)) => {
+                let config = done?;
+                let chunk = self.chunk.as_mut().expect("it was written to");
+                if chunk.config.handle == config.handle && chunk.config.epoch < config.epoch {
+                    chunk.config = config;
+                }
+                Ok(())
+            }
             Some(Err(join)) => std::panic::resume_unwind(join.into_panic()),
             None => Ok(()),
         }

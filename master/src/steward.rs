@@ -12,7 +12,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// How often the use of disks is put into the log.
 const USAGE_EVERY: Duration = Duration::from_secs(2);
 /// How often old things are let go.
-const EXPIRE_EVERY: Duration = Duration::from_secs(5);
+const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 /// Most inodes that one entry deletes.
 const EXPIRE_BUDGET: u32 = 512;
 /// An unnamed file that nobody writes to is deleted after this.

@@ -336,6 +336,7 @@ impl World {
         for other in 0..self.servers.len() {
             if other != n && self.servers[other].node.is_some() {
                 self.deliver(n, other, Input::PeerLost { peer: id });
+                self.deliver(n, other, Input::UpstreamLost { peer: id });
             }
         }
     }

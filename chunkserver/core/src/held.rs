@@ -37,6 +37,9 @@ pub struct HeldWrite {
     since: Time,
     /// Blocks for the whole write, if they lie together.
     together: Option<Blocks>,
+    /// Where the newest piece came from, and whether more can come from there.
+    via: Upstream,
+    broken: bool,
     /// The chunk at which a commit waits for the pieces.
     wanted_by: Option<ChunkHandle>,
     pieces: BTreeMap<u16, HeldPiece>,
@@ -54,6 +57,12 @@ pub fn piece_len(total: u32, index: u16) -> Option<u32> {
     let start = index as u64 * PIECE_BYTES_MAX as u64;
     let left = (total as u64).checked_sub(start).filter(|left| *left > 0)?;
     Some(left.min(PIECE_BYTES_MAX as u64) as u32)
+}
+
+impl HeldWrite {
+    fn pieces_here(&self) -> bool {
+        self.pieces.len() == self.total.div_ceil(PIECE_BYTES_MAX as u32) as usize
+    }
 }
 
 impl HeldPieces {
@@ -87,10 +96,19 @@ impl HeldPieces {
             let together = take(total).ok();
             self.writes.insert(
                 request,
-                HeldWrite { total, since: now, together, wanted_by: None, pieces: BTreeMap::new() },
+                HeldWrite {
+                    total,
+                    since: now,
+                    together,
+                    via: upstream,
+                    broken: false,
+                    wanted_by: None,
+                    pieces: BTreeMap::new(),
+                },
             );
         }
         let write = self.writes.get_mut(&request).expect("just made");
+        (write.via, write.broken) = (upstream, false);
         let blocks = match write.together {
             Some(all) => {
                 let first = index as u32 * (PIECE_BYTES_MAX / common::limits::BLOCK_BYTES) as u32;
@@ -128,22 +146,28 @@ impl HeldPieces {
 
     /// Whether every piece of the write is written here.
     pub fn is_complete(&self, request: RequestId) -> bool {
-        let Some(write) = self.writes.get(&request) else {
-            return false;
-        };
-        let count = write.total.div_ceil(PIECE_BYTES_MAX as u32) as usize;
-        write.pieces.len() == count && write.pieces.values().all(|p| p.written)
+        self.writes.get(&request).is_some_and(|w| w.pieces_here() && w.pieces.values().all(|p| p.written))
     }
 
-    /// A commit waits for the pieces of this write; false if none of it is here.
+    /// A commit waits for the pieces of this write; false if none of it is on its way.
     pub fn want(&mut self, request: RequestId, handle: ChunkHandle) -> bool {
         match self.writes.get_mut(&request) {
-            Some(write) => {
+            Some(write) if !write.broken || write.pieces_here() => {
                 write.wanted_by = Some(handle);
                 true
             }
-            None => false,
+            _ => false,
         }
+    }
+
+    /// No more pieces come from a store: the chunks at which a commit waits for such.
+    pub fn upstream_lost(&mut self, peer: StoreId) -> Vec<ChunkHandle> {
+        let mut waiting = vec![];
+        for write in self.writes.values_mut().filter(|w| w.via == Upstream::Store(peer)) {
+            write.broken = true;
+            waiting.extend(write.wanted_by);
+        }
+        waiting
     }
 
     /// The chunk at which a commit waits for this write.

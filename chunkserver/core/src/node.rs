@@ -192,6 +192,7 @@ impl Node {
             Input::Peer { from, msg, data } => self.peer(from, msg, data, out),
             Input::PeerReset { peer } => self.peer_reset(peer, out),
             Input::PeerLost { peer } => self.peer_lost(peer, out),
+            Input::UpstreamLost { peer } => self.upstream_lost(peer, out),
             Input::Master { handle, answer } => self.master_answers(handle, answer, out),
             Input::Session { session, until } => self.session = Some((session, until)),
             Input::Orders(orders) => self.orders(orders, out),

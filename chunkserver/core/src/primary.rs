@@ -506,6 +506,14 @@ impl Node {
         }
     }
 
+    /// Nothing more comes from a store that was to hand pieces on: they are fetched at once.
+    pub(crate) fn upstream_lost(&mut self, peer: StoreId, out: &mut Outbox) {
+        for handle in self.held.upstream_lost(peer) {
+            self.run_waiting(handle, out);
+            self.drain(handle, out);
+        }
+    }
+
     /// The connection to a member broke and stands again: what it may have missed is sent again.
     pub(crate) fn peer_reset(&mut self, peer: StoreId, out: &mut Outbox) {
         for (request, index, upstream) in self.held.chain_lost(peer) {

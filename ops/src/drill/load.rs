@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 
 const APPENDERS: u64 = 8;
 const RECORD_BYTES: usize = 4096;
-/// An operation that takes longer than this is noted in the log, in milliseconds.
-const SLOW_MS: u64 = 1000;
+/// An operation that takes longer than this is noted in the log.
+const SLOW: Duration = Duration::from_millis(300);
 /// Bytes of the file that is read all the time.
 const READ_BYTES: usize = 4 * WRITE_BYTES_MAX;
 /// Writes of a file of the stream of puts, 1 MiB each, and of a long one.
@@ -36,6 +36,8 @@ pub enum Acked {
 pub struct Report {
     /// The longest gap after the mark, by kind of load.
     pub gaps: Vec<(&'static str, Duration)>,
+    /// The longest before it.
+    pub calm: Vec<(&'static str, Duration)>,
     /// What was acknowledged.
     pub acked: Vec<Acked>,
 }
@@ -45,6 +47,7 @@ struct Shared {
     marked: AtomicBool,
     acked: Mutex<Vec<Acked>>,
     gaps: Mutex<BTreeMap<&'static str, Duration>>,
+    calm: Mutex<BTreeMap<&'static str, Duration>>,
     /// Writes of each put.
     put_blocks: u64,
     /// Errors are allowed when everything is killed: then nothing can answer.
@@ -54,15 +57,14 @@ struct Shared {
 impl Shared {
     fn done(&self, kind: &'static str, began: Instant, acked: Option<Acked>) {
         self.acked.lock().expect("never poisoned").extend(acked);
-        if self.marked.load(Ordering::Relaxed) {
-            let ms = began.elapsed().as_millis() as u64;
-            if ms > SLOW_MS {
-                tracing::debug!(kind, ms, "a slow operation ended");
-            }
-            let mut gaps = self.gaps.lock().expect("never poisoned");
-            let gap = gaps.entry(kind).or_default();
-            *gap = began.elapsed().max(*gap);
+        let took = began.elapsed();
+        if took > SLOW {
+            tracing::debug!(kind, ms = took.as_millis() as u64, "a slow operation ended");
         }
+        let gaps = if self.marked.load(Ordering::Relaxed) { &self.gaps } else { &self.calm };
+        let mut gaps = gaps.lock().expect("never poisoned");
+        let gap = gaps.entry(kind).or_default();
+        *gap = took.max(*gap);
     }
 
     fn stopped(&self) -> bool {
@@ -120,6 +122,7 @@ impl Load {
             marked: AtomicBool::new(false),
             acked: Mutex::default(),
             gaps: Mutex::default(),
+            calm: Mutex::default(),
             put_blocks,
             strict,
         });
@@ -167,9 +170,12 @@ impl Load {
         for task in self.tasks {
             task.await??;
         }
-        let gaps = self.shared.gaps.lock().expect("never poisoned").clone().into_iter().collect();
+        let list = |of: &Mutex<BTreeMap<&'static str, Duration>>| {
+            of.lock().expect("never poisoned").clone().into_iter().collect()
+        };
+        let (gaps, calm) = (list(&self.shared.gaps), list(&self.shared.calm));
         let acked = self.shared.acked.lock().expect("never poisoned").clone();
-        Ok(Report { gaps, acked })
+        Ok(Report { gaps, calm, acked })
     }
 }
 
