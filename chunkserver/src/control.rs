@@ -235,6 +235,9 @@ fn request_of(ask: MasterAsk, store: StoreId, session: SessionId) -> StoreReques
         Ask::Silent { epoch, accused } => {
             StoreRequest::Silent { store, handle, epoch, accused: vec![accused] }
         }
+        Ask::Join { epoch, learner, attempt } => {
+            StoreRequest::Join { store, handle, epoch, learner, attempt }
+        }
         Ask::Seal { epoch, length, serial } => StoreRequest::Seal { store, handle, epoch, length, serial },
     }
 }
@@ -300,6 +303,8 @@ async fn heartbeat(
     early: &Notify,
 ) -> anyhow::Result<()> {
     let mut table = 0;
+    // Bytes copied as a new member, as far as the log says it.
+    let mut told = 0;
     let mut done: Vec<Order> = vec![];
     let mut ticks = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -326,6 +331,10 @@ async fn heartbeat(
             done.extend(more);
         }
         done.truncate(common::limits::ORDERS_MAX);
+        if report.stats.copies == 0 && report.stats.copied_bytes > told {
+            tracing::info!(%store, bytes = report.stats.copied_bytes - told, "copied as a new member");
+            told = report.stats.copied_bytes;
+        }
         let sent = now();
         let beat = Beat {
             store,
@@ -336,7 +345,7 @@ async fn heartbeat(
             table,
         };
         match masters.try_ask(&StoreRequest::Heartbeat(beat)).await {
-            Some(StoreReply::Renewed { session_ms, orders, table: version, stores }) => {
+            Some(StoreReply::Renewed { session_ms, orders, repairs, table: version, stores }) => {
                 done.clear();
                 if let Some(stores) = stores {
                     table = version;
@@ -345,6 +354,7 @@ async fn heartbeat(
                 if !orders.is_empty() {
                     done = carry_out(shard, orders, confirmed).await;
                 }
+                let _ = shard.to.send(ToShard::Repairs(repairs));
                 let held = Span::from_ms(session_ms * (100 - DRIFT_PERCENT) / 100);
                 let _ = shard.to.send(ToShard::Session(session, sent + held));
             }

@@ -30,7 +30,7 @@ const NEW_ADDRESS: Duration = Duration::from_millis(100);
 /// The connection that a message takes.
 pub fn class_of(msg: &Peer) -> Class {
     match msg {
-        Peer::Forward { .. } | Peer::Fetched { .. } => Class::Bulk,
+        Peer::Forward { .. } | Peer::Fetched { .. } | Peer::CopyData { .. } => Class::Bulk,
         _ => Class::Control,
     }
 }

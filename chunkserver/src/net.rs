@@ -318,6 +318,7 @@ fn verify_peer(msg: &Peer, payload: &Bytes) -> Result<(), Code> {
         Peer::Forward { piece, .. } => check(piece, payload),
         Peer::Apply { inline: Some(piece), .. } => check(piece, payload),
         Peer::Fetched { piece: Some(piece), .. } => check(piece, payload),
+        Peer::CopyData { piece: Some((_, piece)), .. } => check(piece, payload),
         _ if payload.is_empty() => Ok(()),
         _ => Err(Code::Unexpected),
     }

@@ -10,7 +10,7 @@ use crate::sock::Listener;
 use anyhow::Context;
 use chunkserver_core::io::{ConnId, DiskDone, Input, MasterAsk, Output};
 use chunkserver_core::{Node, Stats};
-use common::wire::chunk_master::Order;
+use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::{self, ChunkConfig, StoreInfo};
 use common::{ChunkHandle, ClusterId, Refusal, SessionId, StoreId, Time};
 use std::cell::{Cell, RefCell};
@@ -34,6 +34,8 @@ pub enum ToShard {
     Session(SessionId, Time),
     /// To be carried out; answered by `FromShard::Confirmed`.
     Orders(Vec<Order>),
+    /// Chunks of which the store shall become a member.
+    Repairs(Vec<RepairOrder>),
     /// The answer to a question.
     Master(ChunkHandle, Result<ChunkConfig, Refusal>),
     /// How is it?
@@ -208,6 +210,7 @@ async fn run(
             }
             ToShard::Session(session, until) => shard.feed(Input::Session { session, until }),
             ToShard::Orders(orders) => shard.feed(Input::Orders(orders)),
+            ToShard::Repairs(repairs) => shard.feed(Input::Repairs(repairs)),
             ToShard::Master(handle, answer) => shard.feed(Input::Master { handle, answer }),
             ToShard::Probe(answer) => {
                 let _ = answer.send(shard.report());

@@ -27,6 +27,7 @@ pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<(
         Admin::Master { command: MasterCommand::Add { id, addr } } => Ok(client.add_master(id, addr).await?),
         Admin::Master { command: MasterCommand::Remove { id } } => Ok(client.remove_master(id).await?),
         Admin::Master { command: MasterCommand::Transfer { id } } => Ok(client.transfer_leader(id).await?),
+        Admin::Repair { wait } => repair(&client, wait, json).await,
         Admin::EmptyTrash => Ok(client.empty_trash().await?),
     }
 }
@@ -82,6 +83,43 @@ async fn status(client: &Client, json: bool) -> anyhow::Result<()> {
         if drift { "DIFFER: a master has drifted" } else { "agree" }
     );
     Ok(())
+}
+
+/// How often the state of repairs is asked for while it is waited for.
+const REPAIR_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+
+async fn repair(client: &Client, wait: bool, json: bool) -> anyhow::Result<()> {
+    loop {
+        let degraded = client.status().await?.degraded;
+        let (items, count) = client.repairs().await?;
+        if !wait || (degraded == 0 && count == 0) {
+            show_repairs(&items, count.max(degraded), json);
+            return Ok(());
+        }
+        tokio::time::sleep(REPAIR_LOOK).await;
+    }
+}
+
+fn show_repairs(items: &[client::RepairItem], count: u64, json: bool) {
+    for i in items {
+        let target = i.target.map(|t| t.0);
+        if json {
+            print(&json!({"handle": i.handle.to_string(), "live": i.live, "want": i.want,
+                "target": target, "ms": i.ms, "why": i.why}));
+            continue;
+        }
+        let state = match (i.target, i.why.as_str()) {
+            (Some(target), _) => format!("is copied to {target}"),
+            (None, "") => "is next".into(),
+            (None, why) => format!("waits: {why}"),
+        };
+        println!("{}  {} of {} members  {:>6.1} s  {state}", i.handle, i.live, i.want, i.ms as f64 / 1e3);
+    }
+    match (json, count) {
+        (true, _) => print(&json!({"lacking": count})),
+        (false, 0) => println!("every chunk has all its members"),
+        (false, n) => println!("{n} chunks lack members"),
+    }
 }
 
 async fn servers(client: &Client, json: bool) -> anyhow::Result<()> {

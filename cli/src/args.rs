@@ -48,7 +48,8 @@ pub enum Command {
     Bench(Bench),
     /// Kill or pause parts of a fresh cluster under load, and check every acknowledged byte.
     Drill {
-        /// Which: leader-kill, worker-kill, server-kill, server-pause, kill-all, full-disk; or all.
+        /// Which: leader-kill, worker-kill, server-kill, server-pause, kill-all, store-lost,
+        /// full-disk; or all.
         name: String,
         /// How often.
         #[arg(long, default_value_t = 1)]
@@ -269,6 +270,12 @@ pub enum Admin {
     Master {
         #[command(subcommand)]
         command: MasterCommand,
+    },
+    /// Show the chunks that lack members: what is done about them, and why those wait that wait.
+    Repair {
+        /// Do not end before every chunk has all its members.
+        #[arg(long)]
+        wait: bool,
     },
     /// Delete what is in the trash for good.
     EmptyTrash,

@@ -233,6 +233,56 @@ fn callers_that_do_not_belong_get_a_reason() {
 }
 
 #[test]
+fn a_member_that_was_away_gets_what_it_missed() {
+    let mut c = Running::start(1, 3);
+    let old = random(6_000_000, 31);
+    std::fs::write(c.dir.path().join("old"), &old).unwrap();
+    c.ok(&["put", c.dir.path().join("old").to_str().unwrap(), "/f"]);
+    let members = |c: &Running| {
+        let attr = c.runtime.block_on(c.client.lookup(b"/f")).unwrap();
+        let layout = c.runtime.block_on(c.client.layout(attr.file)).unwrap();
+        layout.chunks()[0].config.clone()
+    };
+    let before = members(&c);
+    assert_eq!(before.members.len(), 3);
+    // Stopped in order, it knows all it has as committed; after a kill it may have to copy more.
+    ops::cluster::signal(c.cluster.pid("cs2").unwrap(), "TERM").unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while c.cluster.exited().as_deref() != Some("cs2") {
+        assert!(Instant::now() < end, "cs2 does not stop");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let new = random(100_000, 32);
+    c.runtime.block_on(c.client.write_at(b"/f", 1_000_000, &new)).unwrap();
+    assert_eq!(members(&c).members.len(), 2, "the write went on without the third");
+    c.cluster.start("cs2").unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while members(&c).members.len() < 3 {
+        assert!(Instant::now() < end, "{:?}", c.runtime.block_on(c.client.repairs()));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let config = members(&c);
+    assert!(config.epoch > before.epoch);
+    // Only what was missed was copied: the store says how much.
+    let copied = loop {
+        let log = std::fs::read_to_string(c.cluster.dir().join("cs2/log.txt")).unwrap();
+        if let Some(line) = log.lines().find(|l| l.contains("copied as a new member")) {
+            let bytes = line.split("bytes=").nth(1).unwrap().split(' ').next().unwrap();
+            break bytes.parse::<usize>().unwrap();
+        }
+        assert!(Instant::now() < end, "the copy is not in the log");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!((new.len()..300_000).contains(&copied), "{copied} bytes were copied");
+    // It alone has it all.
+    c.cluster.kill("cs1").unwrap();
+    c.cluster.kill("cs3").unwrap();
+    let wanted = [&old[..1_000_000], &new[..], &old[1_100_000..]].concat();
+    let read = c.runtime.block_on(async { c.client.open(b"/f").await?.read_at(0, 1 << 30).await });
+    assert!(read.unwrap() == wanted, "the new member serves other bytes");
+}
+
+#[test]
 fn callers_that_go_away_leave_no_room_taken() {
     let c = Running::start(1, 3);
     c.runtime.block_on(async {

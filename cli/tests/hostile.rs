@@ -436,7 +436,7 @@ impl Hostile {
                 session,
                 capacity: self.number(),
                 used: self.number(),
-                confirmed: vec![Order { handle, epoch }],
+                confirmed: vec![Order { handle, epoch, discard: self.flag() }],
                 table: self.number(),
             }),
             1 => StoreRequest::Exited { uuid: self.number() as u128, incarnation: self.number() },

@@ -7,7 +7,9 @@ mod file;
 mod masters;
 mod requests;
 
-pub use common::wire::client_master::{Attr, ChunkInfo, Entry, FileKind, Policy, Status, TrashEntry};
+pub use common::wire::client_master::{
+    Attr, ChunkInfo, Entry, FileKind, Policy, RepairItem, Status, TrashEntry,
+};
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
 
@@ -165,6 +167,14 @@ impl Client {
         match self.ask(MasterRequest::Trash { after: FileId(0), limit: LIST_PAGE_MAX }).await? {
             MasterReply::Trash(entries) => Ok(entries),
             _ => Err(Error::unexpected("trash")),
+        }
+    }
+
+    /// Chunks that lack members, the riskiest first, and how many there are.
+    pub async fn repairs(&self) -> Result<(Vec<RepairItem>, u64)> {
+        match self.ask(MasterRequest::Repairs).await? {
+            MasterReply::Repairs { items, count } => Ok((items, count)),
+            _ => Err(Error::unexpected("repairs")),
         }
     }
 

@@ -80,6 +80,7 @@ codes! {
     Reconfiguring = 75, "the chunk changes its members; try again";
     Gap = 76, "a serial before this one is missing";
     Shutdown = 77, "the server is stopping";
+    RepairVoid = 78, "this attempt to make a replica is over";
     // Administration.
     NoSuchStore = 90, "no such store or server";
     StoreInUse = 91, "another process serves this store";

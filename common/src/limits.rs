@@ -42,6 +42,11 @@ pub const CHUNK_CLIENT_WINDOW: u64 = 64;
 pub const CHUNK_ANSWERS_MAX: usize = 256;
 /// Most writes of a chunk between admission and commit.
 pub const CHUNK_WINDOW: usize = 128;
+/// A chunk's commit point goes into the store's log after so many writes at the latest: so many
+/// may not be known to be committed after a restart, and the window.
+pub const COMMIT_LOGGED_EVERY: u64 = 1024;
+/// Most records that a replica can have beyond what it knows to be committed.
+pub const TAIL_MAX: usize = COMMIT_LOGGED_EVERY as usize + 4 * CHUNK_WINDOW;
 /// Most requests that wait at a chunk for its configuration or takeover.
 pub const CHUNK_WAITING_MAX: usize = 256;
 /// Most clients whose answers a chunk remembers; the longest idle goes first.
@@ -94,6 +99,12 @@ pub const VOTE_MS: u64 = 300;
 pub const FIRST_COMMIT_MS: u64 = 300;
 /// A primary waits so long for a secondary before it reports it.
 pub const APPLY_TIMEOUT_MS: u64 = 500;
+/// A store that is down for so long is not waited for any more: its chunks get other members.
+pub const DEAD_MS: u64 = 20_000;
+/// Chunks that are copied to a store at a time.
+pub const LEARNERS_MAX: usize = 8;
+/// A primary stops admitting for so long while a new member gets the rest.
+pub const FREEZE_MS: u64 = 500;
 /// A disk operation older than this makes its store look hung.
 pub const DISK_HUNG_MS: u64 = 1000;
 /// A client gives up a request after this long, unless told otherwise.

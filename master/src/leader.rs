@@ -4,6 +4,7 @@
 use crate::raft::state_machine::Shared;
 use crate::raft::{Logged, Raft};
 use common::limits::SESSION_MS;
+use common::wire::client_master::RepairItem;
 use common::{Code, SessionId, StoreId};
 use master_core::{Command, Entry, Reply};
 use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
@@ -44,6 +45,8 @@ pub struct Leader {
     pub raft: Raft,
     /// The state, for queries after a round.
     pub state: Shared,
+    /// Chunks that lack members, and how many there are: as the steward last saw it.
+    pub repairs: Mutex<(Vec<RepairItem>, u64)>,
     sessions: Mutex<Sessions>,
     waiting: Mutex<Vec<oneshot::Sender<Result<(), NotHere>>>>,
     wake: Notify,
@@ -55,6 +58,7 @@ impl Leader {
         let leader = Arc::new(Leader {
             raft,
             state,
+            repairs: Mutex::default(),
             sessions: Mutex::default(),
             waiting: Mutex::default(),
             wake: Notify::new(),

@@ -3,6 +3,7 @@
 pub mod config;
 mod leader;
 pub mod raft;
+mod repair;
 mod rpc;
 mod steward;
 

@@ -1,6 +1,8 @@
-//! Leader only: ends sessions that have lapsed, puts usage into the log, lets old things go.
+//! Leader only: ends sessions that have lapsed, has chunks repaired, puts usage into the log, lets
+//! old things go.
 
 use crate::leader::Leader;
+use crate::repair::Repairs;
 use crate::rpc::Usage;
 use common::limits::{SESSION_MS, TRASH_MS};
 use master_core::Command;
@@ -24,12 +26,15 @@ const CLIENT_MS: u64 = 3600 * 1000;
 pub async fn run(leader: Arc<Leader>, usage: impl Fn() -> Vec<(common::StoreId, u64, u64)> + Send + 'static) {
     let mut used = Instant::now();
     let mut expired = Instant::now();
+    let mut repairs = Repairs::default();
     loop {
         tokio::time::sleep(TICK).await;
         let Some(term) = leader.begin_if_new() else {
+            repairs = Repairs::default();
             continue;
         };
         end_lapsed(&leader, term).await;
+        repairs.tick(&leader, term).await;
         if used.elapsed() > USAGE_EVERY {
             used = Instant::now();
             put_usage(&leader, usage()).await;

@@ -29,6 +29,7 @@ enum Hit {
     Server,
     Pause,
     Everything,
+    Lost,
     FullDisk,
 }
 
@@ -54,11 +55,15 @@ pub const DRILLS: &[Drill] = &[
     },
     Drill { name: "server-pause", what: "SIGSTOP of a chunkserver's worker for 6 s", hit: Hit::Pause },
     Drill { name: "kill-all", what: "kill -9 of every process at once, then a start", hit: Hit::Everything },
+    Drill { name: "store-lost", what: "a chunkserver is killed and never comes back", hit: Hit::Lost },
     Drill { name: "full-disk", what: "everything on one small disk, until it is full", hit: Hit::FullDisk },
 ];
 
 /// How long the load runs before and after the blow.
 const SETTLE: Duration = Duration::from_millis(1000);
+
+/// Every chunk has all its members within this after a blow.
+const WHOLE_WITHIN: Duration = Duration::from_secs(120);
 
 /// What repeats of one drill came to.
 #[derive(Default)]
@@ -69,6 +74,8 @@ struct Sum {
     acked: u64,
     verified: u64,
     recovery: Vec<Duration>,
+    /// From the blow until every chunk had all its members again.
+    whole: Vec<Duration>,
 }
 
 /// Runs a drill `repeats` times on a fresh cluster below `dir`, which goes away if all was well.
@@ -162,6 +169,7 @@ async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) ->
     };
     tokio::time::sleep(Duration::from_millis(wait)).await;
     load.mark();
+    let struck = Instant::now();
     let down = strike(drill.hit, cluster, &client, &load).await?;
     let after = match drill.hit {
         Hit::Pause => Duration::from_secs(8),
@@ -175,11 +183,16 @@ async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) ->
         sum.recovery.push(began.elapsed());
     }
     tokio::time::sleep(after).await;
-    for name in down {
-        cluster.start(&name)?;
+    for name in down.iter().filter(|_| drill.hit != Hit::Lost) {
+        cluster.start(name)?;
     }
     let Report { gaps, calm, acked } = load.stop().await?;
-    let client = cluster.healthy().await?;
+    let client = match drill.hit {
+        Hit::Lost => client,
+        _ => cluster.healthy().await?,
+    };
+    whole(&client).await?;
+    sum.whole.push(struck.elapsed());
     sum.gaps.extend(gaps);
     for (kind, longest) in calm {
         let known = sum.calm.entry(kind).or_default();
@@ -187,7 +200,23 @@ async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) ->
     }
     sum.acked += acked.len() as u64;
     sum.verified += load::verify(&client, round, put_blocks, &acked).await?;
+    for name in down.iter().filter(|_| drill.hit == Hit::Lost) {
+        cluster.start(name)?;
+    }
     load::remove(&client, round).await
+}
+
+/// Waits until every chunk has all its members.
+async fn whole(client: &client::Client) -> anyhow::Result<()> {
+    let began = Instant::now();
+    while client.status().await?.degraded > 0 || client.repairs().await?.1 > 0 {
+        if began.elapsed() > WHOLE_WITHIN {
+            let (items, count) = client.repairs().await?;
+            bail!("{count} chunks still lack members: {:?}", items.first());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Strikes; gives the servers that must be started again.
@@ -204,7 +233,7 @@ async fn strike(
             cluster.kill(&name)?;
             Ok(vec![name])
         }
-        Hit::Worker | Hit::Server | Hit::Pause => {
+        Hit::Worker | Hit::Server | Hit::Lost | Hit::Pause => {
             let name = victim(cluster, client, load).await?;
             match hit {
                 Hit::Worker => {
@@ -212,7 +241,7 @@ async fn strike(
                     signal(pid, "KILL")?;
                     Ok(vec![name])
                 }
-                Hit::Server => {
+                Hit::Server | Hit::Lost => {
                     cluster.kill(&name)?;
                     // As `cairn up` does when it sees the end of a parent.
                     let config = cluster.config_of(&name);
@@ -312,6 +341,13 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
             quantile(&recovery, 1.0)
         );
     }
+    let mut whole = sum.whole.clone();
+    whole.sort_unstable();
+    println!(
+        "  all members again after p50 {:>6.1} s    max {:>7.1} s",
+        quantile(&whole, 0.5) / 1e3,
+        quantile(&whole, 1.0) / 1e3
+    );
     // When everything is killed nothing can answer: there errors are allowed, and not counted.
     let errors = if drill.hit == Hit::Everything { "errors allowed" } else { "errors 0" };
     println!(

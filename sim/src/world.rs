@@ -16,6 +16,7 @@ use common::wire::chunk_chunk::Peer;
 use common::wire::chunk_master::{Register, StoreReply};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{MasterReply, Mutation};
+use common::wire::frame::Kind;
 use common::wire::{ChunkConfig, Piece};
 use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, SessionId, Span, StoreId, Time};
 use master_core::{Command, Entry, Metadata, Reply};
@@ -58,6 +59,7 @@ enum Event {
     Wake { store: usize, life: u64 },
     Client { client: usize },
     Read,
+    Tend,
     Restart { store: usize },
 }
 
@@ -164,6 +166,8 @@ pub struct World {
     next_read: u64,
     /// Reads that gave what they must.
     pub reads_done: u64,
+    /// Attempts to make a replica.
+    pub repairs_begun: u64,
     handle: ChunkHandle,
     options: Options,
     /// Connections deliver in order: when the last message arrives.
@@ -196,6 +200,7 @@ impl World {
             reads: BTreeMap::new(),
             next_read: READERS,
             reads_done: 0,
+            repairs_begun: 0,
             handle: ChunkHandle::HOLE,
             last_arrival: BTreeMap::new(),
             acked: vec![],
@@ -235,6 +240,7 @@ impl World {
         if world.options.append {
             world.later(Event::Read);
         }
+        world.later(Event::Tend);
         for n in 0..world.options.writers {
             let left = world.options.writes;
             let id = ClientId(n as u128 + 1);
@@ -372,6 +378,9 @@ impl World {
                 if self.servers[to_n].node.is_none() {
                     return self.deliver(to_n, n, Input::PeerLost { peer: to });
                 }
+                assert_eq!(msg.invalid(), None, "{from} says what {to} will not hear: {msg:?}");
+                let bytes = common::wire::encode(&msg).len();
+                assert!(bytes <= Kind::Peer.body_bytes_max(), "{bytes} bytes: {msg:?}");
                 let data = data.concat().into();
                 self.trace.push(format!("{} {from}->{to} {}", self.now.0, name(&msg)));
                 self.deliver(n, to_n, Input::Peer { from, msg, data });
@@ -408,6 +417,9 @@ impl World {
                 Some(_) => Err(Refusal::new(Code::Busy, "it is alive")),
                 None => self.reconfigure(handle, epoch, vec![accused], None),
             },
+            (Ok(_), Ask::Join { epoch, learner, attempt }) => {
+                self.config_of(Command::Join { handle, epoch, learner, attempt })
+            }
             (Ok(_), Ask::Seal { epoch, length, .. }) => {
                 self.config_of(Command::Seal { handle, epoch, length })
             }
@@ -420,14 +432,54 @@ impl World {
             config.wait_ms = self.rng.random_range(0..100);
         }
         self.step(n, Input::Master { handle, answer });
-        // Removals reach whoever is alive with its next heartbeat.
+        self.heartbeats();
+    }
+
+    /// Orders and repairs reach whoever is alive with its next heartbeat.
+    fn heartbeats(&mut self) {
         for other in 0..self.servers.len() {
-            let (orders, _) = self.master.orders_for(self.servers[other].id, 1000);
-            if self.servers[other].node.is_some() && !orders.is_empty() {
-                let life = self.servers[other].life;
+            if self.servers[other].node.is_none() {
+                continue;
+            }
+            let (id, life) = (self.servers[other].id, self.servers[other].life);
+            let (orders, _) = self.master.orders_for(id, 1000);
+            if !orders.is_empty() {
                 self.later(Event::Step { store: other, life, input: Box::new(Input::Orders(orders)) });
             }
+            let repairs = self.master.repairs_for(id);
+            self.later(Event::Step { store: other, life, input: Box::new(Input::Repairs(repairs)) });
         }
+    }
+
+    /// What the steward does: an attempt for a chunk that lacks a member; one whose target is
+    /// down, and now and then any, is given up.
+    fn tend(&mut self) {
+        let next = self.now + Span::from_ms(self.rng.random_range(5..40));
+        self.at(next, Event::Tend);
+        let handle = self.handle;
+        let config = self.master.config(handle).expect("the chunk is not deleted");
+        let alive = |id: StoreId| self.servers[id.0 as usize - 1].node.is_some();
+        let dead: Vec<StoreId> = config.members.iter().copied().filter(|m| !alive(*m)).collect();
+        if !dead.is_empty() && self.rng.random_bool(0.3) {
+            // Too few may be left: then the chunk is frozen until somebody is back.
+            let _ = self.reconfigure(handle, config.epoch, dead, None);
+            return self.heartbeats();
+        }
+        match self.master.repair(handle) {
+            Some(repair) if !alive(repair.target) || self.rng.random_bool(0.05) => {
+                self.apply(Command::EndRepair { handle, attempt: repair.attempt });
+            }
+            Some(_) => {}
+            None if config.members.len() < self.options.replicas as usize => {
+                let reply = self.apply(Command::BeginRepair { handle, epoch: config.epoch });
+                if matches!(reply, Reply::Store(StoreReply::Done)) {
+                    self.trace.push(format!("{} repair {:?}", self.now.0, self.master.repair(handle)));
+                    self.repairs_begun += 1;
+                }
+            }
+            None => {}
+        }
+        self.heartbeats();
     }
 
     fn reconfigure(
@@ -630,7 +682,8 @@ impl World {
                 let back = self.now + Span::from_ms(self.rng.random_range(1..150));
                 self.at(back, Event::Restart { store: n });
             }
-            if kills == 0 && self.acked.len() == total && self.servers.iter().all(|s| s.node.is_some()) {
+            let alive = self.servers.iter().all(|s| s.node.is_some());
+            if kills == 0 && self.acked.len() == total && alive && self.is_whole() {
                 return;
             }
             let Some(Queued { at, event, .. }) = self.queue.pop() else {
@@ -654,6 +707,11 @@ impl World {
         panic!("stuck: {} of {total} writes are acknowledged at {}", self.acked.len(), self.now.0);
     }
 
+    /// Whether the chunk has all its members, and no attempt to make one is under way.
+    fn is_whole(&self) -> bool {
+        self.members().len() >= self.options.replicas as usize && self.master.repair(self.handle).is_none()
+    }
+
     fn event(&mut self, event: Event) {
         match event {
             Event::Step { store, life, input } if self.servers[store].life == life => {
@@ -670,6 +728,7 @@ impl World {
             }
             Event::Client { client } => self.client(client),
             Event::Read => self.begin_read(),
+            Event::Tend => self.tend(),
             Event::Restart { store } if self.servers[store].node.is_none() => self.restart(store),
             _ => {}
         }
@@ -891,5 +950,12 @@ fn name(msg: &Peer) -> &'static str {
         Peer::Adopted { .. } => "Adopted",
         Peer::Fetch { .. } => "Fetch",
         Peer::Fetched { .. } => "Fetched",
+        Peer::Copy { freeze: false, .. } => "Copy",
+        Peer::Copy { freeze: true, .. } => "Copy frozen",
+        Peer::CopyData { .. } => "CopyData",
+        Peer::CopyAnswers { .. } => "CopyAnswers",
+        Peer::CopiedAnswers { .. } => "CopiedAnswers",
+        Peer::Copied { .. } => "Copied",
+        Peer::CopyRefused { .. } => "CopyRefused",
     }
 }

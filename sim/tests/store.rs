@@ -496,7 +496,8 @@ fn garbage_is_freed() {
     one.write(1, Some(5), b"x");
     one.checkpoint();
     assert!(used(&one) <= 2 * 1_048_576, "{} bytes in use for one megabyte", used(&one));
-    let order = common::wire::chunk_master::Order { handle: ChunkHandle(1), epoch: Epoch::DELETED };
+    let order =
+        common::wire::chunk_master::Order { handle: ChunkHandle(1), epoch: Epoch::DELETED, discard: true };
     one.step(Input::Orders(vec![order]));
     one.settle();
     assert_eq!(used(&one), 0);

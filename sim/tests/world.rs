@@ -12,6 +12,7 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 }
 
 fn check(default: u64, options: Options) {
+    let mut repairs = 0;
     for seed in seeds(default) {
         let run = std::panic::catch_unwind(|| {
             let mut world = World::new(seed, options.clone());
@@ -19,12 +20,15 @@ fn check(default: u64, options: Options) {
             world.check_promises();
             world.kill_all();
             world.check_promises();
+            world.repairs_begun
         });
-        if let Err(panic) = run {
+        repairs += run.unwrap_or_else(|panic| {
             eprintln!("SEED={seed} reproduces this, with {options:?}");
-            std::panic::resume_unwind(panic);
-        }
+            std::panic::resume_unwind(panic)
+        });
     }
+    println!("{repairs} attempts to make a replica");
+    assert!(options.kills == 0 || options.replicas == 1 || repairs > 0, "nothing was ever repaired");
 }
 
 fn options() -> Options {
@@ -59,6 +63,16 @@ fn overwrites_under_power_failures() {
 #[test]
 fn a_single_replica_under_power_failures() {
     check(60, Options { stores: 1, replicas: 1, kills: 6, power: true, append: false, ..options() });
+}
+
+#[test]
+fn replicas_are_made_while_stores_die() {
+    check(60, Options { stores: 5, writes: 60, kills: 12, ..options() });
+}
+
+#[test]
+fn replicas_are_made_while_stores_lose_power() {
+    check(60, Options { stores: 5, writes: 60, kills: 12, power: true, append: false, ..options() });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::Peer;
-use common::wire::chunk_master::Order;
+use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::{ChunkHandle, Epoch, Refusal, Serial, SessionId, StoreId, Time};
 
@@ -66,6 +66,8 @@ pub enum Input {
     },
     /// What the masters want; answered by `Output::Confirmed`.
     Orders(Vec<Order>),
+    /// Chunks of which this store shall become a member: all of them.
+    Repairs(Vec<RepairOrder>),
     /// The disk has done something.
     Disk(DiskDone),
     /// The shell was asked to stop: write a checkpoint, so that the next start is quick.
@@ -141,6 +143,15 @@ pub enum Ask {
         length: u64,
         /// Last serial.
         serial: Serial,
+    },
+    /// I have stopped admitting, and this learner holds everything: a new epoch with it.
+    Join {
+        /// The epoch I know.
+        epoch: Epoch,
+        /// The learner.
+        learner: StoreId,
+        /// The masters' number of the attempt.
+        attempt: u64,
     },
 }
 

@@ -6,6 +6,7 @@
 mod checkpoint;
 mod held;
 pub mod io;
+mod learner;
 mod node;
 mod primary;
 mod reads;
@@ -13,5 +14,6 @@ mod secondary;
 pub mod state;
 pub mod store;
 mod takeover;
+mod teacher;
 
 pub use node::{ChunkView, Node, Stats};

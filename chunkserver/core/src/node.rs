@@ -3,6 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::held::{HeldPieces, Upstream, piece_len};
 use crate::io::{Ask, ConnId, Input, MasterAsk, Outbox, Output};
+use crate::learner::Learner;
 use crate::primary::Lead;
 use crate::reads::{PendingRead, ReadFor};
 use crate::secondary::Follow;
@@ -10,7 +11,7 @@ use crate::state::ChunkState;
 use crate::store::format::Record;
 use crate::store::{Event, PieceTicket, Recovered, Sort, Store, Ticket};
 use bytes::Bytes;
-use common::limits::{CHUNK_WAITING_MAX, REPLICATION_MAX};
+use common::limits::{CHUNK_WAITING_MAX, COMMIT_LOGGED_EVERY, REPLICATION_MAX};
 use common::wire::chunk_chunk::Peer;
 use common::wire::chunk_master::Order;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
@@ -52,7 +53,7 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    fn new(state: Arc<ChunkState>) -> Chunk {
+    pub(crate) fn new(state: Arc<ChunkState>) -> Chunk {
         Chunk {
             durable: state.last_point().1,
             logged_commit: state.committed(),
@@ -96,6 +97,10 @@ pub(crate) enum Timer {
     Piece(ChunkHandle),
     /// The primary has not answered a read's question.
     Read(ChunkHandle),
+    /// The primary has not answered a copy's question.
+    Copy(ChunkHandle),
+    /// A new member takes too long.
+    Unfreeze(ChunkHandle),
 }
 
 /// A chunk as administrators see it.
@@ -122,6 +127,10 @@ pub struct Stats {
     pub log_bytes: u64,
     /// Bytes held for commits.
     pub held_bytes: u64,
+    /// Chunks that are being copied here.
+    pub copies: u64,
+    /// Bytes that were copied here since the start.
+    pub copied_bytes: u64,
     /// Checksum mismatches found on reads.
     pub corrupt: u64,
 }
@@ -144,6 +153,9 @@ pub struct Node {
     /// Chunks whose secondaries' durability must be told to their primary.
     pub(crate) acks: BTreeSet<ChunkHandle>,
     pub(crate) corrupt: u64,
+    /// Chunks that are being copied to this store, and bytes that were.
+    pub(crate) learners: BTreeMap<ChunkHandle, Learner>,
+    pub(crate) copied_bytes: u64,
     reported_failure: bool,
     held_check: Time,
     /// When to look again whether segments can be zero-filled ahead.
@@ -171,6 +183,8 @@ impl Node {
             busy: BTreeSet::new(),
             acks: BTreeSet::new(),
             corrupt: 0,
+            learners: BTreeMap::new(),
+            copied_bytes: 0,
             reported_failure: false,
             held_check: Time(0),
             fill_at: None,
@@ -196,6 +210,7 @@ impl Node {
             Input::Master { handle, answer } => self.master_answers(handle, answer, out),
             Input::Session { session, until } => self.session = Some((session, until)),
             Input::Orders(orders) => self.orders(orders, out),
+            Input::Repairs(orders) => self.repairs(orders, out),
             Input::Disk(done) => {
                 for event in self.store.done(done, out) {
                     self.event(event, out);
@@ -235,6 +250,8 @@ impl Node {
             Timer::AskAgain(handle) => self.ask_again(handle, out),
             Timer::Piece(handle) => self.drain(handle, out),
             Timer::Read(handle) => self.reads_are_late(handle, out),
+            Timer::Copy(handle) => self.copy_is_late(handle, out),
+            Timer::Unfreeze(handle) => self.unfreeze_late(handle, out),
         }
     }
 
@@ -436,7 +453,9 @@ impl Node {
         let chunk = self.chunks.get_mut(&handle).expect("the chunk is here");
         let state = chunk.state_mut();
         state.removed = false;
+        let epoch = config.epoch;
         state.config = config;
+        self.copy_overtaken(handle, epoch);
         self.forget_applies(handle);
     }
 
@@ -452,6 +471,9 @@ impl Node {
             return;
         };
         chunk.asking = false;
+        if let Err(refusal) = &answer {
+            self.join_refused(handle, refusal.code, out);
+        }
         match answer {
             Err(refusal) => self.master_refused(handle, refusal, out),
             Ok(config) if !config.members.contains(&self.id) => self.not_a_member(handle, config.epoch, out),
@@ -505,7 +527,7 @@ impl Node {
 
     /// The store is no member of a chunk (any more).
     fn not_a_member(&mut self, handle: ChunkHandle, epoch: Epoch, out: &mut Outbox) {
-        self.remove(Order { handle, epoch }, Ticket::None, out);
+        self.remove(Order { handle, epoch, discard: false }, Ticket::None, out);
     }
 
     fn orders(&mut self, orders: Vec<Order>, out: &mut Outbox) {
@@ -516,14 +538,20 @@ impl Node {
 
     /// From this epoch on the store takes no part in the chunk; or the chunk is deleted.
     fn remove(&mut self, order: Order, ticket: Ticket, out: &mut Outbox) {
-        let Order { handle, epoch } = order;
+        let Order { handle, epoch, discard } = order;
         let floor = self.floors.entry(handle).or_insert(epoch);
         *floor = epoch.max(*floor);
-        self.store.record(&Record::Removed { handle, epoch }, ticket);
-        let Some(chunk) = self.chunks.get_mut(&handle) else {
-            return;
+        self.copy_overtaken(handle, epoch);
+        let stays = self.chunks.get(&handle).is_some_and(|c| c.config().epoch >= epoch);
+        let record = match discard && epoch != Epoch::DELETED {
+            true => Record::Discarded { handle, epoch },
+            false => Record::Removed { handle, epoch },
         };
-        if chunk.config().epoch >= epoch {
+        self.store.record(&record, ticket);
+        if stays {
+            return;
+        }
+        if !self.chunks.contains_key(&handle) {
             return;
         }
         let code = if epoch == Epoch::DELETED { Code::NoSuchChunk } else { Code::StaleEpoch };
@@ -533,7 +561,9 @@ impl Node {
         self.fail_reads(handle, code, out);
         self.forget_applies(handle);
         let placeholder = self.chunks[&handle].config().epoch.number() == 0;
-        if epoch == Epoch::DELETED || placeholder {
+        if discard || placeholder {
+            // A copy may be made of what goes now.
+            self.end_copy(handle);
             let chunk = self.chunks.remove(&handle).expect("it was here");
             let blocks = chunk.state.blocks();
             if !blocks.is_empty() {
@@ -563,6 +593,7 @@ impl Node {
             Event::Written(PieceTicket::Fetched(handle, serial, index, blocks)) => {
                 self.fetched_written(handle, (serial, index, blocks), out)
             }
+            Event::Written(PieceTicket::Copied(copy, blocks)) => self.copy_written(copy, blocks, out),
             Event::Written(PieceTicket::Homed(number)) => self.homed(number),
             Event::Read(job, result) => self.read_done(job, result, out),
             Event::Checkpoint(done) => self.checkpoint_event(done, out),
@@ -573,6 +604,7 @@ impl Node {
         match ticket {
             Ticket::None => {}
             Ticket::Free(blocks) => self.store.free(blocks),
+            Ticket::Installed(copy, blocks) => self.installed(copy, blocks, out),
             Ticket::Order(order) => out.push(Output::Confirmed(vec![order])),
             Ticket::Write(handle, point) => self.write_durable(handle, point, out),
             Ticket::Config(handle, epoch) => self.config_durable(handle, epoch, out),
@@ -594,7 +626,8 @@ impl Node {
         for (segment, block) in freed.shared {
             self.store.alloc.share(segment, block);
         }
-        if !freed.free.is_empty() {
+        let overdue = serial.0 - chunk.logged_commit.0 >= COMMIT_LOGGED_EVERY;
+        if !freed.free.is_empty() || overdue {
             chunk.logged_commit = serial;
             self.store.record(&Record::Committed { handle, serial }, Ticket::Free(freed.free));
         }
@@ -620,6 +653,8 @@ impl Node {
             used_bytes: self.store.used_bytes(),
             log_bytes: self.store.log.used(),
             held_bytes: self.held.bytes() as u64,
+            copies: self.learners.len() as u64,
+            copied_bytes: self.copied_bytes,
             corrupt: self.corrupt,
         }
     }

@@ -7,6 +7,7 @@ use crate::state::TailRecord;
 use crate::store::format::{Place, Record};
 use crate::store::{Sort, Ticket};
 use crate::takeover::Phase;
+use crate::teacher::Joining;
 use common::limits::{APPLY_TIMEOUT_MS, CHUNK_BYTES_MAX, CHUNK_WINDOW, INLINE_BYTES_MAX, WRITE_BYTES_MAX};
 use common::wire::chunk_chunk::{LogPoint, Origin, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
@@ -34,6 +35,8 @@ pub(crate) struct Lead {
     pub resolved: Serial,
     /// When something last moved.
     pub progress: Time,
+    /// A store is about to become a member; while it is, nothing is admitted.
+    pub joining: Option<Joining>,
     /// Clients that wait for the seal; while there are any, nothing is admitted.
     pub sealing: Vec<(ConnId, u64)>,
     /// The commit point that the secondaries were told.
@@ -56,6 +59,7 @@ impl Lead {
             replies: BTreeMap::new(),
             resolved: Serial(0),
             progress: now,
+            joining: None,
             sealing: vec![],
             told: Serial(0),
             fresh: false,
@@ -159,6 +163,9 @@ impl Node {
             // is committed.
             lead.replies.entry(request).or_default().push((ask.conn, ask.request));
             return;
+        }
+        if lead.joining.is_some() {
+            return self.park(handle, ask, out);
         }
         let at = offset.unwrap_or(chunk.state.length_with_tail());
         let end = at + len as u64;
@@ -540,6 +547,9 @@ impl Node {
             return reply(&ask, ClientChunkReply::Sealed { length }, out);
         }
         let lead = chunk.lead.as_mut().expect("led");
+        if lead.joining.is_some() {
+            return self.park(handle, ask, out);
+        }
         lead.sealing.push((ask.conn, ask.request));
         if chunk.state.tail.is_empty() {
             self.ask_seal(handle, out);

@@ -6,10 +6,11 @@ use crate::node::{Node, Timer, Waiting, handle_of, refuse, reply};
 use crate::store::format::Place;
 use crate::store::index::{Extent, Home, InlineRun};
 use crate::store::read::{Part, ReadResult, parts_of};
+use crate::teacher::Question;
 use bytes::Bytes;
 use common::limits::PIECE_BYTES_MAX;
 use common::wire::Piece;
-use common::wire::chunk_chunk::{Peer, WriteOp};
+use common::wire::chunk_chunk::{LogPoint, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::{ChunkHandle, Code, Epoch, Refusal, Serial, Span, StoreId};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub(crate) struct PendingRead {
 #[derive(Clone, Debug)]
 pub(crate) enum ReadFor {
     Client { conn: ConnId, request: u64, handle: ChunkHandle },
+    Copy { question: Question, at: u32, committed: LogPoint, length: u32 },
     Fetch { to: StoreId, handle: ChunkHandle, epoch: Epoch, op: WriteOp, index: u16 },
 }
 
@@ -150,6 +152,9 @@ impl Node {
                     ),
                 };
                 out.push(Output::Reply { conn, request, msg, data });
+            }
+            ReadFor::Copy { question, at, committed, length } => {
+                self.copy_read(question, at, committed, length, result, out)
             }
             ReadFor::Fetch { to, handle, epoch, op, index } => {
                 let (piece, data) = match result {

@@ -85,6 +85,18 @@ impl Node {
                 self.adopt_asked(from, handle, epoch, keep, committed, out)
             }
             Peer::Adopted { handle, epoch } => self.adopted(from, handle, epoch, out),
+            Peer::Copy { copy, nonce, since, from: at, freeze } => {
+                self.copy_asked((from, copy, nonce), since, at, freeze, out)
+            }
+            Peer::CopyData { copy, nonce, piece, committed, length } => {
+                self.copy_data((from, copy, nonce), piece, committed, length, data, out)
+            }
+            Peer::CopyAnswers { copy, nonce, after } => self.answers_asked((from, copy, nonce), after, out),
+            Peer::CopiedAnswers { copy, nonce, answers, more } => {
+                self.copied_answers((from, copy, nonce), answers, more, out)
+            }
+            Peer::Copied { copy, point } => self.copied(from, copy, point, out),
+            Peer::CopyRefused { copy, code } => self.copy_refused(from, copy, code),
             Peer::Fetch { handle, epoch, serial, index } => {
                 self.fetch_asked(from, handle, epoch, serial, index, out)
             }

@@ -160,6 +160,24 @@ impl ChunkState {
         entries
     }
 
+    /// The chunk that `dump` made these entries of.
+    pub fn from_dump(entries: Vec<CheckpointEntry>) -> Option<ChunkState> {
+        let mut entries = entries.into_iter();
+        let Some(CheckpointEntry::Chunk(dump)) = entries.next() else { return None };
+        let mut state = ChunkState::restore(dump);
+        for entry in entries {
+            let good = match entry {
+                CheckpointEntry::Extents(list) => state.extents.restore(list),
+                CheckpointEntry::Tail(op, place) => state.restore_tail(op, place),
+                _ => false,
+            };
+            if !good {
+                return None;
+            }
+        }
+        Some(state)
+    }
+
     /// From a checkpoint; extents and tail follow.
     pub fn restore(dump: ChunkDump) -> ChunkState {
         let answers = dump.answers.into_iter().map(|a| (a.client, a)).collect();

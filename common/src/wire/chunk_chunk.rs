@@ -2,7 +2,7 @@
 
 use super::frame::Kind;
 use super::{ChunkConfig, Message, Piece};
-use crate::limits::{CHUNK_BYTES_MAX, CHUNK_WINDOW, INLINE_BYTES_MAX, WRITE_BYTES_MAX};
+use crate::limits::{CHUNK_ANSWERS_MAX, CHUNK_BYTES_MAX, INLINE_BYTES_MAX, TAIL_MAX, WRITE_BYTES_MAX};
 use crate::{ChunkHandle, ClientId, Code, Epoch, RequestId, Serial, StoreId};
 use bincode::{Decode, Encode};
 
@@ -215,7 +215,81 @@ pub enum Peer {
         /// Checksums of the payload; `None` if it cannot be had.
         piece: Option<Piece>,
     },
+    /// Learner to primary: the next committed bytes, please.
+    Copy {
+        /// Which copy.
+        copy: CopyId,
+        /// Names the question.
+        nonce: u64,
+        /// Only what was written after this serial.
+        since: Serial,
+        /// Only from this byte on.
+        from: u32,
+        /// Nothing shall change any more: this is the last round.
+        freeze: bool,
+    },
+    /// Primary to learner: bytes of the chunk, the payload.
+    CopyData {
+        /// Which copy.
+        copy: CopyId,
+        /// The question that this answers.
+        nonce: u64,
+        /// The bytes and where they lie; `None` if there are none from there on.
+        piece: Option<(u32, Piece)>,
+        /// The last committed record when the bytes were looked up.
+        committed: LogPoint,
+        /// Bytes of the chunk.
+        length: u32,
+    },
+    /// Learner to primary, in the last round: the remembered answers after this client's, please.
+    CopyAnswers {
+        /// Which copy.
+        copy: CopyId,
+        /// Names the question.
+        nonce: u64,
+        /// The last client that is known.
+        after: Option<ClientId>,
+    },
+    /// Primary to learner: remembered answers, by client.
+    CopiedAnswers {
+        /// Which copy.
+        copy: CopyId,
+        /// The question that this answers.
+        nonce: u64,
+        /// At most `COPY_ANSWERS_MAX`.
+        answers: Vec<Answers>,
+        /// Whether there are more.
+        more: bool,
+    },
+    /// Learner to primary: everything up to here is durable here.
+    Copied {
+        /// Which copy.
+        copy: CopyId,
+        /// The last record.
+        point: LogPoint,
+    },
+    /// Primary to learner: this copy comes to nothing; the masters begin another.
+    CopyRefused {
+        /// Which copy.
+        copy: CopyId,
+        /// Why.
+        code: Code,
+    },
 }
+
+/// Names an attempt to make a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct CopyId {
+    /// The chunk.
+    pub handle: ChunkHandle,
+    /// The epoch that it begins from.
+    pub epoch: Epoch,
+    /// The masters' number.
+    pub attempt: u64,
+}
+
+/// Most clients whose answers travel in one message.
+pub const COPY_ANSWERS_MAX: usize = 4;
 
 impl Peer {
     /// Why this cannot be said, if so, whatever the receiver's state. The payload is checked apart.
@@ -233,7 +307,7 @@ impl Peer {
                 // One serial after another, and the last is the last.
                 let serials = (committed.0..).skip(1);
                 fits(committed)
-                    && tail.len() <= CHUNK_WINDOW
+                    && tail.len() <= TAIL_MAX
                     && tail.iter().zip(serials).all(|((_, serial), n)| serial.0 == n)
                     && tail.last().map_or(last.1 == *committed, |end| end == last)
             }
@@ -242,6 +316,17 @@ impl Peer {
             Peer::Commit { committed, .. } => fits(committed),
             Peer::Fetch { serial, .. } => fits(serial),
             Peer::Fetched { op, .. } => op.invalid().is_none(),
+            Peer::Copy { since, from, .. } => fits(since) && *from as u64 <= CHUNK_BYTES_MAX,
+            Peer::CopyData { piece, committed, length, .. } => {
+                let within = |(at, piece): &(u32, Piece)| *at as u64 + piece.len as u64 <= *length as u64;
+                fits(&committed.1) && *length as u64 <= CHUNK_BYTES_MAX && piece.as_ref().is_none_or(within)
+            }
+            Peer::CopiedAnswers { answers, .. } => {
+                answers.len() <= COPY_ANSWERS_MAX
+                    && answers.iter().all(|a| a.answers.len() <= CHUNK_ANSWERS_MAX)
+            }
+            Peer::Copied { point, .. } => fits(&point.1),
+            Peer::CopyAnswers { .. } | Peer::CopyRefused { .. } => true,
             Peer::Forward { .. } | Peer::Held { .. } | Peer::AskCommit { .. } | Peer::Adopted { .. } => true,
         };
         (!good).then_some(Code::BadArgument)

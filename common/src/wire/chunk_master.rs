@@ -55,6 +55,18 @@ pub struct Order {
     pub handle: ChunkHandle,
     /// The store is no member from this epoch on; `Epoch::DELETED` deletes the chunk.
     pub epoch: Epoch,
+    /// The copy is of no use any more and goes. Always so when the chunk is deleted.
+    pub discard: bool,
+}
+
+/// The master wants a store to become a member of a chunk: it copies from the primary, which then
+/// proposes it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RepairOrder {
+    /// The chunk as it is, without the store.
+    pub config: ChunkConfig,
+    /// Names the attempt; never given twice.
+    pub attempt: u64,
 }
 
 /// Chunkserver to master.
@@ -120,6 +132,20 @@ pub enum StoreRequest {
         /// Last serial.
         serial: Serial,
     },
+    /// The primary has stopped admitting, and this learner holds everything that was ever
+    /// acknowledged: a new epoch with it, please.
+    Join {
+        /// Who asks.
+        store: StoreId,
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// The new member.
+        learner: StoreId,
+        /// The attempt.
+        attempt: u64,
+    },
 }
 
 /// Master to chunkserver.
@@ -140,6 +166,8 @@ pub enum StoreReply {
         session_ms: u64,
         /// To be carried out before the deadline moves.
         orders: Vec<Order>,
+        /// Chunks of which the store shall become a member: all that are under way.
+        repairs: Vec<RepairOrder>,
         /// Version of the store table.
         table: u64,
         /// The stores, if the version differs.

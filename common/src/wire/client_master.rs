@@ -3,7 +3,7 @@
 use super::frame::Kind;
 use super::{ChunkConfig, Message, StoreInfo};
 use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX, REPLICATION_MAX};
-use crate::{ChunkHandle, Code, Epoch, FileId, RequestId};
+use crate::{ChunkHandle, Code, Epoch, FileId, RequestId, StoreId};
 use bincode::{Decode, Encode};
 
 /// A path from the root: bytes, `/` between names. `/` alone is the root.
@@ -89,7 +89,29 @@ pub enum MasterRequest {
         /// Its id.
         id: u64,
     },
+    /// Chunks that lack members: what is done, and what waits and why. The leader answers.
+    Repairs,
 }
+
+/// A chunk that lacks members.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RepairItem {
+    /// The chunk.
+    pub handle: ChunkHandle,
+    /// Members that are not dead.
+    pub live: u8,
+    /// Members that it should have.
+    pub want: u8,
+    /// The store that is becoming a member.
+    pub target: Option<StoreId>,
+    /// For how long the leader has known of it, in milliseconds.
+    pub ms: u64,
+    /// What it waits for; empty if nothing.
+    pub why: String,
+}
+
+/// Most chunks in an answer about repairs.
+pub const REPAIR_ITEMS_MAX: usize = 1000;
 
 /// A change of the name space.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -416,6 +438,13 @@ pub enum MasterReply {
     Policy(Policy),
     /// State of the master that answers.
     Status(Status),
+    /// Chunks that lack members.
+    Repairs {
+        /// The riskiest first, at most `REPAIR_ITEMS_MAX`.
+        items: Vec<RepairItem>,
+        /// How many there are in all, as far as the leader has looked.
+        count: u64,
+    },
     /// No.
     Refused {
         /// Why.

@@ -87,7 +87,7 @@ impl Metadata {
         Ok(handle)
     }
 
-    fn intern(&mut self, members: Vec<StoreId>) -> u32 {
+    pub(crate) fn intern(&mut self, members: Vec<StoreId>) -> u32 {
         if let Some(id) = self.set_ids.get(&members) {
             return *id;
         }
@@ -135,6 +135,7 @@ impl Metadata {
         chunk.set = self.intern(stay);
         let now = chunk.epoch;
         self.chunks.insert(handle, chunk);
+        self.repairs.remove(&handle);
         for id in leaving {
             self.order(id, handle, now);
         }
@@ -174,9 +175,11 @@ impl Metadata {
         for id in self.sets[&chunk.set].clone() {
             self.order(id, handle, Epoch::DELETED);
         }
-        // Members that left and hold a stale copy are told too.
-        for (id, _) in self.removed_from(handle) {
+        // Who left and holds an old copy is told too, and who was about to become a member.
+        for id in self.stale_of(handle) {
+            self.stale.remove(&(handle, id));
             self.order(id, handle, Epoch::DELETED);
         }
+        self.repairs.remove(&handle);
     }
 }

@@ -73,6 +73,31 @@ pub enum Command {
         /// Bytes.
         length: u64,
     },
+    /// Begins an attempt to give a chunk one more member.
+    BeginRepair {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// An attempt comes to nothing.
+    EndRepair {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Which.
+        attempt: u64,
+    },
+    /// A copy becomes a member.
+    Join {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The store.
+        learner: StoreId,
+        /// Which attempt.
+        attempt: u64,
+    },
     /// Drops what is old; bounded work.
     Expire {
         /// Trash that went in before this log time.

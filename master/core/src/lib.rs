@@ -9,6 +9,7 @@ pub mod command;
 mod namespace;
 mod nodes;
 pub mod placement;
+mod repair;
 mod sessions;
 mod snapshot;
 mod trash;
@@ -17,6 +18,7 @@ pub use chunks::Chunk;
 pub use command::{Command, Entry, Reply};
 pub use namespace::{Body, Inode};
 pub use nodes::{Store, StoreState};
+pub use repair::Repair;
 
 use common::wire::chunk_master::Order;
 use common::wire::client_master::{MasterReply, Policy};
@@ -67,10 +69,15 @@ pub struct Metadata {
     /// Removals that stores must be told, and have not confirmed, in the session in which they
     /// might still serve.
     orders: OrdMap<(StoreId, ChunkHandle), (Epoch, SessionId)>,
-    /// Deletions that stores must be told, and have not confirmed.
-    deletions: OrdMap<(StoreId, ChunkHandle), ()>,
+    /// Copies that must go, and have not been confirmed to be gone: all below this epoch.
+    deletions: OrdMap<(StoreId, ChunkHandle), Epoch>,
     /// The same by chunk: who must be waited for.
     removed: OrdMap<(ChunkHandle, StoreId), SessionId>,
+    /// Attempts to make replicas.
+    repairs: OrdMap<ChunkHandle, Repair>,
+    next_attempt: u64,
+    /// Stores that are no members and may hold an old copy.
+    stale: OrdMap<(ChunkHandle, StoreId), ()>,
 }
 
 /// The digest is kept at each multiple of so many entries, for comparison between masters.
@@ -115,6 +122,9 @@ impl Metadata {
             orders: OrdMap::new(),
             deletions: OrdMap::new(),
             removed: OrdMap::new(),
+            repairs: OrdMap::new(),
+            next_attempt: 1,
+            stale: OrdMap::new(),
         }
     }
 
@@ -145,6 +155,11 @@ impl Metadata {
                 store(self.reconfigure(*handle, *epoch, remove, *primary))
             }
             Command::Seal { handle, epoch, length } => store(self.seal(*handle, *epoch, *length)),
+            Command::BeginRepair { handle, epoch } => store(self.begin_repair(*handle, *epoch, entry.salt)),
+            Command::EndRepair { handle, attempt } => store(self.end_repair(*handle, *attempt)),
+            Command::Join { handle, epoch, learner, attempt } => {
+                store(self.join(*handle, *epoch, *learner, *attempt))
+            }
             Command::Expire { trash_before_ns, unnamed_before_ns, clients_before_ns, budget } => {
                 self.expire(*trash_before_ns, *unnamed_before_ns, *clients_before_ns, *budget);
                 Reply::Master(MasterReply::Done)
@@ -197,6 +212,11 @@ impl Metadata {
             assert!(!members.is_empty(), "{handle} has no members");
             assert!(members.contains(&chunk.primary), "{handle}: its primary is no member");
         }
+        for (handle, repair) in self.repairs.iter() {
+            let chunk = self.chunks.get(handle).expect("what is repaired exists");
+            assert_eq!(chunk.epoch, repair.epoch, "{handle}: a repair of an older epoch");
+            assert!(!self.members_of(chunk).contains(&repair.target), "{handle}: a member is to become one");
+        }
         for (store, handle) in self.orders.keys() {
             if let Some(chunk) = self.chunks.get(handle) {
                 assert!(!self.members_of(chunk).contains(store), "{store} is ordered off {handle}");
@@ -209,11 +229,19 @@ impl Metadata {
     pub fn orders_for(&self, store: StoreId, limit: usize) -> (Vec<Order>, bool) {
         let range = (store, ChunkHandle(0))..=(store, ChunkHandle(u64::MAX));
         let removals = self.orders.range(range.clone());
-        let mut removals = removals.map(|((_, handle), (epoch, _))| Order { handle: *handle, epoch: *epoch });
+        let mut removals = removals.map(|((_, handle), (epoch, _))| Order {
+            handle: *handle,
+            epoch: *epoch,
+            discard: false,
+        });
         let mut orders: Vec<Order> = removals.by_ref().take(limit).collect();
         let all = removals.next().is_none();
         let deletions = self.deletions.range(range).take(limit - orders.len());
-        orders.extend(deletions.map(|((_, handle), ())| Order { handle: *handle, epoch: Epoch::DELETED }));
+        orders.extend(deletions.map(|((_, handle), epoch)| Order {
+            handle: *handle,
+            epoch: *epoch,
+            discard: true,
+        }));
         (orders, all)
     }
 

@@ -190,7 +190,7 @@ impl Metadata {
         }
         for order in orders {
             let key = (id, order.handle);
-            if order.epoch == Epoch::DELETED {
+            if order.discard && self.deletions.get(&key).is_some_and(|epoch| *epoch <= order.epoch) {
                 self.deletions.remove(&key);
             }
             if self.orders.get(&key).is_some_and(|(epoch, _)| *epoch <= order.epoch) {
@@ -207,9 +207,10 @@ impl Metadata {
         if epoch == Epoch::DELETED {
             self.orders.remove(&(id, handle));
             self.removed.remove(&(handle, id));
-            self.deletions.insert((id, handle), ());
+            self.deletions.insert((id, handle), Epoch::DELETED);
             return;
         }
+        self.stale.insert((handle, id), ());
         // A store without a session serves nothing, and asks about each chunk when it returns.
         if let Some(session) = self.stores.get(&id).and_then(|s| s.session()) {
             self.orders.insert((id, handle), (epoch, session));

@@ -72,6 +72,22 @@ pub fn place(state: &Metadata, wish: &Wish) -> Vec<StoreId> {
     chosen.into_iter().map(|(id, _)| id).collect()
 }
 
+/// A store for one more replica beside these members; one that holds an old copy if it can be.
+pub fn place_one(state: &Metadata, wish: &Wish, members: &[StoreId], stale: &[StoreId]) -> Option<StoreId> {
+    let of = |id: &StoreId| state.store(*id);
+    let servers: BTreeSet<ServerId> = members.iter().filter_map(of).map(|s| s.server).collect();
+    let racks: BTreeSet<&str> = members.iter().filter_map(of).map(|s| s.register.rack.as_str()).collect();
+    let taken = |s: &Store| racks.contains(s.register.rack.as_str());
+    let left = || state.all_stores().filter(|(_, s)| usable(s, wish) && !servers.contains(&s.server));
+    let other_rack = left().any(|(_, s)| !taken(s));
+    let allowed = left().filter(|(_, s)| !other_rack || !taken(s));
+    let score = |id: StoreId, store: &Store| {
+        let widens = members.iter().any(|m| state.widens_scatter(*m, id));
+        (!stale.contains(&id), widens, store.recent, store.permille(), mix(wish.salt, id))
+    };
+    allowed.min_by_key(|(id, s)| score(*id, s)).map(|(id, _)| id)
+}
+
 fn usable(store: &Store, wish: &Wish) -> bool {
     let free = store.register.capacity.saturating_sub(store.register.used);
     store.session().is_some()

@@ -1,7 +1,7 @@
 //! The state as bytes, and back. Made from a clone, in the background.
 
 use crate::trash::Trashed;
-use crate::{Chunk, Inode, Metadata, Store, sessions};
+use crate::{Chunk, Inode, Metadata, Repair, Store, sessions};
 use bincode::{Decode, Encode};
 use common::wire::client_master::Policy;
 use common::{ChunkHandle, ClientId, Code, Epoch, FileId, ServerId, SessionId, StoreId};
@@ -43,7 +43,10 @@ enum Part {
     Trash(Vec<((u64, FileId), Trashed)>),
     Unnamed(Vec<(FileId, u64)>),
     Orders(Vec<((StoreId, ChunkHandle), (Epoch, SessionId))>),
-    Deletions(Vec<((StoreId, ChunkHandle), ())>),
+    Deletions(Vec<((StoreId, ChunkHandle), Epoch)>),
+    Repairs(Vec<(ChunkHandle, Repair)>),
+    NextAttempt(u64),
+    Stale(Vec<((ChunkHandle, StoreId), ())>),
 }
 
 impl Metadata {
@@ -82,6 +85,9 @@ impl Metadata {
         parts(&self.unnamed, Part::Unnamed, &mut out);
         parts(&self.orders, Part::Orders, &mut out);
         parts(&self.deletions, Part::Deletions, &mut out);
+        parts(&self.repairs, Part::Repairs, &mut out);
+        out(Part::NextAttempt(self.next_attempt));
+        parts(&self.stale, Part::Stale, &mut out);
     }
 
     /// The state that `encode` made these parts of.
@@ -107,6 +113,9 @@ impl Metadata {
                 Part::Unnamed(list) => state.unnamed.extend(list),
                 Part::Orders(list) => state.restore_orders(list),
                 Part::Deletions(list) => state.deletions.extend(list),
+                Part::Repairs(list) => state.repairs.extend(list),
+                Part::NextAttempt(next) => state.next_attempt = next,
+                Part::Stale(list) => state.stale.extend(list),
             }
         }
         if headed { Ok(state) } else { Err(Code::BadBody) }

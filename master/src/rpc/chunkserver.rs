@@ -59,6 +59,10 @@ impl Rpc {
             StoreRequest::Silent { store, handle, epoch, accused } => {
                 self.silent(store, handle, epoch, accused).await
             }
+            // Decided by the entry alone: a refusal of it must be final.
+            StoreRequest::Join { handle, epoch, learner, attempt, .. } => {
+                self.propose(Command::Join { handle, epoch, learner, attempt }, None).await
+            }
             StoreRequest::Seal { store, handle, epoch, length, .. } => match self.read_config(handle).await {
                 Ok(config) if config.primary != store => refused(Refusal::new(Code::NotPrimary, handle)),
                 Ok(_) => self.propose(Command::Seal { handle, epoch, length }, None).await,
@@ -123,16 +127,16 @@ impl Rpc {
             }
             let (orders, all) = state.orders_for(store, ORDERS_MAX);
             let stores = (state.table_version() != table).then(|| state.store_table());
-            Ok(Some((orders, all, state.table_version(), stores)))
+            Ok(Some((orders, all, state.repairs_for(store), state.table_version(), stores)))
         });
         match renewed.await {
             Err(reply) => reply,
             Ok(None) => StoreReply::Lapsed,
-            Ok(Some((orders, all, table, stores))) => {
+            Ok(Some((orders, all, repairs, table, stores))) => {
                 self.usage.0.lock().expect("never poisoned").insert(store, (capacity, used));
                 // With orders still to come the deadline does not move; the next heartbeat does it.
                 let session_ms = if all { SESSION_MS } else { 0 };
-                StoreReply::Renewed { session_ms, orders, table, stores }
+                StoreReply::Renewed { session_ms, orders, repairs, table, stores }
             }
         }
     }

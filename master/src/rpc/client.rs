@@ -59,6 +59,10 @@ impl Rpc {
                 self.query(|s| Ok(MasterReply::Trash(s.list_trash(after, limit)))).await
             }
             MasterRequest::PrimarySilent { handle, epoch } => self.primary_silent(handle, epoch).await,
+            MasterRequest::Repairs => {
+                let (items, count) = self.leader.repairs.lock().expect("never poisoned").clone();
+                self.query(|_| Ok(MasterReply::Repairs { items, count })).await
+            }
             MasterRequest::Status => MasterReply::Status(self.status().await),
             MasterRequest::AddMaster { id, addr } => self.add_master(id, addr).await,
             MasterRequest::RemoveMaster { id } => self.remove_master(id).await,

@@ -125,6 +125,30 @@ pub enum Record {
         /// The floor.
         epoch: Epoch,
     },
+    /// A whole copy of a chunk, in place of whatever was here.
+    Install {
+        /// The chunk, as in a checkpoint.
+        dump: Vec<CheckpointEntry>,
+        /// Where the bytes are that were copied for it, with their checksums.
+        runs: Vec<Run>,
+    },
+    /// A copy below this epoch is of no use any more, and gone.
+    Discarded {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The floor.
+        epoch: Epoch,
+    },
+}
+
+impl Record {
+    /// The runs of extents that it names.
+    pub fn runs(&self) -> &[Run] {
+        match self {
+            Record::Write { place: Place::Runs(runs), .. } | Record::Install { runs, .. } => runs,
+            _ => &[],
+        }
+    }
 }
 
 /// Where the bytes of a write are.

@@ -3,6 +3,7 @@
 use super::alloc::Blocks;
 use super::format::{ExtentDump, Place};
 use bytes::Bytes;
+use common::Serial;
 use common::limits::BLOCK_BYTES;
 use common::wire::chunk_chunk::LogPoint;
 use std::sync::Arc;
@@ -165,6 +166,26 @@ impl Extents {
                 if e.end() > to { e.head(to - e.offset) } else { e }
             })
             .collect()
+    }
+
+    /// The first bytes from `from` on that were written after a serial, at most `max` that lie
+    /// together: from where to where.
+    pub fn changed(&self, from: u32, since: Serial, max: u32) -> Option<(u32, u32)> {
+        let first = self.0.partition_point(|e| e.end() <= from);
+        let mut found: Option<(u32, u32)> = None;
+        for extent in &self.0[first..] {
+            let changed = extent.last.1 > since;
+            match &mut found {
+                None if changed => found = Some((extent.offset.max(from), extent.end())),
+                None => {}
+                Some((_, end)) if changed && *end == extent.offset => *end = extent.end(),
+                Some(_) => break,
+            }
+            if found.is_some_and(|(start, end)| end - start >= max) {
+                break;
+            }
+        }
+        found.map(|(start, end)| (start, end.min(start + max)))
     }
 
     /// Puts the bytes of a write over whatever was there.

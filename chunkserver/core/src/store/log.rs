@@ -64,7 +64,7 @@ impl<T> Log<T> {
 
     /// Queues a record; the ticket comes back when it is durable.
     pub fn push(&mut self, record: &Record, ticket: T) {
-        let has_extents = matches!(record, Record::Write { place: super::format::Place::Runs(_), .. });
+        let has_extents = !record.runs().is_empty();
         let record = common::wire::to_vec(record);
         assert!(record.len() + 4 + GROUP_HEADER_BYTES <= LOG_GROUP_BYTES_MAX, "record too long");
         self.queue_bytes += record.len();

@@ -16,7 +16,7 @@ use common::limits::{
     BLOCK_BYTES, EXTENT_SEGMENT_BYTES, EXTENTS_AHEAD_BYTES, LOG_SEGMENT_BYTES, LOG_SEGMENTS,
     PROMISED_BYTES_MAX,
 };
-use common::wire::chunk_chunk::LogPoint;
+use common::wire::chunk_chunk::{CopyId, LogPoint};
 use common::wire::chunk_master::Order;
 use common::{ChunkHandle, Code, Epoch, RequestId, Serial, Span, Time};
 use crc::CrcTable;
@@ -78,6 +78,8 @@ pub enum Ticket {
     Order(Order),
     /// A commit point: blocks that it frees.
     Free(Vec<Blocks>),
+    /// A whole copy, and the blocks that it frees.
+    Installed(CopyId, Vec<Blocks>),
 }
 
 /// What the store has to tell the node.
@@ -110,6 +112,8 @@ pub enum PieceTicket {
     Held(RequestId, u16),
     /// A fetched piece.
     Fetched(ChunkHandle, Serial, u16, Blocks),
+    /// A piece of a copy.
+    Copied(CopyId, Blocks),
     /// Bytes that a checkpoint moves home.
     Homed(u64),
 }
@@ -235,6 +239,31 @@ impl Store {
             None if self.is_full() => Err(Code::DiskFull),
             None => Err(Code::Busy),
         }
+    }
+
+    /// What was held is held otherwise from now on: more references are counted at once; gives
+    /// those that are to be freed when that is durable.
+    pub fn exchange(&mut self, held: Vec<Blocks>, wanted: Vec<Blocks>) -> Vec<Blocks> {
+        let mut balance: BTreeMap<(u32, u32), i64> = BTreeMap::new();
+        let mut count = |list: Vec<Blocks>, by: i64| {
+            for b in list {
+                for block in b.block..b.block + b.count {
+                    *balance.entry((b.segment, block)).or_insert(0) += by;
+                }
+            }
+        };
+        count(held, 1);
+        count(wanted, -1);
+        let mut free = vec![];
+        for ((segment, block), n) in balance {
+            for _ in 0..-n {
+                self.alloc.share(segment, block);
+            }
+            for _ in 0..n {
+                free.push(Blocks { segment, block, count: 1 });
+            }
+        }
+        free
     }
 
     /// Gives blocks back once no read that began before can touch them.

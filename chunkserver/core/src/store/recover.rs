@@ -15,7 +15,7 @@ use super::alloc::{Alloc, Blocks};
 use super::crc::CrcTable;
 use super::format::{
     CHECKPOINT_BLOCK_BYTES, CHECKPOINT_HEAD_BYTES, CheckpointEntry, CheckpointHead, FormatVersion,
-    GROUP_HEADER_BYTES, GroupHeader, Place, Record, Run, decode_records,
+    GROUP_HEADER_BYTES, GroupHeader, Record, Run, decode_records,
 };
 use super::log::{Log, locate};
 use super::{Recovered, Store, StoreConfig, Ticket};
@@ -259,10 +259,7 @@ impl Reader<'_, '_> {
     /// Whether the extents that a group names hold what it says.
     fn extents_verify(&mut self, group: &Group) -> Result<bool, RecoverError> {
         for record in &group.records {
-            let Record::Write { place: Place::Runs(runs), .. } = record else {
-                continue;
-            };
-            for run in runs {
+            for run in record.runs() {
                 let offset = run.block as u64 * BLOCK_BYTES as u64;
                 let len = run.blocks() * BLOCK_BYTES as u32;
                 let data = self.bytes(FileRef::Extents(run.segment), offset, len)?;
@@ -345,9 +342,7 @@ fn apply(group: Group, loaded: &mut Loaded, out: &mut Replayed) -> Result<(), Re
     out.head = position + group.header.disk_bytes();
     for record in group.records {
         out.records += 1;
-        if let Record::Write { place: Place::Runs(runs), .. } = &record {
-            out.runs.extend(runs.iter().cloned());
-        }
+        out.runs.extend(record.runs().iter().cloned());
         apply_record(record, loaded).map_err(|what| RecoverError::Contradiction { position, what })?;
     }
     Ok(())
@@ -386,6 +381,24 @@ fn apply_record(record: Record, loaded: &mut Loaded) -> Result<(), String> {
         Record::Cut { handle, keep } => {
             if let Some(chunk) = loaded.chunks.get_mut(&handle) {
                 chunk.cut(keep.max(chunk.committed()));
+            }
+        }
+        Record::Install { dump, .. } => {
+            let Some(state) = ChunkState::from_dump(dump) else {
+                return Err("an installed copy is not one".into());
+            };
+            let handle = state.config.handle;
+            let newer = |c: &ChunkState| (c.config.epoch, c.last) >= (state.config.epoch, state.last);
+            let gone = loaded.floors.get(&handle).is_some_and(|floor| *floor > state.config.epoch);
+            if !gone && !loaded.chunks.get(&handle).is_some_and(newer) {
+                loaded.chunks.insert(handle, state);
+            }
+        }
+        Record::Discarded { handle, epoch } => {
+            let floor = loaded.floors.entry(handle).or_insert(epoch);
+            *floor = epoch.max(*floor);
+            if loaded.chunks.get(&handle).is_some_and(|c| c.config.epoch < epoch) {
+                loaded.chunks.remove(&handle);
             }
         }
         Record::Removed { handle, epoch } => {

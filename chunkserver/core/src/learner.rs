@@ -1,0 +1,322 @@
+//! A store that is to become a member of a chunk copies it from the primary, in rounds: first
+//! everything it lacks, then what was written meanwhile, until little is left. Then the primary
+//! stops admitting, the last round finds the chunk at rest, and one record makes the copy durable.
+//! Only then does the primary ask the masters for an epoch with the new member.
+//!
+//! Until that record nothing refers to the copied extents, so a crash only frees them; an old
+//! copy that the store still has is what the new one is made of, and stays until it is replaced.
+
+use crate::io::{Outbox, Output};
+use crate::node::{Chunk, Node, Timer};
+use crate::state::ChunkState;
+use crate::store::alloc::Blocks;
+use crate::store::format::{Place, Record, Run};
+use crate::store::index::Home;
+use crate::store::{PieceTicket, Sort, Ticket};
+use crate::teacher::Question;
+use bytes::Bytes;
+use common::limits::{LEARNERS_MAX, LOG_GROUP_BYTES_MAX};
+use common::wire::chunk_chunk::{Answers, CopyId, LogPoint, Peer};
+use common::wire::chunk_master::RepairOrder;
+use common::wire::{ChunkConfig, Piece};
+use common::{ChunkHandle, ClientId, Code, Epoch, Serial, Span, StoreId, Time};
+use std::sync::Arc;
+
+/// A question that is not answered is asked again after this.
+const ASK_AGAIN_MS: u64 = 100;
+/// In the last round sooner: clients wait.
+const ASK_AGAIN_FROZEN_MS: u64 = 10;
+/// A round that copied at most so much is followed by the last one.
+const LAST_ROUND_BYTES: u64 = 512 * 1024;
+/// After so many rounds the last one comes anyway: the writers are faster than the copy.
+const ROUNDS_MAX: u32 = 8;
+
+/// A chunk that is being copied to this store.
+#[derive(Clone, Debug)]
+pub(crate) struct Learner {
+    config: ChunkConfig,
+    id: CopyId,
+    /// The copy as it grows, beginning with what an old copy holds.
+    state: ChunkState,
+    /// Blocks that were taken for it, and what was written into them.
+    taken: Vec<Blocks>,
+    runs: Vec<Run>,
+    /// Bytes under way to the disk: where they go.
+    writing: Option<(u32, Run, LogPoint)>,
+    /// This round asks for what was written after this.
+    since: Serial,
+    /// The last committed record when the round began.
+    round: Option<LogPoint>,
+    rounds: u32,
+    round_bytes: u64,
+    /// The last question, and when it is asked again.
+    nonce: u64,
+    again_at: Time,
+    /// Where the next question of the round begins.
+    from: u32,
+    /// The last round: the primary admits nothing.
+    freeze: bool,
+    answers: Option<Vec<Answers>>,
+    /// The copy is in the log, and durable there.
+    installed: bool,
+    durable: bool,
+    /// Bytes copied in all.
+    pub copied: u64,
+}
+
+impl Learner {
+    fn last_client(&self) -> Option<ClientId> {
+        self.answers.as_ref().and_then(|a| a.last()).map(|a| a.client)
+    }
+}
+
+impl Node {
+    /// The masters say what is to be copied: what is not in their list any more has ended.
+    pub(crate) fn repairs(&mut self, orders: Vec<RepairOrder>, out: &mut Outbox) {
+        let known: Vec<CopyId> = self.learners.values().map(|l| l.id).collect();
+        for id in known {
+            if !orders.iter().any(|o| o.attempt == id.attempt && o.config.handle == id.handle) {
+                self.end_copy(id.handle);
+            }
+        }
+        for RepairOrder { config, attempt } in orders {
+            self.begin_copy(config, attempt, out);
+        }
+    }
+
+    fn begin_copy(&mut self, config: ChunkConfig, attempt: u64, out: &mut Outbox) {
+        let handle = config.handle;
+        let id = CopyId { handle, epoch: config.epoch, attempt };
+        let sound = config.invalid().is_none() && !config.members.contains(&self.id);
+        let floor = self.floors.get(&handle).copied().unwrap_or_default();
+        if !sound || floor > config.epoch || self.learners.get(&handle).is_some_and(|l| l.id == id) {
+            return;
+        }
+        self.end_copy(handle);
+        if self.learners.len() >= LEARNERS_MAX {
+            return;
+        }
+        let mut state = ChunkState::new(config.clone());
+        if let Some(chunk) = self.chunks.get(&handle).filter(|c| c.config().epoch.number() > 0) {
+            if chunk.config().epoch > config.epoch || chunk.lead.is_some() {
+                return;
+            }
+            // Bytes that have no home yet get one first: the next order comes soon.
+            if chunk.state.extents.iter().any(|e| matches!(e.home, Home::Memory(_))) {
+                return self.checkpoint.request();
+            }
+            state.extents = chunk.state.extents.clone();
+            state.last = chunk.state.last;
+        }
+        let since = state.committed();
+        let learner = Learner {
+            config,
+            id,
+            state,
+            taken: vec![],
+            runs: vec![],
+            writing: None,
+            since,
+            round: None,
+            rounds: 0,
+            round_bytes: 0,
+            nonce: 0,
+            again_at: self.now,
+            from: 0,
+            freeze: false,
+            answers: None,
+            installed: false,
+            durable: false,
+            copied: 0,
+        };
+        self.learners.insert(handle, learner);
+        self.copy_on(handle, out);
+    }
+
+    /// A copy has ended, whichever way: what it took and did not make durable is free.
+    pub(crate) fn end_copy(&mut self, handle: ChunkHandle) {
+        let Some(learner) = self.learners.remove(&handle) else { return };
+        if learner.installed {
+            return;
+        }
+        // Bytes that are under way to the disk free their blocks when they have landed.
+        let landing = learner.writing.map(|(_, run, _)| blocks_of(&run));
+        let free = learner.taken.into_iter().filter(|b| Some(*b) != landing).collect();
+        self.store.free(free);
+    }
+
+    /// Asks the next question of a copy.
+    pub(crate) fn copy_on(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let nonce = self.store.next_nonce();
+        let Some(learner) = self.learners.get_mut(&handle) else { return };
+        if learner.writing.is_some() {
+            return;
+        }
+        learner.nonce = nonce;
+        let (copy, to) = (learner.id, learner.config.primary);
+        let msg = match &learner.answers {
+            _ if learner.durable => Peer::Copied { copy, point: learner.state.last },
+            _ if learner.installed => return,
+            Some(_) => Peer::CopyAnswers { copy, nonce, after: learner.last_client() },
+            None => {
+                let (since, from, freeze) = (learner.since, learner.from, learner.freeze);
+                Peer::Copy { copy, nonce, since, from, freeze }
+            }
+        };
+        let again = if learner.freeze { ASK_AGAIN_FROZEN_MS } else { ASK_AGAIN_MS };
+        learner.again_at = self.now + Span::from_ms(again);
+        let at = learner.again_at;
+        self.timer(at, Timer::Copy(handle));
+        out.push(Output::Peer { to, msg, data: vec![] });
+    }
+
+    /// A question may not have been answered.
+    pub(crate) fn copy_is_late(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        if self.learners.get(&handle).is_some_and(|l| l.again_at <= self.now) {
+            self.copy_on(handle, out);
+        }
+    }
+
+    fn asked(&mut self, (from, copy, nonce): Question) -> Option<&mut Learner> {
+        self.learner_of(from, copy).filter(|l| l.nonce == nonce)
+    }
+
+    fn learner_of(&mut self, from: StoreId, copy: CopyId) -> Option<&mut Learner> {
+        self.learners.get_mut(&copy.handle).filter(|l| l.id == copy && l.config.primary == from)
+    }
+
+    pub(crate) fn copy_data(
+        &mut self,
+        question: Question,
+        piece: Option<(u32, Piece)>,
+        committed: LogPoint,
+        length: u32,
+        data: Bytes,
+        out: &mut Outbox,
+    ) {
+        let copy = question.1;
+        let asks = |l: &&mut Learner| l.writing.is_none() && l.answers.is_none();
+        let Some(learner) = self.asked(question).filter(asks) else { return };
+        // Each question takes one answer.
+        learner.nonce = 0;
+        learner.round.get_or_insert(committed);
+        let Some((at, piece)) = piece else {
+            return self.copy_round_ends(copy.handle, committed, length, out);
+        };
+        let Ok(blocks) = self.store.take(piece.len, Sort::New) else {
+            // No room here: the masters give the attempt up, and look for another place.
+            return self.end_copy(copy.handle);
+        };
+        let run = Run { segment: blocks.segment, block: blocks.block, len: piece.len, crcs: piece.crcs };
+        let learner = self.learners.get_mut(&copy.handle).expect("just found");
+        learner.taken.push(blocks);
+        learner.writing = Some((at, run, committed));
+        learner.round_bytes += piece.len as u64;
+        learner.copied += piece.len as u64;
+        self.copied_bytes += piece.len as u64;
+        self.store.write_piece(blocks, data, PieceTicket::Copied(copy, blocks), out);
+    }
+
+    /// Copied bytes are written.
+    pub(crate) fn copy_written(&mut self, copy: CopyId, blocks: Blocks, out: &mut Outbox) {
+        let learner = self.learners.get_mut(&copy.handle).filter(|l| l.id == copy);
+        let Some(learner) = learner.filter(|l| l.writing.is_some()) else {
+            // The copy ended meanwhile.
+            return self.store.free(vec![blocks]);
+        };
+        let (at, run, last) = learner.writing.take().expect("checked");
+        self.store.crcs.set(run.segment, run.block, &run.crcs);
+        // Which blocks are free by this is settled when the copy is whole.
+        learner.state.extents.put(at, &Place::Runs(vec![run.clone()]), last);
+        learner.from = at + run.len;
+        learner.runs.push(run);
+        self.copy_on(copy.handle, out);
+    }
+
+    fn copy_round_ends(&mut self, handle: ChunkHandle, point: LogPoint, length: u32, out: &mut Outbox) {
+        let learner = self.learners.get_mut(&handle).expect("its round ends");
+        if learner.freeze {
+            // Nothing has changed during the round: this is the chunk.
+            learner.state.last = point;
+            learner.state.length = length;
+            learner.answers = Some(vec![]);
+        } else {
+            learner.since = learner.round.take().unwrap_or(point).1;
+            learner.rounds += 1;
+            learner.freeze = learner.round_bytes <= LAST_ROUND_BYTES || learner.rounds >= ROUNDS_MAX;
+            learner.round_bytes = 0;
+            learner.from = 0;
+        }
+        self.copy_on(handle, out);
+    }
+
+    pub(crate) fn copied_answers(
+        &mut self,
+        question: Question,
+        more: Vec<Answers>,
+        goes_on: bool,
+        out: &mut Outbox,
+    ) {
+        let copy = question.1;
+        let Some(learner) = self.asked(question).filter(|l| !l.installed) else { return };
+        learner.nonce = 0;
+        let Some(answers) = &mut learner.answers else { return };
+        answers.extend(more);
+        match goes_on {
+            true => self.copy_on(copy.handle, out),
+            false => self.install(copy.handle),
+        }
+    }
+
+    /// The copy is whole: one record makes it the chunk's copy here.
+    fn install(&mut self, handle: ChunkHandle) {
+        let learner = self.learners.get_mut(&handle).expect("it is whole");
+        let answers = learner.answers.clone().expect("it is whole");
+        learner.state.answers = answers.into_iter().map(|a| (a.client, a)).collect();
+        // It serves nothing until an epoch says that it is a member.
+        learner.state.removed = true;
+        let dump = learner.state.dump();
+        let record = Record::Install { dump, runs: learner.runs.clone() };
+        if common::wire::to_vec(&record).len() > LOG_GROUP_BYTES_MAX / 2 {
+            return self.end_copy(handle);
+        }
+        learner.installed = true;
+        let (copy, state) = (learner.id, learner.state.clone());
+        let mut held = std::mem::take(&mut learner.taken);
+        let old = self.chunks.remove(&handle);
+        held.extend(old.iter().flat_map(|c| c.state.blocks()));
+        let free = self.store.exchange(held, state.blocks());
+        self.store.record(&record, Ticket::Installed(copy, free));
+        let mut chunk = Chunk::new(Arc::new(state));
+        if let Some(old) = old {
+            (chunk.waiting, chunk.asking) = (old.waiting, old.asking);
+        }
+        self.chunks.insert(handle, chunk);
+    }
+
+    /// The record of a whole copy is durable: the primary may propose it.
+    pub(crate) fn installed(&mut self, copy: CopyId, free: Vec<Blocks>, out: &mut Outbox) {
+        self.store.free(free);
+        if let Some(learner) = self.learners.get_mut(&copy.handle).filter(|l| l.id == copy) {
+            learner.durable = true;
+            self.copy_on(copy.handle, out);
+        }
+    }
+
+    pub(crate) fn copy_refused(&mut self, from: StoreId, copy: CopyId, code: Code) {
+        if self.learner_of(from, copy).is_some() && code != Code::Busy {
+            self.end_copy(copy.handle);
+        }
+    }
+
+    /// The store is a member of this epoch now, or will never be by an older attempt.
+    pub(crate) fn copy_overtaken(&mut self, handle: ChunkHandle, epoch: Epoch) {
+        if self.learners.get(&handle).is_some_and(|l| l.id.epoch < epoch) {
+            self.end_copy(handle);
+        }
+    }
+}
+
+fn blocks_of(run: &Run) -> Blocks {
+    Blocks { segment: run.segment, block: run.block, count: run.blocks() }
+}

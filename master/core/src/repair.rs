@@ -1,0 +1,160 @@
+//! Making replicas anew: which chunk gets a copy where, under which attempt, and when the copy
+//! becomes a member. What a removed member still holds is remembered: it is the best place for
+//! the next copy, and goes when the chunk has all its members again.
+
+use crate::placement::{Wish, place_one};
+use crate::{Answer, Metadata};
+use bincode::{Decode, Encode};
+use common::wire::chunk_master::{RepairOrder, StoreReply};
+use common::{ChunkHandle, Code, Epoch, Refusal, StoreId};
+
+/// An attempt to make a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Repair {
+    /// The store that copies.
+    pub target: StoreId,
+    /// Names the attempt; never given twice.
+    pub attempt: u64,
+    /// The chunk's epoch when it began; a new one ends it.
+    pub epoch: Epoch,
+    /// Log time of its beginning.
+    pub since_ns: u64,
+}
+
+impl Metadata {
+    /// Attempts under way, by chunk.
+    pub fn repairs(&self) -> impl Iterator<Item = (ChunkHandle, Repair)> {
+        self.repairs.iter().map(|(handle, repair)| (*handle, *repair))
+    }
+
+    /// The attempt under way for a chunk.
+    pub fn repair(&self, handle: ChunkHandle) -> Option<Repair> {
+        self.repairs.get(&handle).copied()
+    }
+
+    /// What a store shall copy.
+    pub fn repairs_for(&self, store: StoreId) -> Vec<RepairOrder> {
+        let mine = self.repairs.iter().filter(|(_, r)| r.target == store);
+        mine.filter_map(|(handle, r)| {
+            Some(RepairOrder { config: self.config(*handle).ok()?, attempt: r.attempt })
+        })
+        .collect()
+    }
+
+    /// Chunks from `after` on, at most `limit`: those that lack members, or have dead ones. Also
+    /// where to go on; `None` at the end.
+    pub fn unwell(
+        &self,
+        after: ChunkHandle,
+        limit: usize,
+        is_dead: &dyn Fn(StoreId) -> bool,
+    ) -> (Vec<(ChunkHandle, usize)>, Option<ChunkHandle>) {
+        // Sets are few: each is looked at once.
+        let mut sets = std::collections::BTreeMap::new();
+        let mut live_of = |set: u32| {
+            *sets.entry(set).or_insert_with(|| {
+                let members = &self.sets[&set];
+                (members.len(), members.iter().filter(|m| !is_dead(**m)).count())
+            })
+        };
+        let mut found = vec![];
+        let mut at = after;
+        let first = ChunkHandle(after.0.saturating_add(1));
+        let mut seen = 0;
+        for (handle, chunk) in self.chunks.range(first..).take(limit) {
+            let (_, live) = live_of(chunk.set);
+            if live < chunk.want as usize {
+                found.push((*handle, live));
+            }
+            at = *handle;
+            seen += 1;
+        }
+        (found, (seen == limit).then_some(at))
+    }
+
+    /// Begins an attempt: chooses where.
+    pub(crate) fn begin_repair(
+        &mut self,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        salt: u64,
+    ) -> Answer<StoreReply> {
+        let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
+        let members = self.members_of(chunk).to_vec();
+        let due = chunk.epoch == epoch && members.len() < chunk.want as usize;
+        if !due || self.repairs.contains_key(&handle) {
+            return Err(Refusal::new(Code::RepairVoid, handle));
+        }
+        let wish = Wish { replicas: 1, chunk_bytes: chunk.length, label: "", near: "", salt };
+        let stale: Vec<StoreId> = self.stale_of(handle);
+        let target = place_one(self, &wish, &members, &stale);
+        let target = target.filter(|t| !self.orders.contains_key(&(*t, handle)));
+        let target = target.ok_or_else(|| Refusal::new(Code::NoServers, handle))?;
+        let attempt = self.next_attempt;
+        self.next_attempt += 1;
+        // A copy that was to go is of use again.
+        self.deletions.remove(&(target, handle));
+        self.stale.insert((handle, target), ());
+        self.repairs.insert(handle, Repair { target, attempt, epoch, since_ns: self.clock_ns });
+        let mut store = self.stores[&target].clone();
+        store.placed(self.clock_ns);
+        self.stores.insert(target, store);
+        Ok(StoreReply::Done)
+    }
+
+    /// Ends an attempt that comes to nothing.
+    pub(crate) fn end_repair(&mut self, handle: ChunkHandle, attempt: u64) -> Answer<StoreReply> {
+        if self.repairs.get(&handle).is_some_and(|r| r.attempt == attempt) {
+            self.repairs.remove(&handle);
+        }
+        Ok(StoreReply::Done)
+    }
+
+    /// The copy holds all that was acknowledged, and the primary admits nothing: a new epoch with
+    /// it. Either that, or the attempt is over for good: a refusal here can be relied on.
+    pub(crate) fn join(
+        &mut self,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        learner: StoreId,
+        attempt: u64,
+    ) -> Answer<StoreReply> {
+        let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
+        if chunk.epoch != epoch {
+            return Ok(StoreReply::Config(self.config(handle)?));
+        }
+        let mut chunk = chunk.clone();
+        let mut members = self.members_of(&chunk).to_vec();
+        let known = self.repairs.get(&handle).filter(|r| r.attempt == attempt).copied();
+        let good = known.is_some_and(|r| r.target == learner)
+            && self.is_up(learner)
+            && !members.contains(&learner)
+            && !self.orders.contains_key(&(learner, handle));
+        if known.is_some() {
+            self.repairs.remove(&handle);
+        }
+        if !good {
+            return Err(Refusal::new(Code::RepairVoid, handle));
+        }
+        members.push(learner);
+        let whole = members.len() >= chunk.want as usize;
+        chunk.epoch = epoch.next();
+        chunk.set = self.intern(members);
+        let now = chunk.epoch;
+        self.chunks.insert(handle, chunk);
+        self.stale.remove(&(handle, learner));
+        if whole {
+            for store in self.stale_of(handle) {
+                self.stale.remove(&(handle, store));
+                self.deletions.insert((store, handle), now);
+            }
+        }
+        Ok(StoreReply::Config(self.config(handle)?))
+    }
+
+    /// Stores that are no members and may hold an old copy.
+    pub fn stale_of(&self, handle: ChunkHandle) -> Vec<StoreId> {
+        let range = (handle, StoreId(0))..=(handle, StoreId(u32::MAX));
+        self.stale.range(range).map(|((_, store), ())| *store).collect()
+    }
+}

@@ -1,0 +1,194 @@
+//! Leader only: finds chunks that lack members or have dead ones, riskiest first, and begins, ends
+//! and begins again the attempts to make them whole. What is replicated are the attempts alone; a
+//! new leader finds the rest by looking.
+
+use crate::leader::Leader;
+use common::limits::DEAD_MS;
+use common::wire::chunk_master::StoreReply;
+use common::wire::client_master::{REPAIR_ITEMS_MAX, RepairItem};
+use common::{ChunkHandle, StoreId};
+use master_core::{Command, Metadata, Repair, Reply};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// Chunks that are looked at in one go.
+const LOOK_AT: usize = 4096;
+/// Chunks that are known to need work; what does not fit is found again later.
+const QUEUE_MAX: usize = 65_536;
+/// Attempts at a time: in all, and of one target.
+const UNDER_WAY: (usize, usize) = (64, 8);
+/// An attempt that takes longer is given up, and begun elsewhere or anew.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(120);
+/// A chunk that could not be helped is looked at again after this.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What this leader knows of repairs.
+#[derive(Default)]
+pub struct Repairs {
+    /// Where the next look begins.
+    cursor: Option<ChunkHandle>,
+    /// Live members and chunk: the fewest first.
+    queue: BTreeSet<(usize, ChunkHandle)>,
+    /// Since when stores are down, by this leader's count.
+    down_since: BTreeMap<StoreId, Instant>,
+    /// Attempts under way, and since when by this leader's count.
+    began: BTreeMap<(ChunkHandle, u64), Instant>,
+    /// Chunks that could not be helped, and why.
+    later: BTreeMap<ChunkHandle, (Instant, &'static str)>,
+    /// Since when chunks are known to lack members, and how many live ones they have.
+    unwell: BTreeMap<ChunkHandle, (Instant, usize)>,
+}
+
+/// What is to be done for one chunk.
+enum Step {
+    Propose(Command),
+    /// It has all it wants.
+    Well,
+    /// Not now.
+    Wait(&'static str),
+}
+
+impl Repairs {
+    /// One round.
+    pub async fn tick(&mut self, leader: &Leader, term: u64) {
+        self.look(leader);
+        let view = self.items(&leader.state.read().expect("never poisoned"));
+        *leader.repairs.lock().expect("never poisoned") = view;
+        for command in self.overdue(leader) {
+            if leader.propose(command, Some(term)).await.is_err() {
+                return;
+            }
+        }
+        for (live, handle) in self.queue.iter().copied().collect::<Vec<_>>() {
+            let step = {
+                let state = leader.state.read().expect("never poisoned");
+                if state.repairs().count() >= UNDER_WAY.0 {
+                    break;
+                }
+                self.step(&state, handle)
+            };
+            self.queue.remove(&(live, handle));
+            let command = match step {
+                Step::Propose(command) => command,
+                Step::Wait(why) => {
+                    self.later.insert(handle, (Instant::now(), why));
+                    continue;
+                }
+                Step::Well => {
+                    self.unwell.remove(&handle);
+                    continue;
+                }
+            };
+            match leader.propose(command, Some(term)).await {
+                Ok(Reply::Store(StoreReply::Refused { refusal, .. })) => {
+                    self.later.insert(handle, (Instant::now(), refusal.code.text()));
+                }
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// For administrators.
+    fn items(&self, state: &Metadata) -> (Vec<RepairItem>, u64) {
+        let item = |(handle, (since, live)): (&ChunkHandle, &(Instant, usize))| RepairItem {
+            handle: *handle,
+            live: *live as u8,
+            want: state.chunk(*handle).map_or(0, |c| c.want),
+            target: state.repair(*handle).map(|r| r.target),
+            ms: since.elapsed().as_millis() as u64,
+            why: self.later.get(handle).map_or("", |(_, why)| why).into(),
+        };
+        let mut items: Vec<RepairItem> = self.unwell.iter().map(item).collect();
+        items.sort_by_key(|i| (i.live, i.handle));
+        let count = items.len() as u64;
+        items.truncate(REPAIR_ITEMS_MAX);
+        (items, count)
+    }
+
+    /// Stores that have been down for so long that nobody waits for them.
+    fn dead(&self) -> BTreeSet<StoreId> {
+        let limit = Duration::from_millis(DEAD_MS);
+        self.down_since.iter().filter(|(_, since)| since.elapsed() > limit).map(|(id, _)| *id).collect()
+    }
+
+    /// Looks at the next chunks.
+    fn look(&mut self, leader: &Leader) {
+        let state = leader.state.read().expect("never poisoned");
+        let down: BTreeSet<StoreId> =
+            state.all_stores().filter(|(_, s)| s.session().is_none()).map(|(id, _)| id).collect();
+        self.down_since.retain(|id, _| down.contains(id));
+        for id in down {
+            self.down_since.entry(id).or_insert_with(Instant::now);
+        }
+        self.later.retain(|_, (since, _)| since.elapsed() < AGAIN);
+        let short = |handle: &ChunkHandle| {
+            state.chunk(*handle).is_some_and(|c| state.members_of(c).len() < c.want as usize)
+        };
+        self.unwell.retain(|handle, _| short(handle) || self.queue.iter().any(|(_, h)| h == handle));
+        let dead = self.dead();
+        let from = self.cursor.unwrap_or(ChunkHandle(0));
+        let (found, next) = state.unwell(from, LOOK_AT, &|id| dead.contains(&id));
+        self.cursor = next;
+        for (handle, live) in found {
+            if self.unwell.len() >= QUEUE_MAX {
+                break;
+            }
+            self.unwell.entry(handle).or_insert((Instant::now(), live)).1 = live;
+            if state.repair(handle).is_none() && !self.later.contains_key(&handle) {
+                self.queue.insert((live, handle));
+            }
+        }
+    }
+
+    /// Attempts that have taken too long, or whose target is down.
+    fn overdue(&mut self, leader: &Leader) -> Vec<Command> {
+        let state = leader.state.read().expect("never poisoned");
+        let now: Vec<(ChunkHandle, Repair)> = state.repairs().collect();
+        let keys: BTreeSet<(ChunkHandle, u64)> = now.iter().map(|(h, r)| (*h, r.attempt)).collect();
+        self.began.retain(|key, _| keys.contains(key));
+        let over = |(handle, repair): &(ChunkHandle, Repair)| {
+            let began = self.began.entry((*handle, repair.attempt)).or_insert_with(Instant::now);
+            let down = state.store(repair.target).is_none_or(|s| s.session().is_none());
+            down || began.elapsed() > ATTEMPT_LIMIT
+        };
+        let over: Vec<_> = now.into_iter().filter(over).collect();
+        over.into_iter()
+            .map(|(handle, repair)| Command::EndRepair { handle, attempt: repair.attempt })
+            .collect()
+    }
+
+    /// What a chunk needs now: dead members leave, a dead primary is replaced; then a new member
+    /// is made. One that is down, but not dead yet, is waited for.
+    fn step(&self, state: &Metadata, handle: ChunkHandle) -> Step {
+        let Ok(config) = state.config(handle) else { return Step::Well };
+        let Some(chunk) = state.chunk(handle) else { return Step::Well };
+        let dead = self.dead();
+        let remove: Vec<StoreId> = config.members.iter().copied().filter(|m| dead.contains(m)).collect();
+        if !remove.is_empty() {
+            return Step::Propose(Command::Reconfigure {
+                handle,
+                epoch: config.epoch,
+                remove,
+                primary: None,
+            });
+        }
+        let is_up = |id: &StoreId| state.store(*id).is_some_and(|s| s.session().is_some());
+        let waits = |id: &StoreId| !is_up(id) && !dead.contains(id);
+        if config.members.len() >= chunk.want as usize {
+            return Step::Well;
+        }
+        if config.members.iter().any(|m| !is_up(m)) {
+            return Step::Wait("a member is down, and may be back soon");
+        }
+        // Who holds an old copy and may be back soon has the least to copy.
+        if state.stale_of(handle).iter().any(waits) {
+            return Step::Wait("a store that holds an old copy is down, and may be back soon");
+        }
+        let busy = |id: StoreId| state.repairs().filter(|(_, r)| r.target == id).count() >= UNDER_WAY.1;
+        if state.all_stores().all(|(id, s)| s.session().is_none() || busy(id)) {
+            return Step::Wait("every store copies as much as it may already");
+        }
+        Step::Propose(Command::BeginRepair { handle, epoch: config.epoch })
+    }
+}
