@@ -2,6 +2,7 @@
 
 use common::limits::{
     CHUNK_BYTES_MAX, EXTENT_SEGMENT_BYTES, EXTENTS_AHEAD_BYTES, LOG_GROUP_BYTES_MAX, LOG_SEGMENT_BYTES,
+    SCRUB_PERIOD_S,
 };
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -48,6 +49,9 @@ pub struct Config {
     /// Free bytes that are zero-filled ahead of need.
     #[serde(default = "default_ahead")]
     pub ahead_bytes: u64,
+    /// Every byte is read and verified once in so many seconds.
+    #[serde(default = "default_scrub")]
+    pub scrub_period_s: u64,
     /// What moves bytes: "auto", "uring" or "threads".
     #[serde(default)]
     pub engine: EngineChoice,
@@ -63,6 +67,10 @@ fn default_segment() -> u64 {
 
 fn default_ahead() -> u64 {
     EXTENTS_AHEAD_BYTES
+}
+
+fn default_scrub() -> u64 {
+    SCRUB_PERIOD_S
 }
 
 fn default_log_segment() -> u64 {

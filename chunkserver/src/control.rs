@@ -235,6 +235,7 @@ fn request_of(ask: MasterAsk, store: StoreId, session: SessionId) -> StoreReques
         Ask::Silent { epoch, accused } => {
             StoreRequest::Silent { store, handle, epoch, accused: vec![accused] }
         }
+        Ask::Corrupt { epoch } => StoreRequest::Corrupt { store, handle, epoch },
         Ask::Join { epoch, learner, attempt } => {
             StoreRequest::Join { store, handle, epoch, learner, attempt }
         }

@@ -121,6 +121,7 @@ pub fn open(path: &Path, config: &Config) -> anyhow::Result<DataDir> {
         extent_segment_bytes: meta.segment_bytes,
         segments_max: (capacity / meta.segment_bytes).clamp(1, u32::MAX as u64) as u32,
         ahead_bytes: config.ahead_bytes,
+        scrub_period_s: config.scrub_period_s,
     };
     let recovered = read_all(path, store)?;
     let stat = std::fs::metadata(path)?;

@@ -41,14 +41,30 @@ struct Running {
 
 impl Running {
     fn start(masters: u32, chunkservers: u32) -> Running {
+        Running::start_with(masters, chunkservers, "")
+    }
+
+    /// With more lines in the chunkservers' configuration.
+    fn start_with(masters: u32, chunkservers: u32, lines: &str) -> Running {
         let dir = TempDir::new().unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let mut cluster =
-            Cluster::open(&dir.path().join("c"), &spec(masters, chunkservers), &cairn()).unwrap();
+        let mut spec = spec(masters, chunkservers);
+        spec.chunkserver_extra += lines;
+        let mut cluster = Cluster::open(&dir.path().join("c"), &spec, &cairn()).unwrap();
         cluster.start_all().unwrap();
         let client = runtime.block_on(cluster.healthy()).unwrap();
         Running { cluster, runtime, client, dir }
+    }
+
+    /// Has a server stop in order.
+    fn stop(&mut self, name: &str) {
+        ops::cluster::signal(self.cluster.pid(name).unwrap(), "TERM").unwrap();
+        let end = Instant::now() + Duration::from_secs(30);
+        while self.cluster.exited().as_deref() != Some(name) {
+            assert!(Instant::now() < end, "{name} does not stop");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn cairn<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Output {
@@ -246,12 +262,7 @@ fn a_member_that_was_away_gets_what_it_missed() {
     let before = members(&c);
     assert_eq!(before.members.len(), 3);
     // Stopped in order, it knows all it has as committed; after a kill it may have to copy more.
-    ops::cluster::signal(c.cluster.pid("cs2").unwrap(), "TERM").unwrap();
-    let end = Instant::now() + Duration::from_secs(30);
-    while c.cluster.exited().as_deref() != Some("cs2") {
-        assert!(Instant::now() < end, "cs2 does not stop");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    c.stop("cs2");
     let new = random(100_000, 32);
     c.runtime.block_on(c.client.write_at(b"/f", 1_000_000, &new)).unwrap();
     assert_eq!(members(&c).members.len(), 2, "the write went on without the third");
@@ -280,6 +291,46 @@ fn a_member_that_was_away_gets_what_it_missed() {
     let wanted = [&old[..1_000_000], &new[..], &old[1_100_000..]].concat();
     let read = c.runtime.block_on(async { c.client.open(b"/f").await?.read_at(0, 1 << 30).await });
     assert!(read.unwrap() == wanted, "the new member serves other bytes");
+}
+
+#[test]
+fn a_copy_that_rots_is_found_without_a_reader_and_made_anew() {
+    use std::os::unix::fs::FileExt;
+    let mut c = Running::start_with(1, 3, "scrub_period_s = 2\n");
+    let data = random(3_000_000, 9);
+    c.runtime.block_on(async {
+        let mut file = c.client.put(b"/f").await.unwrap();
+        file.write(&data).await.unwrap();
+        file.finish(0o644, 0, false).await.unwrap();
+    });
+    // Killed, it would take rot in its last group for writes that were never acknowledged.
+    c.stop("cs1");
+    let path = c.cluster.dir().join("cs1/data/extents/000000");
+    let extents = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut block = vec![0; 4096];
+    for at in (128 * 1024..32 * 1024 * 1024u64).step_by(4096) {
+        extents.read_exact_at(&mut block, at).unwrap();
+        if block.iter().any(|b| *b != 0) {
+            extents.write_all_at(&[block[77] ^ 4], at + 77).unwrap();
+        }
+    }
+    extents.sync_all().unwrap();
+    c.cluster.start("cs1").unwrap();
+    let config = |c: &Running| {
+        let attr = c.runtime.block_on(c.client.lookup(b"/f")).unwrap();
+        c.runtime.block_on(c.client.layout(attr.file)).unwrap().chunks()[0].config.clone()
+    };
+    // Out it goes, and in again: two epochs.
+    let end = Instant::now() + Duration::from_secs(40);
+    while config(&c).members.len() < 3 || config(&c).epoch.number() < 3 {
+        assert!(Instant::now() < end, "{:?} {:?}", config(&c), c.runtime.block_on(c.client.repairs()));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for name in ["cs2", "cs3"] {
+        c.cluster.kill(name).unwrap();
+    }
+    let read = c.runtime.block_on(async { c.client.open(b"/f").await?.read_at(0, 1 << 30).await });
+    assert!(read.unwrap() == data, "the copy that was made anew serves other bytes");
 }
 
 #[test]

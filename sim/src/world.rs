@@ -34,6 +34,7 @@ pub fn small_store(tag: u64, incarnation: u64) -> StoreConfig {
         extent_segment_bytes: 16 * 1024 * 1024,
         segments_max: 8,
         ahead_bytes: 1024 * 1024,
+        scrub_period_s: 1,
     }
 }
 
@@ -417,6 +418,7 @@ impl World {
                 Some(_) => Err(Refusal::new(Code::Busy, "it is alive")),
                 None => self.reconfigure(handle, epoch, vec![accused], None),
             },
+            (Ok(_), Ask::Corrupt { epoch }) => panic!("{store} finds rot at {epoch}, and there is none"),
             (Ok(_), Ask::Join { epoch, learner, attempt }) => {
                 self.config_of(Command::Join { handle, epoch, learner, attempt })
             }

@@ -72,6 +72,12 @@ impl One {
                         _ if now.epoch.number() == 0 => Epoch::first(0),
                         _ => now.epoch,
                     };
+                    if let chunkserver_core::io::Ask::Corrupt { .. } = ask.what {
+                        // The only replica there is: it stays.
+                        let answer = Err(Code::Frozen.into());
+                        self.step(Input::Master { handle: ask.handle, answer });
+                        continue;
+                    }
                     let answer = Ok(ChunkConfig { epoch, ..chunk(ask.handle.0) });
                     self.step(Input::Master { handle: ask.handle, answer });
                 }

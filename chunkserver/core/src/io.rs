@@ -144,6 +144,11 @@ pub enum Ask {
         /// Last serial.
         serial: Serial,
     },
+    /// My copy does not match its checksums: without me, please.
+    Corrupt {
+        /// The epoch I know.
+        epoch: Epoch,
+    },
     /// I have stopped admitting, and this learner holds everything: a new epoch with it.
     Join {
         /// The epoch I know.

@@ -10,6 +10,7 @@ mod learner;
 mod node;
 mod primary;
 mod reads;
+mod scrub;
 mod secondary;
 pub mod state;
 pub mod store;

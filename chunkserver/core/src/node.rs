@@ -6,6 +6,7 @@ use crate::io::{Ask, ConnId, Input, MasterAsk, Outbox, Output};
 use crate::learner::Learner;
 use crate::primary::Lead;
 use crate::reads::{PendingRead, ReadFor};
+use crate::scrub::Scrub;
 use crate::secondary::Follow;
 use crate::state::ChunkState;
 use crate::store::format::Record;
@@ -101,6 +102,8 @@ pub(crate) enum Timer {
     Copy(ChunkHandle),
     /// A new member takes too long.
     Unfreeze(ChunkHandle),
+    /// The masters should have taken a rotten copy out.
+    Rotten(ChunkHandle),
 }
 
 /// A chunk as administrators see it.
@@ -131,6 +134,8 @@ pub struct Stats {
     pub copies: u64,
     /// Bytes that were copied here since the start.
     pub copied_bytes: u64,
+    /// How often everything was read and verified since the start.
+    pub scrubs: u64,
     /// Checksum mismatches found on reads.
     pub corrupt: u64,
 }
@@ -156,6 +161,9 @@ pub struct Node {
     /// Chunks that are being copied to this store, and bytes that were.
     pub(crate) learners: BTreeMap<ChunkHandle, Learner>,
     pub(crate) copied_bytes: u64,
+    pub(crate) scrub: Scrub,
+    /// Chunks whose copy here has rotted.
+    pub(crate) rotten: BTreeSet<ChunkHandle>,
     reported_failure: bool,
     held_check: Time,
     /// When to look again whether segments can be zero-filled ahead.
@@ -185,6 +193,8 @@ impl Node {
             corrupt: 0,
             learners: BTreeMap::new(),
             copied_bytes: 0,
+            scrub: Scrub::default(),
+            rotten: BTreeSet::new(),
             reported_failure: false,
             held_check: Time(0),
             fill_at: None,
@@ -234,6 +244,7 @@ impl Node {
         }
         self.send_acks(out);
         self.drive_checkpoint(out);
+        self.scrub(out);
         self.fill_at = self.store.settle(self.now, out);
         if let Some(why) = self.store.failed().map(str::to_owned).filter(|_| !self.reported_failure) {
             self.reported_failure = true;
@@ -251,6 +262,7 @@ impl Node {
             Timer::Piece(handle) => self.drain(handle, out),
             Timer::Read(handle) => self.reads_are_late(handle, out),
             Timer::Copy(handle) => self.copy_is_late(handle, out),
+            Timer::Rotten(handle) => self.rotten_again(handle, out),
             Timer::Unfreeze(handle) => self.unfreeze_late(handle, out),
         }
     }
@@ -262,7 +274,8 @@ impl Node {
     /// When `step` must be called again at the latest.
     pub fn deadline(&self) -> Option<Time> {
         let held = (self.held.bytes() > 0).then_some(self.held_check);
-        self.timers.first().map(|(at, _)| *at).into_iter().chain(held).chain(self.fill_at).min()
+        let scrub = self.scrub.due();
+        self.timers.first().map(|(at, _)| *at).into_iter().chain(held).chain(self.fill_at).chain(scrub).min()
     }
 
     /// The session, if it still holds.
@@ -561,6 +574,7 @@ impl Node {
         self.fail_reads(handle, code, out);
         self.forget_applies(handle);
         let placeholder = self.chunks[&handle].config().epoch.number() == 0;
+        self.rotten.remove(&handle);
         if discard || placeholder {
             // A copy may be made of what goes now.
             self.end_copy(handle);
@@ -655,6 +669,7 @@ impl Node {
             held_bytes: self.held.bytes() as u64,
             copies: self.learners.len() as u64,
             copied_bytes: self.copied_bytes,
+            scrubs: self.scrub.passes,
             corrupt: self.corrupt,
         }
     }

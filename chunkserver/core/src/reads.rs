@@ -28,9 +28,21 @@ pub(crate) struct PendingRead {
 /// For whom the disk reads.
 #[derive(Clone, Debug)]
 pub(crate) enum ReadFor {
+    Scrub { handle: ChunkHandle },
     Client { conn: ConnId, request: u64, handle: ChunkHandle },
     Copy { question: Question, at: u32, committed: LogPoint, length: u32 },
     Fetch { to: StoreId, handle: ChunkHandle, epoch: Epoch, op: WriteOp, index: u16 },
+}
+
+impl ReadFor {
+    fn handle(&self) -> ChunkHandle {
+        match self {
+            ReadFor::Scrub { handle } | ReadFor::Client { handle, .. } | ReadFor::Fetch { handle, .. } => {
+                *handle
+            }
+            ReadFor::Copy { question: (_, copy, _), .. } => copy.handle,
+        }
+    }
 }
 
 impl Node {
@@ -139,10 +151,13 @@ impl Node {
     }
 
     pub(crate) fn read_done(&mut self, job: u64, result: ReadResult, out: &mut Outbox) {
+        let reader = self.reads.remove(&job).expect("a read is done once");
         if matches!(result, Err(Code::Corrupt)) {
             self.corrupt += 1;
+            self.found_corrupt(reader.handle(), out);
         }
-        match self.reads.remove(&job).expect("a read is done once") {
+        match reader {
+            ReadFor::Scrub { .. } => self.scrubbed(),
             ReadFor::Client { conn, request, handle } => {
                 let (msg, data) = match result {
                     Ok((pieces, data)) => (ClientChunkReply::Data { pieces }, data),

@@ -132,6 +132,15 @@ pub enum StoreRequest {
         /// Last serial.
         serial: Serial,
     },
+    /// A store's own copy does not match its checksums: it leaves, and is made anew.
+    Corrupt {
+        /// Who asks.
+        store: StoreId,
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// The primary has stopped admitting, and this learner holds everything that was ever
     /// acknowledged: a new epoch with it, please.
     Join {

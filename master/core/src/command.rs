@@ -98,6 +98,15 @@ pub enum Command {
         /// Which attempt.
         attempt: u64,
     },
+    /// A member's copy does not match its checksums: it leaves, and the copy goes.
+    Condemn {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The member.
+        store: StoreId,
+    },
     /// Drops what is old; bounded work.
     Expire {
         /// Trash that went in before this log time.

@@ -160,6 +160,7 @@ impl Metadata {
             Command::Join { handle, epoch, learner, attempt } => {
                 store(self.join(*handle, *epoch, *learner, *attempt))
             }
+            Command::Condemn { handle, epoch, store: id } => store(self.condemn(*handle, *epoch, *id)),
             Command::Expire { trash_before_ns, unnamed_before_ns, clients_before_ns, budget } => {
                 self.expire(*trash_before_ns, *unnamed_before_ns, *clients_before_ns, *budget);
                 Reply::Master(MasterReply::Done)

@@ -72,6 +72,24 @@ impl Metadata {
         (found, (seen == limit).then_some(at))
     }
 
+    /// A member's copy has rotted: it leaves like any other, never so that too few remain, and its
+    /// copy goes at once.
+    pub(crate) fn condemn(
+        &mut self,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        store: StoreId,
+    ) -> Answer<StoreReply> {
+        let before = self.config(handle)?;
+        if before.epoch != epoch || !before.members.contains(&store) {
+            return Ok(StoreReply::Config(before));
+        }
+        let reply = self.reconfigure(handle, epoch, &[store], None)?;
+        self.stale.remove(&(handle, store));
+        self.deletions.insert((store, handle), epoch.next());
+        Ok(reply)
+    }
+
     /// Begins an attempt: chooses where.
     pub(crate) fn begin_repair(
         &mut self,
@@ -88,12 +106,14 @@ impl Metadata {
         let wish = Wish { replicas: 1, chunk_bytes: chunk.length, label: "", near: "", salt };
         let stale: Vec<StoreId> = self.stale_of(handle);
         let target = place_one(self, &wish, &members, &stale);
-        let target = target.filter(|t| !self.orders.contains_key(&(*t, handle)));
+        // A copy that must go is nothing to build on: it is waited for until it is gone.
+        let free = |t: &StoreId| {
+            !self.orders.contains_key(&(*t, handle)) && !self.deletions.contains_key(&(*t, handle))
+        };
+        let target = target.filter(free);
         let target = target.ok_or_else(|| Refusal::new(Code::NoServers, handle))?;
         let attempt = self.next_attempt;
         self.next_attempt += 1;
-        // A copy that was to go is of use again.
-        self.deletions.remove(&(target, handle));
         self.stale.insert((handle, target), ());
         self.repairs.insert(handle, Repair { target, attempt, epoch, since_ns: self.clock_ns });
         let mut store = self.stores[&target].clone();

@@ -3,7 +3,7 @@
 use super::Rpc;
 use super::client::{ALIVE, GRACE};
 use crate::leader::NotHere;
-use common::limits::{ORDERS_MAX, SESSION_MS};
+use common::limits::{MIN_REPLICAS, ORDERS_MAX, SESSION_MS};
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::{Beat, StoreReply, StoreRequest};
 use common::{ChunkHandle, Code, Epoch, Refusal, SessionId, StoreId};
@@ -59,6 +59,7 @@ impl Rpc {
             StoreRequest::Silent { store, handle, epoch, accused } => {
                 self.silent(store, handle, epoch, accused).await
             }
+            StoreRequest::Corrupt { store, handle, epoch } => self.corrupt(store, handle, epoch).await,
             // Decided by the entry alone: a refusal of it must be final.
             StoreRequest::Join { handle, epoch, learner, attempt, .. } => {
                 self.propose(Command::Join { handle, epoch, learner, attempt }, None).await
@@ -163,6 +164,35 @@ impl Rpc {
             Ok(config) => self.with_wait(StoreReply::Config(config)),
             Err(reply) => reply,
         }
+    }
+
+    /// A member's copy has rotted. It goes only when enough of the others were heard of just now,
+    /// and that has been so for longer than a dead one could look alive.
+    async fn corrupt(&self, store: StoreId, handle: ChunkHandle, epoch: Epoch) -> StoreReply {
+        let term = self.leader.begin_if_new();
+        let read = self.read(|state| {
+            let config = state.config(handle)?;
+            let session = |id: &StoreId| state.store(*id).and_then(|s| s.session()).map(|s| (*id, s));
+            let others: Vec<_> = config.members.iter().filter(|m| **m != store).filter_map(session).collect();
+            let want = state.chunk(handle).map_or(0, |c| c.want as usize);
+            Ok((config, others, want))
+        });
+        let (config, others, want) = match read.await {
+            Ok(read) => read,
+            Err(reply) => return reply,
+        };
+        if config.epoch != epoch {
+            return self.with_wait(StoreReply::Config(config));
+        }
+        let heard = others.iter().filter(|(id, session)| self.leader.silent_for(*id, *session) < ALIVE);
+        if heard.count() < MIN_REPLICAS.min(want) {
+            return refused(Refusal::new(Code::Frozen, handle));
+        }
+        if self.leader.complained_for(store, store) < BELIEVED {
+            return refused(Refusal::new(Code::Busy, handle));
+        }
+        tracing::warn!(%store, %handle, "a copy does not match its checksums: it is made anew");
+        self.propose(Command::Condemn { handle, epoch, store }, term).await
     }
 
     /// A primary that was restarted, or has lost track, starts over in a new epoch.

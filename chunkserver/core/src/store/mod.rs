@@ -14,7 +14,7 @@ use alloc::{Alloc, Blocks};
 use bytes::Bytes;
 use common::limits::{
     BLOCK_BYTES, EXTENT_SEGMENT_BYTES, EXTENTS_AHEAD_BYTES, LOG_SEGMENT_BYTES, LOG_SEGMENTS,
-    PROMISED_BYTES_MAX,
+    PROMISED_BYTES_MAX, SCRUB_PERIOD_S,
 };
 use common::wire::chunk_chunk::{CopyId, LogPoint};
 use common::wire::chunk_master::Order;
@@ -30,7 +30,8 @@ use std::sync::Arc;
 /// Without a write for so long a store is quiet, and zero-fills segments ahead of need.
 const QUIET_MS: u64 = 500;
 
-/// What a store is made with. All but `capacity` and `ahead_bytes` are fixed at creation.
+/// What a store is made with. All but `capacity`, `ahead_bytes` and the scrub's
+/// period are fixed at creation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreConfig {
     /// Low bits of the directory's uuid: stamped on every group.
@@ -47,6 +48,8 @@ pub struct StoreConfig {
     pub segments_max: u32,
     /// Free bytes that are zero-filled ahead of need.
     pub ahead_bytes: u64,
+    /// Everything is read and verified once in so many seconds.
+    pub scrub_period_s: u64,
 }
 
 impl Default for StoreConfig {
@@ -59,6 +62,7 @@ impl Default for StoreConfig {
             extent_segment_bytes: EXTENT_SEGMENT_BYTES,
             segments_max: u32::MAX,
             ahead_bytes: EXTENTS_AHEAD_BYTES,
+            scrub_period_s: SCRUB_PERIOD_S,
         }
     }
 }
