@@ -181,6 +181,13 @@ pub struct World {
 
 /// Connections from this number on are readers'.
 const READERS: u64 = 1_000_000;
+/// How many of all disk operations and questions to the masters are slow, and how long those take,
+/// in nanoseconds: longer than a primary waits for a new member.
+const SLOW: f64 = 0.003;
+const SLOW_DISK: (u64, u64) = (100_000_000, 800_000_000);
+const SLOW_MASTERS: (u64, u64) = (300_000_000, 1_500_000_000);
+/// How many of all answers to writes are lost.
+const ANSWERS_LOST: f64 = 0.1;
 /// Time between two reads.
 const READ_EVERY: Span = Span(3_000_000);
 
@@ -371,7 +378,9 @@ impl World {
     fn output(&mut self, n: usize, life: u64, output: Output) {
         match output {
             Output::Disk(op) => {
-                let delay = Span(self.rng.random_range(30_000..900_000));
+                let slow = self.rng.random_bool(SLOW);
+                let delay = if slow { SLOW_DISK } else { (30_000, 900_000) };
+                let delay = Span(self.rng.random_range(delay.0..delay.1));
                 self.at(self.now + delay, Event::Disk { store: n, life, op });
             }
             Output::Peer { to, msg, data } => {
@@ -387,9 +396,11 @@ impl World {
                 self.deliver(n, to_n, Input::Peer { from, msg, data });
             }
             Output::Reply { conn, msg, data, .. } if conn >= READERS => self.read_answered(conn, msg, data),
-            Output::Reply { conn, msg, .. } => self.reply(conn as usize, msg),
+            Output::Reply { conn, request, msg, .. } => self.reply(conn as usize, request, msg),
             Output::Master(ask) => {
-                let at = self.now + Span(self.rng.random_range(200_000..2_000_000));
+                let slow = self.rng.random_bool(SLOW);
+                let delay = if slow { SLOW_MASTERS } else { (200_000, 2_000_000) };
+                let at = self.now + Span(self.rng.random_range(delay.0..delay.1));
                 self.at(at, Event::Ask { store: n, life, ask });
             }
             Output::Confirmed(orders) => {
@@ -600,12 +611,14 @@ impl World {
     fn send_to_store(&mut self, c: usize, to: StoreId, epoch: Epoch, msg: ClientChunk, data: Bytes) {
         let n = self.index(to);
         let life = self.servers[n].life;
-        let input = Input::Client { conn: c as u64, request: 0, epoch, msg, data };
+        // Answers name the write that they are for: one that was sent twice is answered twice.
+        let request = self.writers[c].seq;
+        let input = Input::Client { conn: c as u64, request, epoch, msg, data };
         self.later(Event::Step { store: n, life, input: Box::new(input) });
     }
 
-    fn reply(&mut self, c: usize, msg: ClientChunkReply) {
-        let Some(wanted) = &mut self.writers[c].wanted else {
+    fn reply(&mut self, c: usize, request: u64, msg: ClientChunkReply) {
+        let Some(wanted) = self.writers[c].wanted.as_mut().filter(|w| w.request.seq == request) else {
             return;
         };
         match msg {
@@ -617,6 +630,8 @@ impl World {
                     self.send(c);
                 }
             }
+            // An answer that is lost: the client asks again, and must be told the same.
+            ClientChunkReply::Written { .. } if self.rng.random_bool(ANSWERS_LOST) => {}
             ClientChunkReply::Written { offset, serial, .. } => {
                 let wanted = self.writers[c].wanted.take().expect("checked");
                 let append = wanted.offset.is_none();
