@@ -17,7 +17,7 @@ use crate::teacher::Question;
 use bytes::Bytes;
 use common::limits::{LEARNERS_MAX, LOG_GROUP_BYTES_MAX};
 use common::wire::chunk_chunk::{Answers, CopyId, LogPoint, Peer};
-use common::wire::chunk_master::RepairOrder;
+use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::{ChunkConfig, Piece};
 use common::{ChunkHandle, ClientId, Code, Epoch, Serial, Span, StoreId, Time};
 use std::sync::Arc;
@@ -96,9 +96,14 @@ impl Node {
         if self.learners.len() >= LEARNERS_MAX {
             return;
         }
+        if self.chunks.get(&handle).is_some_and(|c| c.config().epoch < config.epoch && !c.state.removed) {
+            // It was paused, perhaps as the primary, and has not heard that it is no member.
+            let order = Order { handle, epoch: config.epoch, discard: false };
+            self.remove(order, Ticket::None, out);
+        }
         let mut state = ChunkState::new(config.clone());
         if let Some(chunk) = self.chunks.get(&handle).filter(|c| c.config().epoch.number() > 0) {
-            if chunk.config().epoch > config.epoch || chunk.lead.is_some() {
+            if chunk.config().epoch > config.epoch {
                 return;
             }
             // Bytes that have no home yet get one first: the next order comes soon.

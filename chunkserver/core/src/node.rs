@@ -550,7 +550,7 @@ impl Node {
     }
 
     /// From this epoch on the store takes no part in the chunk; or the chunk is deleted.
-    fn remove(&mut self, order: Order, ticket: Ticket, out: &mut Outbox) {
+    pub(crate) fn remove(&mut self, order: Order, ticket: Ticket, out: &mut Outbox) {
         let Order { handle, epoch, discard } = order;
         let floor = self.floors.entry(handle).or_insert(epoch);
         *floor = epoch.max(*floor);
