@@ -61,6 +61,8 @@ enum Event {
     Client { client: usize },
     Read,
     Tend,
+    Lapse { store: StoreId, session: SessionId },
+    Resume { store: usize, life: u64 },
     Restart { store: usize },
 }
 
@@ -95,6 +97,8 @@ struct Server {
     node: Option<Node>,
     life: u64,
     session: SessionId,
+    /// The process stands still until then.
+    paused: Option<Time>,
     woken_at: Option<Time>,
 }
 
@@ -186,6 +190,8 @@ const READERS: u64 = 1_000_000;
 const SLOW: f64 = 0.003;
 const SLOW_DISK: (u64, u64) = (100_000_000, 800_000_000);
 const SLOW_MASTERS: (u64, u64) = (300_000_000, 1_500_000_000);
+/// How many of all blows are pauses and no kills.
+const PAUSES: f64 = 0.3;
 /// How many of all answers to writes are lost.
 const ANSWERS_LOST: f64 = 0.1;
 /// Time between two reads.
@@ -225,6 +231,7 @@ impl World {
                 node: None,
                 life: 0,
                 session: SessionId(0),
+                paused: None,
                 woken_at: None,
             };
             world.servers.push(server);
@@ -305,10 +312,17 @@ impl World {
         server.config.incarnation = server.life;
         let recovered = open(server.config.clone(), &server.disk);
         let recovered = recovered.unwrap_or_else(|e| panic!("{}: {e}", server.id));
-        let (id, life) = (server.id, server.life);
+        let id = server.id;
         server.node = Some(Node::new(id, recovered));
+        self.register(n);
+        self.trace.push(format!("{} restart {n}", self.now.0));
+    }
+
+    /// A store begins a session.
+    fn register(&mut self, n: usize) {
+        let (id, life) = (self.servers[n].id, self.servers[n].life);
         let register = Register {
-            store: (life > 1).then_some(id),
+            store: (life > 1 || self.servers[n].session != SessionId(0)).then_some(id),
             uuid: 7000 + n as u128,
             server_uuid: 9000 + n as u128,
             incarnation: life,
@@ -329,7 +343,32 @@ impl World {
         let (orders, _) = self.master.orders_for(id, 1000);
         self.step(n, Input::Orders(orders));
         self.step(n, Input::Session { session, until: Time::NEVER });
-        self.trace.push(format!("{} restart {n}", self.now.0));
+    }
+
+    /// A store's process stands still for longer than its session lasts, and goes on.
+    fn pause(&mut self, n: usize) {
+        let Server { id, session, life, .. } = self.servers[n];
+        if self.servers[n].node.is_none() || self.servers[n].paused.is_some() {
+            return;
+        }
+        let until = self.now + Span::from_ms(20);
+        self.step(n, Input::Session { session, until });
+        let end = until + Span::from_ms(self.rng.random_range(10..150));
+        self.servers[n].paused = Some(end);
+        self.at(until + Span(1), Event::Lapse { store: id, session });
+        self.at(end, Event::Resume { store: n, life });
+        self.trace.push(format!("{} pause {n}", self.now.0));
+    }
+
+    fn resume(&mut self, n: usize) {
+        self.servers[n].paused = None;
+        self.trace.push(format!("{} resume {n}", self.now.0));
+        self.register(n);
+    }
+
+    /// Whether the masters take a store for alive.
+    fn is_up(&self, id: StoreId) -> bool {
+        self.master.store(id).is_some_and(|s| s.session().is_some())
     }
 
     /// Kills a store's process; its connections break, and its death is proved.
@@ -338,6 +377,7 @@ impl World {
         if server.node.take().is_none() {
             return;
         }
+        server.paused = None;
         server.life += 1;
         if self.options.power {
             server.disk.power_lost(&mut self.rng);
@@ -425,9 +465,9 @@ impl World {
                 Ok(config)
             }
             (Ok(_), Ask::Takeover { epoch }) => self.reconfigure(handle, epoch, vec![], Some(store)),
-            (Ok(_), Ask::Silent { epoch, accused }) => match self.servers[self.index(accused)].node {
-                Some(_) => Err(Refusal::new(Code::Busy, "it is alive")),
-                None => self.reconfigure(handle, epoch, vec![accused], None),
+            (Ok(_), Ask::Silent { epoch, accused }) => match self.is_up(accused) {
+                true => Err(Refusal::new(Code::Busy, "it is alive")),
+                false => self.reconfigure(handle, epoch, vec![accused], None),
             },
             (Ok(_), Ask::Corrupt { epoch }) => panic!("{store} finds rot at {epoch}, and there is none"),
             (Ok(_), Ask::Join { epoch, learner, attempt }) => {
@@ -471,15 +511,14 @@ impl World {
         self.at(next, Event::Tend);
         let handle = self.handle;
         let config = self.master.config(handle).expect("the chunk is not deleted");
-        let alive = |id: StoreId| self.servers[id.0 as usize - 1].node.is_some();
-        let dead: Vec<StoreId> = config.members.iter().copied().filter(|m| !alive(*m)).collect();
+        let dead: Vec<StoreId> = config.members.iter().copied().filter(|m| !self.is_up(*m)).collect();
         if !dead.is_empty() && self.rng.random_bool(0.3) {
             // Too few may be left: then the chunk is frozen until somebody is back.
             let _ = self.reconfigure(handle, config.epoch, dead, None);
             return self.heartbeats();
         }
         match self.master.repair(handle) {
-            Some(repair) if !alive(repair.target) || self.rng.random_bool(0.05) => {
+            Some(repair) if !self.is_up(repair.target) || self.rng.random_bool(0.05) => {
                 self.apply(Command::EndRepair { handle, attempt: repair.attempt });
             }
             Some(_) => {}
@@ -556,7 +595,7 @@ impl World {
     /// Asks the master how the chunk stands, and sends again under the same request.
     fn ask_anew(&mut self, c: usize) {
         let mut config = self.master.config(self.handle).expect("the chunk is not deleted");
-        if self.servers[self.index(config.primary)].node.is_none() {
+        if !self.is_up(config.primary) {
             let (handle, epoch, primary) = (config.handle, config.epoch, config.primary);
             if let Ok(now) = self.reconfigure(handle, epoch, vec![primary], None) {
                 config = now;
@@ -695,11 +734,15 @@ impl World {
                 kills -= 1;
                 next_kill = self.now + Span::from_ms(self.rng.random_range(1..120));
                 let n = self.rng.random_range(0..self.servers.len());
+                if self.rng.random_bool(PAUSES) {
+                    self.pause(n);
+                    continue;
+                }
                 self.kill(n);
                 let back = self.now + Span::from_ms(self.rng.random_range(1..150));
                 self.at(back, Event::Restart { store: n });
             }
-            let alive = self.servers.iter().all(|s| s.node.is_some());
+            let alive = self.servers.iter().all(|s| s.node.is_some() && s.paused.is_none());
             if kills == 0 && self.acked.len() == total && alive && self.is_whole() {
                 return;
             }
@@ -730,7 +773,22 @@ impl World {
     }
 
     fn event(&mut self, event: Event) {
+        let to = match &event {
+            Event::Step { store, .. }
+            | Event::Disk { store, .. }
+            | Event::Ask { store, .. }
+            | Event::Wake { store, .. } => Some(*store),
+            _ => None,
+        };
+        if let Some(end) = to.and_then(|n| self.servers[n].paused) {
+            // In the order in which they would have come.
+            return self.at(end + Span(1), event);
+        }
         match event {
+            Event::Lapse { store, session } => {
+                self.apply(Command::StoreDown { store, session });
+            }
+            Event::Resume { store, life } if self.servers[store].life == life => self.resume(store),
             Event::Step { store, life, input } if self.servers[store].life == life => {
                 self.step(store, *input)
             }
