@@ -106,9 +106,13 @@ impl Node {
             if chunk.config().epoch > config.epoch {
                 return;
             }
-            // Bytes that have no home yet get one first: the next order comes soon.
+            // Bytes that have no home yet get one first, and their checksums must be durable: the
+            // record of the whole copy names only those of what is copied. The order comes again.
             if chunk.state.extents.iter().any(|e| matches!(e.home, Home::Memory(_))) {
                 return self.checkpoint.request();
+            }
+            if !self.checkpoint.is_idle() {
+                return;
             }
             state.extents = chunk.state.extents.clone();
             state.last = chunk.state.last;

@@ -631,6 +631,10 @@ impl Node {
         let Some(chunk) = self.chunks.get_mut(&handle) else {
             return;
         };
+        // An old copy stays as it is: a new one may be made of it, and refers to its blocks.
+        if chunk.state.removed {
+            return;
+        }
         // Only what is durable here can be taken as committed here.
         let serial = serial.min(chunk.durable);
         if serial <= chunk.state.committed() {
