@@ -208,6 +208,11 @@ impl Node {
         let Some(learner) = self.asked(question).filter(asks) else { return };
         // Each question takes one answer.
         learner.nonce = 0;
+        if learner.freeze && learner.round.is_some_and(|point| point != committed) {
+            // The primary waited no longer, and admitted writes: the last round begins anew.
+            (learner.round, learner.from) = (None, 0);
+            return self.copy_on(copy.handle, out);
+        }
         learner.round.get_or_insert(committed);
         let Some((at, piece)) = piece else {
             return self.copy_round_ends(copy.handle, committed, length, out);

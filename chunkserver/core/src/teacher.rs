@@ -148,8 +148,11 @@ impl Node {
         after: Option<ClientId>,
         out: &mut Outbox,
     ) {
-        if !self.teaches(to, copy, out) || !self.joins(copy) {
+        if !self.teaches(to, copy, out) {
             return;
+        }
+        if !self.joins(copy) {
+            return self.refuse_copy(to, copy, Code::Reconfiguring, out);
         }
         let all = &self.chunks[&copy.handle].state.answers;
         let mut rest = all.values().filter(|a| after.is_none_or(|after| a.client > after));
