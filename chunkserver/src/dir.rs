@@ -106,6 +106,8 @@ pub fn open(path: &Path, config: &Config) -> anyhow::Result<DataDir> {
     if !lock_within(&log) {
         bail!("writes of the process that served it before are still under way");
     }
+    // They may be in the disk's cache alone; what recovery finds is told to others as durable.
+    log.sync_data().context("flush the disk")?;
     let (total, free) = space(path)?;
     let used = used_bytes(path)?;
     let room = (free + used).min(total) * 15 / 16;

@@ -275,7 +275,10 @@ async fn frames(
                 let msg: Peer = wire::decode(&frame.body)?;
                 match verify_peer(&msg, &frame.payload) {
                     Ok(()) => shard.feed(Input::Peer { from: *from, msg, data: frame.payload }),
-                    Err(code) => tracing::warn!(%from, %code, ?msg, "a message that cannot be: dropped"),
+                    Err(code) => {
+                        tracing::warn!(%from, %code, "a message that cannot be: dropped");
+                        tracing::debug!(?msg, "that message");
+                    }
                 }
             }
             (_, Kind::ClientChunk) => {

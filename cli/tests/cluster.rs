@@ -20,18 +20,6 @@ fn cairn() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_cairn"))
 }
 
-fn spec(masters: u32, chunkservers: u32) -> Spec {
-    Spec {
-        masters,
-        chunkservers,
-        racks: 3.min(chunkservers),
-        bind: [127, 0, 0, 1].into(),
-        chunkserver_extra: "segment_bytes = 33554432\nahead_bytes = 33554432\nlog_segment_bytes = 8388608\n"
-            .into(),
-        time_scale: 1,
-    }
-}
-
 struct Running {
     cluster: Cluster,
     runtime: tokio::runtime::Runtime,
@@ -49,7 +37,7 @@ impl Running {
         let dir = TempDir::new().unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let mut spec = spec(masters, chunkservers);
+        let mut spec = Spec::small(masters, chunkservers);
         spec.chunkserver_extra += lines;
         let mut cluster = Cluster::open(&dir.path().join("c"), &spec, &cairn()).unwrap();
         cluster.start_all().unwrap();
@@ -409,7 +397,7 @@ fn two_servers_cannot_share_a_directory() {
     let out =
         Command::new(cairn()).arg("master").arg("--config").arg(c.cluster.config_of("m1")).output().unwrap();
     assert!(String::from_utf8_lossy(&out.stderr).contains("another master serves"));
-    let second = Cluster::open(c.cluster.dir(), &spec(1, 3), &cairn()).err().unwrap();
+    let second = Cluster::open(c.cluster.dir(), &Spec::small(1, 3), &cairn()).err().unwrap();
     assert!(second.to_string().contains("running"));
 }
 

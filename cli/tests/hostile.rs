@@ -5,7 +5,7 @@
 //! that are no message, at which the server hangs up. The servers trust their network, so nothing
 //! here names the one file that must survive: a well-formed order to delete it would be obeyed.
 
-use common::wire::chunk_chunk::{Origin, Peer, WriteOp};
+use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
 use common::wire::chunk_master::{Beat, Order, StoreRequest};
 use common::wire::client_chunk::ClientChunk;
 use common::wire::client_master::{MasterRequest, Mutation, Policy};
@@ -35,17 +35,8 @@ fn hostile_frames_do_no_harm_to_any_port() {
     println!("seed {seed}, {frames} well-formed frames");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let dir = tempfile::TempDir::new().unwrap();
-    let spec = Spec {
-        masters: 1,
-        chunkservers: 3,
-        racks: 3,
-        bind: [127, 0, 0, 1].into(),
-        chunkserver_extra: "segment_bytes = 33554432\nahead_bytes = 33554432\nlog_segment_bytes = 8388608\n"
-            .into(),
-        time_scale: 1,
-    };
     let binary = Path::new(env!("CARGO_BIN_EXE_cairn"));
-    let mut servers = Cluster::open(&dir.path().join("c"), &spec, binary).unwrap();
+    let mut servers = Cluster::open(&dir.path().join("c"), &Spec::small(1, 3), binary).unwrap();
     servers.start_all().unwrap();
     let client = runtime.block_on(servers.healthy()).unwrap();
     runtime.block_on(client.create_with(b"/kept", b"kept")).unwrap();
@@ -299,7 +290,9 @@ impl Hostile {
         let mut payload = vec![];
         let (handle, epoch, serial) = (self.handle(), self.epoch(), self.serial());
         let code = *Code::ALL.choose(&mut self.rng).unwrap();
-        let msg = match self.rng.random_range(0..13) {
+        let copy = CopyId { handle, epoch, attempt: self.number() };
+        let (nonce, committed) = (self.number(), (self.op().origin, serial));
+        let msg = match self.rng.random_range(0..19) {
             0 => {
                 payload = vec![9; self.rng.random_range(1..5000)];
                 Peer::Forward {
@@ -340,6 +333,30 @@ impl Hostile {
             }
             10 => Peer::Adopt { handle, epoch, keep: self.serial(), committed: serial },
             11 => Peer::Adopted { handle, epoch },
+            12 => Peer::Copy {
+                copy,
+                nonce,
+                since: serial,
+                from: self.number() as u32,
+                halt: self.rng.random_bool(0.2),
+            },
+            13 => {
+                payload = vec![9; self.rng.random_range(1..5000)];
+                let piece = self.flag().then(|| (self.number() as u32, Piece::of(&payload)));
+                if piece.is_none() {
+                    payload = vec![];
+                }
+                Peer::CopyData { copy, nonce, piece, committed, length: self.number() as u32 }
+            }
+            14 => Peer::CopyAnswers { copy, nonce, after: self.flag().then_some(ClientId(1)) },
+            15 => {
+                let answer = Answer { seq: self.number(), offset: self.number(), len: 1, serial };
+                let client = ClientId(self.rng.random_range(0..50));
+                let answers = vec![Answers { client, lowest: self.number(), answers: vec![answer; 3] }];
+                Peer::CopiedAnswers { copy, nonce, answers, more: self.flag() }
+            }
+            16 => Peer::Copied { copy, point: committed },
+            17 => Peer::CopyRefused { copy, code },
             _ => match self.flag() {
                 true => Peer::Fetch { handle, epoch, serial, index: self.number() as u16 },
                 false => {
@@ -366,6 +383,7 @@ impl Hostile {
             4 => MasterRequest::PrimarySilent { handle: self.handle(), epoch: self.epoch() },
             5 => MasterRequest::Trash { after: self.file(), limit: self.number() as u32 },
             6 => MasterRequest::Policy { path },
+            7 => MasterRequest::Repairs,
             _ => MasterRequest::Mutate {
                 request: self.request(),
                 lowest: if self.flag() { 1 } else { self.number() },
@@ -430,7 +448,7 @@ impl Hostile {
     fn store_request(&mut self) -> Vec<u8> {
         let (store, session, handle, epoch) =
             (self.store(), SessionId(self.number()), self.handle(), self.epoch());
-        let msg = match self.rng.random_range(0..6) {
+        let msg = match self.rng.random_range(0..8) {
             0 => StoreRequest::Heartbeat(Beat {
                 store,
                 session,
@@ -443,6 +461,8 @@ impl Hostile {
             2 => StoreRequest::Confirm { store, session, handle },
             3 => StoreRequest::Takeover { store, handle, epoch },
             4 => StoreRequest::Silent { store, handle, epoch, accused: self.stores() },
+            5 => StoreRequest::Corrupt { store, handle, epoch },
+            6 => StoreRequest::Join { store, handle, epoch, learner: self.store(), attempt: self.number() },
             _ => StoreRequest::Seal { store, handle, epoch, length: self.number(), serial: self.serial() },
         };
         let id = self.rng.random_range(1000..u64::MAX);

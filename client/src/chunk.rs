@@ -10,7 +10,7 @@ use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{MasterReply, MasterRequest};
 use common::wire::{ChunkConfig, Piece};
 use common::{ChunkHandle, Code, Epoch, Refusal, RequestId, Serial, StoreId};
-use common_net::NetError;
+use common_net::{Conn, NetError};
 use std::time::{Duration, Instant};
 
 /// One try of a write; the primary may be waiting for a reconfiguration.
@@ -165,6 +165,10 @@ impl Client {
         chain
     }
 
+    async fn conn(&self, store: StoreId, class: Class) -> std::result::Result<Conn, NetError> {
+        self.inner.conns.get(self.inner.masters.cluster(), store, class).await
+    }
+
     /// Pushes the pieces of a write along the chain; all are under way at once.
     async fn push(
         &self,
@@ -179,7 +183,7 @@ impl Client {
             // itself, the masters must hear of it.
             if chain[0] == config.primary { Miss::net(e) } else { again(e.to_string()) }
         };
-        let conn = self.inner.conns.get(self.inner.masters.cluster(), chain[0], Class::Bulk).await;
+        let conn = self.conn(chain[0], Class::Bulk).await;
         let conn = conn.map_err(first_is_away)?;
         let mut answers = vec![];
         for (index, at) in (0..data.len()).step_by(PIECE_BYTES_MAX).enumerate() {
@@ -228,12 +232,7 @@ impl Client {
             inline,
             create,
         };
-        let conn = self
-            .inner
-            .conns
-            .get(self.inner.masters.cluster(), config.primary, Class::Control)
-            .await
-            .map_err(Miss::net)?;
+        let conn = self.conn(config.primary, Class::Control).await.map_err(Miss::net)?;
         match conn.call(&msg, config.epoch.0, payload, WRITE_LIMIT).await.map_err(Miss::net)?.0 {
             ClientChunkReply::Written { offset, .. } => Ok(Ok(Written { offset })),
             ClientChunkReply::Refused(refusal) => {
@@ -354,12 +353,7 @@ impl Client {
         offset: u64,
         len: u32,
     ) -> std::result::Result<Vec<Bytes>, String> {
-        let conn = self
-            .inner
-            .conns
-            .get(self.inner.masters.cluster(), store, Class::Bulk)
-            .await
-            .map_err(|e| e.to_string())?;
+        let conn = self.conn(store, Class::Bulk).await.map_err(|e| e.to_string())?;
         let msg = ClientChunk::Read { handle: config.handle, offset, len, stale: false };
         let (reply, frame) = conn
             .call::<_, ClientChunkReply>(&msg, config.epoch.0, vec![], READ_LIMIT)
@@ -403,12 +397,7 @@ impl Client {
         config: &ChunkConfig,
         store: StoreId,
     ) -> std::result::Result<(u64, ReplicaView), Miss> {
-        let conn = self
-            .inner
-            .conns
-            .get(self.inner.masters.cluster(), store, Class::Control)
-            .await
-            .map_err(Miss::net)?;
+        let conn = self.conn(store, Class::Control).await.map_err(Miss::net)?;
         let msg = ClientChunk::Stat { handle: config.handle };
         match conn.call(&msg, config.epoch.0, vec![], READ_LIMIT).await.map_err(Miss::net)?.0 {
             ClientChunkReply::Stat { length, epoch, committed, applied, .. } => {
@@ -443,12 +432,7 @@ impl Client {
                 return Ok(sealed);
             }
             let asked = async {
-                let conn = self
-                    .inner
-                    .conns
-                    .get(self.inner.masters.cluster(), config.primary, Class::Control)
-                    .await
-                    .map_err(Miss::net)?;
+                let conn = self.conn(config.primary, Class::Control).await.map_err(Miss::net)?;
                 let msg = ClientChunk::Seal { handle };
                 match conn.call(&msg, config.epoch.0, vec![], WRITE_LIMIT).await.map_err(Miss::net)?.0 {
                     ClientChunkReply::Sealed { length } => Ok(length),

@@ -104,7 +104,7 @@ pub const DEAD_MS: u64 = 20_000;
 /// Chunks that are copied to a store at a time.
 pub const LEARNERS_MAX: usize = 8;
 /// A primary stops admitting for so long while a new member gets the rest.
-pub const FREEZE_MS: u64 = 500;
+pub const HALT_MS: u64 = 500;
 /// Every byte of a store is read and verified within this, by default: 14 days, in seconds.
 pub const SCRUB_PERIOD_S: u64 = 14 * 24 * 3600;
 /// A disk operation older than this makes its store look hung.

@@ -1,11 +1,11 @@
 //! The wire: golden bytes, and hostile input for every decoder. `CASES=n` runs more.
 
-use common::wire::chunk_chunk::{Origin, Peer, WriteOp};
-use common::wire::chunk_master::{StoreReply, StoreRequest};
+use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
+use common::wire::chunk_master::{Order, RepairOrder, StoreReply, StoreRequest};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{MasterReply, MasterRequest, split_path};
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
-use common::wire::{self, Caller, Hello, HelloOk, Message, Piece};
+use common::wire::{self, Caller, ChunkConfig, Hello, HelloOk, Message, Piece};
 use common::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -133,8 +133,30 @@ fn hostile_bodies_do_no_harm() {
         wire::encode(&MasterRequest::List { path: b"/".to_vec(), after: vec![1, 2], limit: 9 }),
     ]);
     hostile::<MasterReply>(&[wire::encode(&MasterReply::refused(Code::NotFound, "x"))]);
-    hostile::<StoreRequest>(&[wire::encode(&StoreRequest::Exited { uuid: 1, incarnation: 2 })]);
-    hostile::<StoreReply>(&[wire::encode(&StoreReply::Lapsed)]);
+    let config = ChunkConfig {
+        handle: ChunkHandle(7),
+        epoch: Epoch(3),
+        primary: StoreId(1),
+        members: vec![StoreId(1), StoreId(2)],
+        sealed: Some(9),
+        wait_ms: 4,
+    };
+    let (store, handle, epoch) = (StoreId(1), config.handle, config.epoch);
+    hostile::<StoreRequest>(&[
+        wire::encode(&StoreRequest::Exited { uuid: 1, incarnation: 2 }),
+        wire::encode(&StoreRequest::Corrupt { store, handle, epoch }),
+        wire::encode(&StoreRequest::Join { store, handle, epoch, learner: StoreId(3), attempt: 5 }),
+    ]);
+    hostile::<StoreReply>(&[
+        wire::encode(&StoreReply::Lapsed),
+        wire::encode(&StoreReply::Renewed {
+            session_ms: 2200,
+            orders: vec![Order { handle, epoch, discard: true }],
+            repairs: vec![RepairOrder { config, attempt: 5 }],
+            table: 3,
+            stores: None,
+        }),
+    ]);
     hostile::<ClientChunk>(&[wire::encode(&ClientChunk::Push {
         request,
         handle: ChunkHandle(1),
@@ -144,7 +166,19 @@ fn hostile_bodies_do_no_harm() {
         piece: piece.clone(),
     })]);
     hostile::<ClientChunkReply>(&[wire::encode(&ClientChunkReply::Data { pieces: vec![piece.clone()] })]);
-    hostile::<Peer>(&[wire::encode(&Peer::Held { request, index: 1, refused: Some(Code::Busy) })]);
+    let copy = CopyId { handle, epoch, attempt: 5 };
+    let answer = Answer { seq: 1, offset: 2, len: 3, serial: Serial(4) };
+    let answers = vec![Answers { client: ClientId(1), lowest: 1, answers: vec![answer] }];
+    let committed = (Origin { epoch, incarnation: 2 }, Serial(4));
+    hostile::<Peer>(&[
+        wire::encode(&Peer::Held { request, index: 1, refused: Some(Code::Busy) }),
+        wire::encode(&Peer::Copy { copy, nonce: 1, since: Serial(3), from: 4096, halt: true }),
+        wire::encode(&Peer::CopyData { copy, nonce: 1, piece: Some((0, piece)), committed, length: 5000 }),
+        wire::encode(&Peer::CopyAnswers { copy, nonce: 2, after: Some(ClientId(1)) }),
+        wire::encode(&Peer::CopiedAnswers { copy, nonce: 2, answers, more: false }),
+        wire::encode(&Peer::Copied { copy, point: committed }),
+        wire::encode(&Peer::CopyRefused { copy, code: Code::StaleEpoch }),
+    ]);
 }
 
 #[test]

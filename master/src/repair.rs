@@ -6,7 +6,7 @@ use crate::leader::Leader;
 use common::limits::DEAD_MS;
 use common::wire::chunk_master::StoreReply;
 use common::wire::client_master::{REPAIR_ITEMS_MAX, RepairItem};
-use common::{ChunkHandle, StoreId};
+use common::{ChunkHandle, Code, StoreId};
 use master_core::{Command, Metadata, Repair, Reply};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -15,8 +15,12 @@ use std::time::{Duration, Instant};
 const LOOK_AT: usize = 4096;
 /// Chunks that are known to need work; what does not fit is found again later.
 const QUEUE_MAX: usize = 65_536;
-/// Attempts at a time: in all, and of one target.
-const UNDER_WAY: (usize, usize) = (64, 8);
+/// Attempts at a time, in all.
+const UNDER_WAY_MAX: usize = 64;
+/// What one round does at most - chunks that it thinks about, entries that it puts into the log -
+/// so that the steward's other duties have their turn.
+const THOUGHTS_MAX: usize = 1024;
+const PROPOSALS_MAX: usize = 64;
 /// An attempt that takes longer is given up, and begun elsewhere or anew.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(120);
 /// A chunk that could not be helped is looked at again after this.
@@ -59,15 +63,17 @@ impl Repairs {
                 return;
             }
         }
-        for (live, handle) in self.queue.iter().copied().collect::<Vec<_>>() {
+        let mut proposals = 0;
+        for _ in 0..THOUGHTS_MAX {
+            let Some((live, handle)) = self.queue.pop_first() else { return };
             let step = {
                 let state = leader.state.read().expect("never poisoned");
-                if state.repairs().count() >= UNDER_WAY.0 {
-                    break;
+                if proposals == PROPOSALS_MAX || state.repairs().count() >= UNDER_WAY_MAX {
+                    self.queue.insert((live, handle));
+                    return;
                 }
                 self.step(&state, handle)
             };
-            self.queue.remove(&(live, handle));
             let command = match step {
                 Step::Propose(command) => command,
                 Step::Wait(why) => {
@@ -79,6 +85,7 @@ impl Repairs {
                     continue;
                 }
             };
+            proposals += 1;
             match leader.propose(command, Some(term)).await {
                 Ok(Reply::Store(StoreReply::Refused { refusal, .. })) => {
                     self.later.insert(handle, (Instant::now(), refusal.code.text()));
@@ -125,7 +132,8 @@ impl Repairs {
         let short = |handle: &ChunkHandle| {
             state.chunk(*handle).is_some_and(|c| state.members_of(c).len() < c.want as usize)
         };
-        self.unwell.retain(|handle, _| short(handle) || self.queue.iter().any(|(_, h)| h == handle));
+        let queue = &self.queue;
+        self.unwell.retain(|handle, (_, live)| short(handle) || queue.contains(&(*live, *handle)));
         let dead = self.dead();
         let from = self.cursor.unwrap_or(ChunkHandle(0));
         let (found, next) = state.unwell(from, LOOK_AT, &|id| dead.contains(&id));
@@ -185,10 +193,13 @@ impl Repairs {
         if state.stale_of(handle).iter().any(waits) {
             return Step::Wait("a store that holds an old copy is down, and may be back soon");
         }
-        let busy = |id: StoreId| state.repairs().filter(|(_, r)| r.target == id).count() >= UNDER_WAY.1;
-        if state.all_stores().all(|(id, s)| s.session().is_none() || busy(id)) {
-            return Step::Wait("every store copies as much as it may already");
+        // Asked first: what would be refused need not go through the log.
+        match state.repair_target(handle, config.epoch, rand::random()) {
+            Ok(_) => Step::Propose(Command::BeginRepair { handle, epoch: config.epoch }),
+            Err(refusal) if refusal.code == Code::Busy => {
+                Step::Wait("the stores it could go to copy as much as they may already")
+            }
+            Err(refusal) => Step::Wait(refusal.code.text()),
         }
-        Step::Propose(Command::BeginRepair { handle, epoch: config.epoch })
     }
 }

@@ -33,6 +33,21 @@ pub struct Spec {
     pub time_scale: u64,
 }
 
+impl Spec {
+    /// A cluster on loopback whose stores begin small: for tests and drills.
+    pub fn small(masters: u32, chunkservers: u32) -> Spec {
+        Spec {
+            masters,
+            chunkservers,
+            racks: 3.min(chunkservers),
+            bind: [127, 0, 0, 1].into(),
+            chunkserver_extra:
+                "segment_bytes = 33554432\nahead_bytes = 33554432\nlog_segment_bytes = 8388608\n".into(),
+            time_scale: 1,
+        }
+    }
+}
+
 /// The file that clients find a cluster by: `cluster.toml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

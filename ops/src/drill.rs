@@ -97,16 +97,12 @@ async fn run_to_end(name: &str, repeats: u32, dir: &Path, binary: &Path, json: b
         return fill_disk(drill, repeats, &home, binary, json).await;
     }
     let spec = Spec {
-        masters: 3,
-        chunkservers: 5,
-        racks: 3,
-        bind: [127, 0, 0, 1].into(),
         chunkserver_extra: format!(
             "segment_bytes = 67108864\nahead_bytes = {}\nlog_segment_bytes = 16777216\n",
             // One put must find its room zero-filled, or that is what the gap shows.
             if drill.long_puts() { 768 << 20 } else { 64 << 20 },
         ),
-        time_scale: 1,
+        ..Spec::small(3, 5)
     };
     let mut cluster = Cluster::open(&home, &spec, binary)?;
     cluster.start_all()?;

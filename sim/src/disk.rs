@@ -92,16 +92,12 @@ impl MemDisk {
         }
     }
 
-    fn sync(&mut self) {
+    /// A flush.
+    pub fn sync(&mut self) {
         for (file, offset, data) in std::mem::take(&mut self.loose) {
             put(&mut self.files.entry(file).or_default().durable, offset, &data);
         }
         self.flushes += 1;
-    }
-
-    /// The process died; the machine did not: nothing that was written is lost.
-    pub fn process_killed(&mut self) {
-        self.sync();
     }
 
     /// Power was lost: of each loose write, nothing, all, or some sectors survive.

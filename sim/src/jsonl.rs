@@ -182,7 +182,7 @@ impl<W: Write> JsonNode<W> {
         let config = small_store(me as u64 + 1, 1);
         self.disk = empty_disk(&config);
         let id = StoreId(me as u32 + 1);
-        self.node = Some(Node::new(id, open(config, &self.disk)?));
+        self.node = Some(Node::new(id, open(config, &mut self.disk)?));
         (self.name, self.names) = (name, names);
         for n in 0..self.names.len() {
             let register = Register {

@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 use chunkserver_core::Node;
-use chunkserver_core::io::{DiskOp, FileRef, Input, Output};
+use chunkserver_core::io::{DiskKind, DiskOp, FileRef, Input, Output};
 use chunkserver_core::store::StoreConfig;
 use chunkserver_core::store::recover::RecoverError;
 use common::limits::{INLINE_BYTES_MAX, PIECE_BYTES_MAX};
+use common::wire::chunk_master::Order;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::{ChunkConfig, Piece};
 use common::*;
@@ -35,9 +36,9 @@ fn chunk(n: u64) -> ChunkConfig {
 }
 
 impl One {
-    fn open(config: StoreConfig, disk: MemDisk) -> Result<One, RecoverError> {
+    fn open(config: StoreConfig, mut disk: MemDisk) -> Result<One, RecoverError> {
         let client = ClientId(config.incarnation as u128 + 5);
-        let node = Node::new(StoreId(1), open(config, &disk)?);
+        let node = Node::new(StoreId(1), open(config, &mut disk)?);
         let mut one = One {
             node,
             disk,
@@ -380,6 +381,47 @@ fn case_e_a_last_group_whose_data_did_not_land_is_dropped() {
     };
     let all = again.read_all(1);
     assert!(all == Ok(b"first".to_vec()) || all == Err(Code::Corrupt), "{all:?}");
+}
+
+#[test]
+fn case_e_what_the_last_group_lets_go_of_is_no_witness() {
+    let log_stalls = |file| matches!(file, FileRef::Log(_));
+    let mut one = fresh();
+    one.write(1, Some(0), &bytes(1, 100_000));
+    // A write and the order to delete the chunks lie in one group, the last: the log is busy until
+    // both are there.
+    one.stall = log_stalls;
+    one.send_write(2, Some(0), b"keeps the log busy");
+    one.send_write(1, Some(0), &bytes(2, 200_000));
+    one.settle();
+    let delete = |n| Order { handle: ChunkHandle(n), epoch: Epoch::DELETED, discard: true };
+    one.step(Input::Orders(vec![delete(1), delete(2)]));
+    one.stall = |_| false;
+    one.asks.append(&mut one.stalled);
+    one.settle();
+    // Killed. What comes next goes where the deleted bytes were, and never gets a record.
+    let mut again = One::open(config(2), one.disk).expect("it opens");
+    again.stall = log_stalls;
+    again.send_write(3, Some(0), &bytes(3, 1_000_000));
+    again.settle();
+    let mut last = One::open(config(3), again.disk).expect("it opens");
+    assert_eq!(last.read(1, 0, 10), Err(Code::NoSuchChunk), "it was confirmed that the chunk is gone");
+}
+
+#[test]
+fn what_a_killed_process_wrote_is_durable_once_it_is_recovered() {
+    let mut one = fresh();
+    let data = bytes(1, 200_000);
+    // The group is written, and its flush has not begun.
+    one.send_write(1, Some(0), &data);
+    while one.asks.front().is_some_and(|op| !matches!(op.kind, DiskKind::Sync)) {
+        one.disk_one();
+    }
+    let mut again = One::open(config(2), one.disk).expect("it opens");
+    assert!(again.read_all(1).unwrap() == data, "it is found, and served");
+    again.disk.power_lost(&mut StdRng::seed_from_u64(1));
+    let mut last = One::open(config(3), again.disk).expect("it opens");
+    assert!(last.read_all(1).unwrap() == data, "what was served is lost");
 }
 
 #[test]

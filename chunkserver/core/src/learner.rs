@@ -19,17 +19,19 @@ use common::limits::{LEARNERS_MAX, LOG_GROUP_BYTES_MAX};
 use common::wire::chunk_chunk::{Answers, CopyId, LogPoint, Peer};
 use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::{ChunkConfig, Piece};
-use common::{ChunkHandle, ClientId, Code, Epoch, Serial, Span, StoreId, Time};
+use common::{ChunkHandle, ClientId, Epoch, Serial, Span, StoreId, Time};
 use std::sync::Arc;
 
 /// A question that is not answered is asked again after this.
 const ASK_AGAIN_MS: u64 = 100;
 /// In the last round sooner: clients wait.
-const ASK_AGAIN_FROZEN_MS: u64 = 10;
+const ASK_AGAIN_HALTED_MS: u64 = 10;
 /// A round that copied at most so much is followed by the last one.
 const LAST_ROUND_BYTES: u64 = 512 * 1024;
 /// After so many rounds the last one comes anyway: the writers are faster than the copy.
 const ROUNDS_MAX: u32 = 8;
+/// An old copy in more parts than this is not built on: one record must hold the new one.
+const BASE_EXTENTS_MAX: usize = 4096;
 
 /// A chunk that is being copied to this store.
 #[derive(Clone, Debug)]
@@ -55,13 +57,11 @@ pub(crate) struct Learner {
     /// Where the next question of the round begins.
     from: u32,
     /// The last round: the primary admits nothing.
-    freeze: bool,
+    halt: bool,
     answers: Option<Vec<Answers>>,
     /// The copy is in the log, and durable there.
     installed: bool,
     durable: bool,
-    /// Bytes copied in all.
-    pub copied: u64,
 }
 
 impl Learner {
@@ -114,8 +114,10 @@ impl Node {
             if !self.checkpoint.is_idle() {
                 return;
             }
-            state.extents = chunk.state.extents.clone();
-            state.last = chunk.state.last;
+            if chunk.state.extents.iter().count() <= BASE_EXTENTS_MAX {
+                state.extents = chunk.state.extents.clone();
+                state.last = chunk.state.last;
+            }
         }
         let since = state.committed();
         let learner = Learner {
@@ -132,11 +134,10 @@ impl Node {
             nonce: 0,
             again_at: self.now,
             from: 0,
-            freeze: false,
+            halt: false,
             answers: None,
             installed: false,
             durable: false,
-            copied: 0,
         };
         self.learners.insert(handle, learner);
         self.copy_on(handle, out);
@@ -168,11 +169,11 @@ impl Node {
             _ if learner.installed => return,
             Some(_) => Peer::CopyAnswers { copy, nonce, after: learner.last_client() },
             None => {
-                let (since, from, freeze) = (learner.since, learner.from, learner.freeze);
-                Peer::Copy { copy, nonce, since, from, freeze }
+                let (since, from, halt) = (learner.since, learner.from, learner.halt);
+                Peer::Copy { copy, nonce, since, from, halt }
             }
         };
-        let again = if learner.freeze { ASK_AGAIN_FROZEN_MS } else { ASK_AGAIN_MS };
+        let again = if learner.halt { ASK_AGAIN_HALTED_MS } else { ASK_AGAIN_MS };
         learner.again_at = self.now + Span::from_ms(again);
         let at = learner.again_at;
         self.timer(at, Timer::Copy(handle));
@@ -208,7 +209,7 @@ impl Node {
         let Some(learner) = self.asked(question).filter(asks) else { return };
         // Each question takes one answer.
         learner.nonce = 0;
-        if learner.freeze && learner.round.is_some_and(|point| point != committed) {
+        if learner.halt && learner.round.is_some_and(|point| point != committed) {
             // The primary waited no longer, and admitted writes: the last round begins anew.
             (learner.round, learner.from) = (None, 0);
             return self.copy_on(copy.handle, out);
@@ -218,7 +219,8 @@ impl Node {
             return self.copy_round_ends(copy.handle, committed, length, out);
         };
         let Ok(blocks) = self.store.take(piece.len, Sort::New) else {
-            // No room here: the masters give the attempt up, and look for another place.
+            // No room here. The order comes again until the attempt's time is over; then the masters
+            // look for another place.
             return self.end_copy(copy.handle);
         };
         let run = Run { segment: blocks.segment, block: blocks.block, len: piece.len, crcs: piece.crcs };
@@ -226,19 +228,18 @@ impl Node {
         learner.taken.push(blocks);
         learner.writing = Some((at, run, committed));
         learner.round_bytes += piece.len as u64;
-        learner.copied += piece.len as u64;
         self.copied_bytes += piece.len as u64;
         self.store.write_piece(blocks, data, PieceTicket::Copied(copy, blocks), out);
     }
 
     /// Copied bytes are written.
     pub(crate) fn copy_written(&mut self, copy: CopyId, blocks: Blocks, out: &mut Outbox) {
+        // The same attempt may have ended and begun anew meanwhile: only its own blocks count.
         let learner = self.learners.get_mut(&copy.handle).filter(|l| l.id == copy);
-        let Some(learner) = learner.filter(|l| l.writing.is_some()) else {
-            // The copy ended meanwhile.
+        let landed = |l: &mut Learner| l.writing.take_if(|(_, run, _)| blocks_of(run) == blocks);
+        let Some((learner, (at, run, last))) = learner.and_then(|l| landed(l).map(|w| (l, w))) else {
             return self.store.free(vec![blocks]);
         };
-        let (at, run, last) = learner.writing.take().expect("checked");
         self.store.crcs.set(run.segment, run.block, &run.crcs);
         // Which blocks are free by this is settled when the copy is whole.
         learner.state.extents.put(at, &Place::Runs(vec![run.clone()]), last);
@@ -249,7 +250,7 @@ impl Node {
 
     fn copy_round_ends(&mut self, handle: ChunkHandle, point: LogPoint, length: u32, out: &mut Outbox) {
         let learner = self.learners.get_mut(&handle).expect("its round ends");
-        if learner.freeze {
+        if learner.halt {
             // Nothing has changed during the round: this is the chunk.
             learner.state.last = point;
             learner.state.length = length;
@@ -257,7 +258,7 @@ impl Node {
         } else {
             learner.since = learner.round.take().unwrap_or(point).1;
             learner.rounds += 1;
-            learner.freeze = learner.round_bytes <= LAST_ROUND_BYTES || learner.rounds >= ROUNDS_MAX;
+            learner.halt = learner.round_bytes <= LAST_ROUND_BYTES || learner.rounds >= ROUNDS_MAX;
             learner.round_bytes = 0;
             learner.from = 0;
         }
@@ -285,13 +286,14 @@ impl Node {
     /// The copy is whole: one record makes it the chunk's copy here.
     fn install(&mut self, handle: ChunkHandle) {
         let learner = self.learners.get_mut(&handle).expect("it is whole");
-        let answers = learner.answers.clone().expect("it is whole");
+        let answers = learner.answers.take().expect("it is whole");
         learner.state.answers = answers.into_iter().map(|a| (a.client, a)).collect();
         // It serves nothing until an epoch says that it is a member.
         learner.state.removed = true;
         let dump = learner.state.dump();
         let record = Record::Install { dump, runs: learner.runs.clone() };
         if common::wire::to_vec(&record).len() > LOG_GROUP_BYTES_MAX / 2 {
+            // Written to in too many places meanwhile: it begins anew when the order comes again.
             return self.end_copy(handle);
         }
         learner.installed = true;
@@ -317,8 +319,9 @@ impl Node {
         }
     }
 
-    pub(crate) fn copy_refused(&mut self, from: StoreId, copy: CopyId, code: Code) {
-        if self.learner_of(from, copy).is_some() && code != Code::Busy {
+    /// The primary does not teach this copy (any more), for whatever reason.
+    pub(crate) fn copy_refused(&mut self, from: StoreId, copy: CopyId) {
+        if self.learner_of(from, copy).is_some() {
             self.end_copy(copy.handle);
         }
     }

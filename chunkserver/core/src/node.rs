@@ -101,7 +101,7 @@ pub(crate) enum Timer {
     /// The primary has not answered a copy's question.
     Copy(ChunkHandle),
     /// A new member takes too long.
-    Unfreeze(ChunkHandle),
+    HaltOver(ChunkHandle),
     /// The masters should have taken a rotten copy out.
     Rotten(ChunkHandle),
 }
@@ -263,7 +263,7 @@ impl Node {
             Timer::Read(handle) => self.reads_are_late(handle, out),
             Timer::Copy(handle) => self.copy_is_late(handle, out),
             Timer::Rotten(handle) => self.rotten_again(handle, out),
-            Timer::Unfreeze(handle) => self.unfreeze_late(handle, out),
+            Timer::HaltOver(handle) => self.halt_is_over(handle, out),
         }
     }
 
@@ -561,10 +561,7 @@ impl Node {
             false => Record::Removed { handle, epoch },
         };
         self.store.record(&record, ticket);
-        if stays {
-            return;
-        }
-        if !self.chunks.contains_key(&handle) {
+        if stays || !self.chunks.contains_key(&handle) {
             return;
         }
         let code = if epoch == Epoch::DELETED { Code::NoSuchChunk } else { Code::StaleEpoch };

@@ -5,11 +5,9 @@ use crate::io::{ConnId, Outbox, Output};
 use crate::node::{Node, Timer, Waiting, handle_of, refuse, reply};
 use crate::store::format::Place;
 use crate::store::index::{Extent, Home, InlineRun};
-use crate::store::read::{Part, ReadResult, parts_of};
+use crate::store::read::{Part, ReadResult, one_piece, parts_of};
 use crate::teacher::Question;
-use bytes::Bytes;
 use common::limits::PIECE_BYTES_MAX;
-use common::wire::Piece;
 use common::wire::chunk_chunk::{LogPoint, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::{ChunkHandle, Code, Epoch, Refusal, Serial, Span, StoreId};
@@ -172,14 +170,8 @@ impl Node {
                 self.copy_read(question, at, committed, length, result, out)
             }
             ReadFor::Fetch { to, handle, epoch, op, index } => {
-                let (piece, data) = match result {
-                    Ok((pieces, data)) if pieces.len() == 1 => (pieces.into_iter().next(), data),
-                    Ok((_, data)) => {
-                        let whole: Bytes = data.concat().into();
-                        (Some(Piece::of(&whole)), vec![whole])
-                    }
-                    Err(_) => (None, vec![]),
-                };
+                let (piece, data) = result.map(one_piece).ok().unzip();
+                let data = Vec::from_iter(data);
                 out.push(Output::Peer { to, msg: Peer::Fetched { handle, epoch, op, index, piece }, data });
             }
         }

@@ -39,8 +39,9 @@ impl Node {
         if self.scrub.reading || self.now < self.scrub.next || self.store.failed().is_some() {
             return;
         }
-        let pieces = (self.store.used_bytes() / PIECE_BYTES_MAX as u64).max(1);
-        let pause = self.store.config().scrub_period_s.saturating_mul(1000) / pieces;
+        // A chunk's last piece may be a short one, and one more step finds its end.
+        let steps = self.store.used_bytes() / PIECE_BYTES_MAX as u64 + 2 * self.chunks.len() as u64;
+        let pause = self.store.config().scrub_period_s.saturating_mul(1000) / steps.max(1);
         self.scrub.next = self.now + Span::from_ms(pause.clamp(PAUSE_MS.0, PAUSE_MS.1));
         let (handle, from) = self.scrub.at;
         let Some((handle, chunk)) = self.chunks.range(handle..).next() else {
@@ -90,7 +91,7 @@ impl Node {
     }
 
     /// A copy does not match its checksums: the masters take it out of the chunk, if enough good
-    /// ones are left, and have it made anew. Found again if they do not.
+    /// ones are left, and have it made anew. They are asked again until they do.
     pub(crate) fn found_corrupt(&mut self, handle: ChunkHandle, out: &mut Outbox) {
         let Some(chunk) = self.chunks.get(&handle) else { return };
         let epoch = chunk.config().epoch;

@@ -85,8 +85,8 @@ impl Node {
                 self.adopt_asked(from, handle, epoch, keep, committed, out)
             }
             Peer::Adopted { handle, epoch } => self.adopted(from, handle, epoch, out),
-            Peer::Copy { copy, nonce, since, from: at, freeze } => {
-                self.copy_asked((from, copy, nonce), since, at, freeze, out)
+            Peer::Copy { copy, nonce, since, from: at, halt } => {
+                self.copy_asked((from, copy, nonce), since, at, halt, out)
             }
             Peer::CopyData { copy, nonce, piece, committed, length } => {
                 self.copy_data((from, copy, nonce), piece, committed, length, data, out)
@@ -96,7 +96,7 @@ impl Node {
                 self.copied_answers((from, copy, nonce), answers, more, out)
             }
             Peer::Copied { copy, point } => self.copied(from, copy, point, out),
-            Peer::CopyRefused { copy, code } => self.copy_refused(from, copy, code),
+            Peer::CopyRefused { copy, code: _ } => self.copy_refused(from, copy),
             Peer::Fetch { handle, epoch, serial, index } => {
                 self.fetch_asked(from, handle, epoch, serial, index, out)
             }

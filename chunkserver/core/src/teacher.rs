@@ -4,11 +4,9 @@
 use crate::io::{Ask, Outbox, Output};
 use crate::node::{Node, Timer};
 use crate::reads::ReadFor;
-use crate::store::read::{ReadResult, parts_of};
+use crate::store::read::{ReadResult, one_piece, parts_of};
 use crate::takeover::Phase;
-use bytes::Bytes;
-use common::limits::{FREEZE_MS, PIECE_BYTES_MAX};
-use common::wire::Piece;
+use common::limits::{HALT_MS, PIECE_BYTES_MAX};
 use common::wire::chunk_chunk::{COPY_ANSWERS_MAX, CopyId, LogPoint, Peer};
 use common::{ChunkHandle, ClientId, Code, Serial, Span, StoreId, Time};
 
@@ -66,14 +64,14 @@ impl Node {
         question: Question,
         since: Serial,
         from: u32,
-        freeze: bool,
+        halt: bool,
         out: &mut Outbox,
     ) {
         let (to, copy, nonce) = question;
         if self.in_session().is_none() || !self.teaches(to, copy, out) {
             return;
         }
-        if freeze && !self.frozen_for(to, copy) {
+        if halt && !self.halted_for(to, copy) {
             // The tail is not committed yet: the learner asks again.
             return;
         }
@@ -100,18 +98,17 @@ impl Node {
         result: ReadResult,
         out: &mut Outbox,
     ) {
-        let Ok((_, data)) = result else {
-            return self.refuse_copy(to, copy, Code::Corrupt, out);
+        let (piece, data) = match result {
+            Ok(read) => one_piece(read),
+            Err(code) => return self.refuse_copy(to, copy, code, out),
         };
-        let whole: Bytes = data.concat().into();
-        let piece = Some((at, Piece::of(&whole)));
-        let msg = Peer::CopyData { copy, nonce, piece, committed, length };
-        out.push(Output::Peer { to, msg, data: vec![whole] });
+        let msg = Peer::CopyData { copy, nonce, piece: Some((at, piece)), committed, length };
+        out.push(Output::Peer { to, msg, data: vec![data] });
     }
 
     /// Stops admitting for this copy, and says whether the chunk is at rest.
-    fn frozen_for(&mut self, learner: StoreId, copy: CopyId) -> bool {
-        let until = self.now + Span::from_ms(FREEZE_MS);
+    fn halted_for(&mut self, learner: StoreId, copy: CopyId) -> bool {
+        let until = self.now + Span::from_ms(HALT_MS);
         let chunk = self.chunks.get_mut(&copy.handle).expect("it is led");
         let lead = chunk.lead.as_mut().expect("it is led");
         if !lead.sealing.is_empty() {
@@ -122,14 +119,14 @@ impl Node {
             Some(joining) if joining.asked => return false,
             _ => {
                 lead.joining = Some(Joining { learner, copy, until, asked: false });
-                self.timer(until, Timer::Unfreeze(copy.handle));
+                self.timer(until, Timer::HaltOver(copy.handle));
             }
         }
         self.chunks[&copy.handle].state.tail.is_empty()
     }
 
     /// The learner took too long: admits again, if the masters were not asked.
-    pub(crate) fn unfreeze_late(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+    pub(crate) fn halt_is_over(&mut self, handle: ChunkHandle, out: &mut Outbox) {
         let now = self.now;
         let Some(lead) = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut()) else { return };
         match &lead.joining {
@@ -191,7 +188,7 @@ impl Node {
         let Some(Joining { learner, copy, .. }) = lead.joining else { return };
         let CopyId { epoch, attempt, .. } = copy;
         self.ask(handle, Ask::Join { epoch, learner, attempt }, out);
-        self.timer(self.now + Span::from_ms(FREEZE_MS), Timer::Unfreeze(handle));
+        self.timer(self.now + Span::from_ms(HALT_MS), Timer::HaltOver(handle));
     }
 
     /// The masters refused: the attempt is over, for good, if they say so.

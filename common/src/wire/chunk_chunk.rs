@@ -226,7 +226,7 @@ pub enum Peer {
         /// Only from this byte on.
         from: u32,
         /// Nothing shall change any more: this is the last round.
-        freeze: bool,
+        halt: bool,
     },
     /// Primary to learner: bytes of the chunk, the payload.
     CopyData {

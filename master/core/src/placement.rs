@@ -72,8 +72,15 @@ pub fn place(state: &Metadata, wish: &Wish) -> Vec<StoreId> {
     chosen.into_iter().map(|(id, _)| id).collect()
 }
 
-/// A store for one more replica beside these members; one that holds an old copy if it can be.
-pub fn place_one(state: &Metadata, wish: &Wish, members: &[StoreId], stale: &[StoreId]) -> Option<StoreId> {
+/// A store for one more replica beside these members: one that holds an old copy if it can be, even
+/// if it is busy; else one that is not.
+pub fn place_one(
+    state: &Metadata,
+    wish: &Wish,
+    members: &[StoreId],
+    stale: &[StoreId],
+    busy: &BTreeSet<StoreId>,
+) -> Option<StoreId> {
     let of = |id: &StoreId| state.store(*id);
     let servers: BTreeSet<ServerId> = members.iter().filter_map(of).map(|s| s.server).collect();
     let racks: BTreeSet<&str> = members.iter().filter_map(of).map(|s| s.register.rack.as_str()).collect();
@@ -81,6 +88,7 @@ pub fn place_one(state: &Metadata, wish: &Wish, members: &[StoreId], stale: &[St
     let left = || state.all_stores().filter(|(_, s)| usable(s, wish) && !servers.contains(&s.server));
     let other_rack = left().any(|(_, s)| !taken(s));
     let allowed = left().filter(|(_, s)| !other_rack || !taken(s));
+    let allowed = allowed.filter(|(id, _)| stale.contains(id) || !busy.contains(id));
     let score = |id: StoreId, store: &Store| {
         let widens = members.iter().any(|m| state.widens_scatter(*m, id));
         (!stale.contains(&id), widens, store.recent, store.permille(), mix(wish.salt, id))

@@ -5,8 +5,10 @@
 use crate::placement::{Wish, place_one};
 use crate::{Answer, Metadata};
 use bincode::{Decode, Encode};
+use common::limits::LEARNERS_MAX;
 use common::wire::chunk_master::{RepairOrder, StoreReply};
 use common::{ChunkHandle, Code, Epoch, Refusal, StoreId};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An attempt to make a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -50,19 +52,16 @@ impl Metadata {
         is_dead: &dyn Fn(StoreId) -> bool,
     ) -> (Vec<(ChunkHandle, usize)>, Option<ChunkHandle>) {
         // Sets are few: each is looked at once.
-        let mut sets = std::collections::BTreeMap::new();
+        let mut sets = BTreeMap::new();
         let mut live_of = |set: u32| {
-            *sets.entry(set).or_insert_with(|| {
-                let members = &self.sets[&set];
-                (members.len(), members.iter().filter(|m| !is_dead(**m)).count())
-            })
+            *sets.entry(set).or_insert_with(|| self.sets[&set].iter().filter(|m| !is_dead(**m)).count())
         };
         let mut found = vec![];
         let mut at = after;
         let first = ChunkHandle(after.0.saturating_add(1));
         let mut seen = 0;
         for (handle, chunk) in self.chunks.range(first..).take(limit) {
-            let (_, live) = live_of(chunk.set);
+            let live = live_of(chunk.set);
             if live < chunk.want as usize {
                 found.push((*handle, live));
             }
@@ -90,13 +89,8 @@ impl Metadata {
         Ok(reply)
     }
 
-    /// Begins an attempt: chooses where.
-    pub(crate) fn begin_repair(
-        &mut self,
-        handle: ChunkHandle,
-        epoch: Epoch,
-        salt: u64,
-    ) -> Answer<StoreReply> {
+    /// Where the next copy of a chunk would be made, by this salt; or why none can be begun now.
+    pub fn repair_target(&self, handle: ChunkHandle, epoch: Epoch, salt: u64) -> Answer<StoreId> {
         let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
         let members = self.members_of(chunk).to_vec();
         let due = chunk.epoch == epoch && members.len() < chunk.want as usize;
@@ -105,13 +99,37 @@ impl Metadata {
         }
         let wish = Wish { replicas: 1, chunk_bytes: chunk.length, label: "", near: "", salt };
         let stale: Vec<StoreId> = self.stale_of(handle);
-        let target = place_one(self, &wish, &members, &stale);
+        let busy = self.busy_targets();
+        let target = place_one(self, &wish, &members, &stale, &busy);
         // A copy that must go is nothing to build on: it is waited for until it is gone.
         let free = |t: &StoreId| {
             !self.orders.contains_key(&(*t, handle)) && !self.deletions.contains_key(&(*t, handle))
         };
-        let target = target.filter(free);
-        let target = target.ok_or_else(|| Refusal::new(Code::NoServers, handle))?;
+        match target.filter(free) {
+            Some(target) if busy.contains(&target) => Err(Refusal::new(Code::Busy, target)),
+            Some(target) => Ok(target),
+            None if busy.is_empty() => Err(Refusal::new(Code::NoServers, handle)),
+            None => Err(Refusal::new(Code::Busy, handle)),
+        }
+    }
+
+    /// Stores to which as much is copied already as they take at a time.
+    fn busy_targets(&self) -> BTreeSet<StoreId> {
+        let mut count = BTreeMap::<StoreId, usize>::new();
+        for repair in self.repairs.values() {
+            *count.entry(repair.target).or_default() += 1;
+        }
+        count.into_iter().filter(|(_, n)| *n >= LEARNERS_MAX).map(|(store, _)| store).collect()
+    }
+
+    /// Begins an attempt.
+    pub(crate) fn begin_repair(
+        &mut self,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        salt: u64,
+    ) -> Answer<StoreReply> {
+        let target = self.repair_target(handle, epoch, salt)?;
         let attempt = self.next_attempt;
         self.next_attempt += 1;
         self.stale.insert((handle, target), ());

@@ -86,16 +86,7 @@ async fn verify(client: &Client, n: u64) -> anyhow::Result<()> {
 /// One repeat.
 pub(super) async fn run(home: &Path, binary: &Path) -> anyhow::Result<Outcome> {
     let disk = LoopDisk::new(home)?;
-    let spec = Spec {
-        masters: 1,
-        chunkservers: 3,
-        racks: 3,
-        bind: [127, 0, 0, 1].into(),
-        chunkserver_extra: "segment_bytes = 33554432\nahead_bytes = 33554432\nlog_segment_bytes = 8388608\n"
-            .into(),
-        time_scale: 1,
-    };
-    let mut cluster = Cluster::open(&disk.mount.join("cluster"), &spec, binary)?;
+    let mut cluster = Cluster::open(&disk.mount.join("cluster"), &Spec::small(1, 3), binary)?;
     cluster.start_all()?;
     let client = cluster.healthy().await?;
     let mut acked = 0;

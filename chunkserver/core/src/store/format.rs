@@ -142,6 +142,22 @@ pub enum Record {
 }
 
 impl Record {
+    /// The chunk that it is about.
+    pub fn handle(&self) -> Option<ChunkHandle> {
+        match self {
+            Record::Config(config) => Some(config.handle),
+            Record::Write { handle, .. }
+            | Record::Committed { handle, .. }
+            | Record::Cut { handle, .. }
+            | Record::Removed { handle, .. }
+            | Record::Discarded { handle, .. } => Some(*handle),
+            Record::Install { dump, .. } => dump.iter().find_map(|entry| match entry {
+                CheckpointEntry::Chunk(chunk) => Some(chunk.config.handle),
+                _ => None,
+            }),
+        }
+    }
+
     /// The runs of extents that it names.
     pub fn runs(&self) -> &[Run] {
         match self {

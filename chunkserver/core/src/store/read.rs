@@ -12,6 +12,18 @@ const BLOCK: u32 = BLOCK_BYTES as u32;
 /// Bytes with their checksums, as they go to whoever asked.
 pub type ReadResult = Result<(Vec<Piece>, Vec<Bytes>), Code>;
 
+/// What was read as one piece. Its checksums are the stored ones where it lies together.
+pub fn one_piece((mut pieces, mut data): (Vec<Piece>, Vec<Bytes>)) -> (Piece, Bytes) {
+    match (pieces.pop(), data.pop()) {
+        (Some(piece), Some(data)) if pieces.is_empty() => (piece, data),
+        (_, last) => {
+            data.extend(last);
+            let whole: Bytes = data.concat().into();
+            (Piece::of(&whole), whole)
+        }
+    }
+}
+
 /// One part of a range.
 #[derive(Clone, Debug)]
 pub enum Part {

@@ -6,7 +6,7 @@
 //! | B | no group of this position, and none follows | the log ends here |
 //! | C | a group with bad records, and none follows | torn, never acknowledged: the log ends here |
 //! | D | no good group, but a later one follows | rot: the store is refused |
-//! | E | a good last group whose extents do not verify | never acknowledged: the log ends before it |
+//! | E | a good last group, and extents that it names and leaves in use do not verify | never acknowledged: the log ends before it |
 //! | F | no good group, but one of a later lap here or next | the log was recycled past this checkpoint: refused |
 //! | G | no good checkpoint | refused |
 //! | H | the newest checkpoint is bad, the other good | replay from the other; F decides |
@@ -22,10 +22,10 @@ use super::{Recovered, Store, StoreConfig, Ticket};
 use crate::io::FileRef;
 use crate::state::ChunkState;
 use bytes::Bytes;
-use common::checksum::{crc32c, first_mismatch};
+use common::checksum::crc32c;
 use common::limits::{BLOCK_BYTES, LOG_GROUP_BYTES_MAX};
 use common::{ChunkHandle, Epoch};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Why a store cannot be opened.
@@ -98,7 +98,8 @@ pub fn checkpoint_block(sequence: u64, index: u32, last: bool, entries: &[Vec<u8
     out
 }
 
-/// Opens a store.
+/// Opens a store. What `read` gives must be durable: after a process was killed, writes that were
+/// complete are in the disk's cache still, and what is recovered is told to others as durable.
 pub fn recover(config: StoreConfig, read: &mut ReadFn) -> Result<Recovered, RecoverError> {
     let mut reader = Reader { read, config: &config };
     let mut found: Vec<Loaded> = vec![];
@@ -256,19 +257,17 @@ impl Reader<'_, '_> {
         Ok(self.header(next_segment)?.and_then(|h| case(h, next_segment)))
     }
 
-    /// Whether the extents that a group names hold what it says.
-    fn extents_verify(&mut self, group: &Group) -> Result<bool, RecoverError> {
-        for record in &group.records {
-            for run in record.runs() {
-                let offset = run.block as u64 * BLOCK_BYTES as u64;
-                let len = run.blocks() * BLOCK_BYTES as u32;
-                let data = self.bytes(FileRef::Extents(run.segment), offset, len)?;
-                if first_mismatch(&data[..run.len as usize], &run.crcs).is_some() {
-                    return Ok(false);
-                }
-            }
+    /// Whether these blocks of a run hold what it says.
+    fn run_verifies(&mut self, run: &Run, used: &BTreeSet<(u32, u32)>) -> Result<bool, RecoverError> {
+        let blocks = run.block..run.block + run.blocks();
+        if used.range((run.segment, blocks.start)..(run.segment, blocks.end)).next().is_none() {
+            return Ok(true);
         }
-        Ok(true)
+        let offset = run.block as u64 * BLOCK_BYTES as u64;
+        let data = self.bytes(FileRef::Extents(run.segment), offset, run.blocks() * BLOCK_BYTES as u32)?;
+        let slices = data[..run.len as usize].chunks(BLOCK_BYTES);
+        let mut of_block = blocks.zip(slices).zip(&run.crcs);
+        Ok(of_block.all(|((b, slice), crc)| !used.contains(&(run.segment, b)) || crc32c(slice) == *crc))
     }
 }
 
@@ -328,13 +327,53 @@ fn replay(reader: &mut Reader, loaded: &mut Loaded) -> Result<Replayed, RecoverE
             apply(proved, loaded, &mut out)?;
         }
     }
-    // Case E: a last group whose data did not land is dropped.
-    if let Some(group) = last
-        && (!group.header.has_extents || reader.extents_verify(&group)?)
-    {
-        apply(group, loaded, &mut out)?;
+    if let Some(group) = last {
+        apply_last(reader, group, loaded, &mut out)?;
     }
     Ok(out)
+}
+
+/// Case E: a last group whose data did not land is dropped. Only what is still in use after it
+/// can tell: what it lets go of may have been written to since, by a store that came this far
+/// before.
+fn apply_last(
+    reader: &mut Reader,
+    group: Group,
+    loaded: &mut Loaded,
+    out: &mut Replayed,
+) -> Result<(), RecoverError> {
+    let handles: BTreeSet<ChunkHandle> = group.records.iter().filter_map(Record::handle).collect();
+    let before: Vec<_> = handles
+        .into_iter()
+        .map(|h| (h, loaded.chunks.get(&h).cloned(), loaded.floors.get(&h).copied()))
+        .collect();
+    let (head, records, runs) = (out.head, out.records, out.runs.len());
+    apply(group, loaded, out)?;
+    let used: BTreeSet<(u32, u32)> = before
+        .iter()
+        .filter_map(|(handle, ..)| loaded.chunks.get(handle))
+        .flat_map(|chunk| chunk.blocks())
+        .flat_map(|b| (b.block..b.block + b.count).map(move |block| (b.segment, block)))
+        .collect();
+    for run in &out.runs[runs..] {
+        if reader.run_verifies(run, &used)? {
+            continue;
+        }
+        for (handle, chunk, floor) in before {
+            match chunk {
+                Some(chunk) => loaded.chunks.insert(handle, chunk),
+                None => loaded.chunks.remove(&handle),
+            };
+            match floor {
+                Some(floor) => loaded.floors.insert(handle, floor),
+                None => loaded.floors.remove(&handle),
+            };
+        }
+        (out.head, out.records) = (head, records);
+        out.runs.truncate(runs);
+        return Ok(());
+    }
+    Ok(())
 }
 
 fn apply(group: Group, loaded: &mut Loaded, out: &mut Replayed) -> Result<(), RecoverError> {

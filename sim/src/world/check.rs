@@ -1,0 +1,132 @@
+//! What must hold once all has come to rest.
+
+use super::{Queued, World};
+use bytes::Bytes;
+use chunkserver_core::io::Input;
+use common::limits::PIECE_BYTES_MAX;
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::{Code, Span, StoreId};
+use std::collections::BTreeMap;
+
+/// The connection of whoever checks.
+pub(super) const CHECKER: u64 = u64::MAX;
+/// Its questions: for bytes, and for nothing but to be asked.
+const READ: u64 = 1;
+const POKE: u64 = 0;
+/// A read at rest is answered within this.
+const READ_LIMIT: Span = Span::from_ms(5_000);
+
+impl World {
+    /// The whole chunk as one member serves it now; or its refusal.
+    pub fn read_from(&mut self, store: StoreId) -> Result<Vec<u8>, Code> {
+        let mut all = vec![];
+        loop {
+            let part = self.read_part(store, all.len() as u64)?;
+            if part.is_empty() {
+                return Ok(all);
+            }
+            all.extend(part);
+        }
+    }
+
+    fn read_part(&mut self, store: StoreId, offset: u64) -> Result<Vec<u8>, Code> {
+        let deadline = self.now + READ_LIMIT;
+        let len = PIECE_BYTES_MAX as u32;
+        while self.now < deadline {
+            self.caught = None;
+            let read = ClientChunk::Read { handle: self.handle, offset, len, stale: false };
+            self.ask_as_checker(store, READ, read);
+            while self.caught.is_none() && self.now < deadline {
+                let Queued { at, event, .. } = self.queue.pop().expect("the steward never ends");
+                self.now = self.now.max(at);
+                self.event(event);
+            }
+            match self.caught.take() {
+                Some(Err(Code::Reconfiguring | Code::Busy | Code::StaleEpoch | Code::UnknownEpoch)) => {
+                    // Like a client that wants to write: a primary that was restarted takes its
+                    // chunk over.
+                    let primary = self.master.config(self.handle).expect("not deleted").primary;
+                    self.ask_as_checker(primary, POKE, ClientChunk::Stat { handle: self.handle });
+                    self.now = self.now + Span::from_ms(5);
+                }
+                Some(done) => return done,
+                None => {}
+            }
+        }
+        panic!("a read of {store} has no answer");
+    }
+
+    fn ask_as_checker(&mut self, store: StoreId, request: u64, msg: ClientChunk) {
+        let epoch = self.master.config(self.handle).expect("not deleted").epoch;
+        let n = self.index(store);
+        self.step(n, Input::Client { conn: CHECKER, request, epoch, msg, data: Bytes::new() });
+    }
+
+    pub(super) fn checker_is_answered(&mut self, request: u64, msg: ClientChunkReply, data: Vec<Bytes>) {
+        if request != READ {
+            return;
+        }
+        self.caught = match msg {
+            ClientChunkReply::Data { pieces } => {
+                let (mut at, all) = (0, data.concat());
+                for piece in &pieces {
+                    let end = at + piece.len as usize;
+                    piece.verify(&all[at..end]).expect("served bytes match their checksums");
+                    at = end;
+                }
+                Some(Ok(all))
+            }
+            ClientChunkReply::Refused(refusal) => Some(Err(refusal.code)),
+            _ => return,
+        };
+    }
+
+    /// The members of the chunk now.
+    pub fn members(&self) -> Vec<StoreId> {
+        self.master.config(self.handle).expect("not deleted").members
+    }
+
+    /// P1, P3, P4 at rest: every member serves the same bytes; every acknowledged append is there
+    /// once, whole; overwrites are those of the highest serial.
+    pub fn check_promises(&mut self) {
+        let members = self.members();
+        let first = self.read_from(members[0]).expect("a member serves");
+        for member in &members[1..] {
+            let other = self.read_from(*member).expect("a member serves");
+            assert!(first == other, "{} and {member} differ", members[0]);
+        }
+        let mut acked = self.acked.clone();
+        acked.sort_by_key(|a| a.serial);
+        for pair in acked.windows(2) {
+            assert!(pair[0].serial < pair[1].serial, "two writes have serial {}", pair[0].serial);
+        }
+        if self.options.append {
+            let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
+            for a in &acked {
+                let end = a.offset + a.data.len() as u64;
+                assert!(
+                    first.get(a.offset as usize..end as usize) == Some(&a.data[..]),
+                    "an acknowledged record at {} is not there",
+                    a.offset
+                );
+                assert!(ends.insert(a.offset, end).is_none(), "two records at {}", a.offset);
+            }
+            let mut at = 0;
+            for (start, end) in &ends {
+                assert_eq!(*start, at, "something that nobody was told of lies at {at}");
+                at = *end;
+            }
+            assert_eq!(first.len() as u64, at, "something that nobody was told of lies at the end");
+        } else {
+            let mut model: Vec<u8> = vec![];
+            for a in &acked {
+                let end = a.offset as usize + a.data.len();
+                if model.len() < end {
+                    model.resize(end, 0);
+                }
+                model[a.offset as usize..end].copy_from_slice(&a.data);
+            }
+            assert!(model == first, "the bytes are not those of the acknowledged writes");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Writers and readers: a writer sends one write until it is acknowledged, a reader asks for what
+//! was acknowledged before.
+
+use super::{ANSWERS_LOST, Acked, Event, READ_EVERY, Wanted, World};
+use bytes::Bytes;
+use chunkserver_core::io::Input;
+use common::limits::PIECE_BYTES_MAX;
+use common::wire::Piece;
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::{Code, Epoch, RequestId, Span, StoreId};
+use rand::RngExt;
+
+impl World {
+    pub(super) fn client(&mut self, c: usize) {
+        const PATIENCE: Span = Span::from_ms(80);
+        if self.writers[c].wanted.is_none() {
+            if self.writers[c].left == 0 {
+                return;
+            }
+            self.writers[c].left -= 1;
+            self.writers[c].seq += 1;
+            let (id, seq) = (self.writers[c].id, self.writers[c].seq);
+            let len = match self.rng.random_range(0..4) {
+                0 => self.rng.random_range(1..200),
+                1 => self.rng.random_range(1..20_000),
+                2 => 4096,
+                _ => self.rng.random_range(1..90_000),
+            };
+            let mut data = vec![0u8; len];
+            self.rng.fill(&mut data[..]);
+            let offset = (!self.options.append).then(|| self.rng.random_range(0..300_000));
+            let inline = len <= common::limits::INLINE_BYTES_MAX && self.rng.random_bool(0.6);
+            self.writers[c].wanted = Some(Wanted {
+                request: RequestId { client: id, seq },
+                offset,
+                data: data.into(),
+                push_left: vec![],
+                pushed: inline,
+                alone: false,
+                sent_at: self.now,
+            });
+            self.send(c);
+        } else {
+            let sent = self.writers[c].wanted.as_ref().expect("checked").sent_at;
+            if self.now.since(sent) >= PATIENCE {
+                self.ask_anew(c);
+            }
+        }
+        self.at(self.now + PATIENCE, Event::Client { client: c });
+    }
+
+    /// Asks the master how the chunk stands, and sends again under the same request.
+    fn ask_anew(&mut self, c: usize) {
+        let mut config = self.master.config(self.handle).expect("the chunk is not deleted");
+        if !self.is_up(config.primary) {
+            let (handle, epoch, primary) = (config.handle, config.epoch, config.primary);
+            if let Ok(now) = self.reconfigure(handle, epoch, vec![primary], None) {
+                config = now;
+            }
+        }
+        self.writers[c].config = config;
+        self.send(c);
+    }
+
+    fn send(&mut self, c: usize) {
+        let config = self.writers[c].config.clone();
+        let now = self.now;
+        let wanted = self.writers[c].wanted.as_mut().expect("something is wanted");
+        wanted.sent_at = now;
+        let Wanted { request, offset, data, pushed, alone, .. } = wanted.clone();
+        let small = data.len() <= common::limits::INLINE_BYTES_MAX;
+        if !pushed {
+            let chain: Vec<StoreId> = if alone { vec![config.primary] } else { config.members.clone() };
+            wanted.push_left = (0..data.len().div_ceil(PIECE_BYTES_MAX) as u16).collect();
+            for index in 0..data.len().div_ceil(PIECE_BYTES_MAX) {
+                let at = index * PIECE_BYTES_MAX;
+                let part = data.slice(at..(at + PIECE_BYTES_MAX).min(data.len()));
+                let msg = ClientChunk::Push {
+                    request,
+                    handle: config.handle,
+                    index: index as u16,
+                    total: data.len() as u32,
+                    chain: chain[1..].to_vec(),
+                    piece: Piece::of(&part),
+                };
+                self.send_to_store(c, chain[0], config.epoch, msg, part);
+            }
+            return;
+        }
+        let inline_now =
+            small && self.writers[c].wanted.as_ref().is_some_and(|w| w.push_left.is_empty() && !w.alone);
+        let inline = inline_now.then(|| Piece::of(&data));
+        let payload = if inline_now { data.clone() } else { Bytes::new() };
+        let create = (config.epoch.number() == 1).then(|| config.clone());
+        let msg = ClientChunk::Write {
+            request,
+            lowest: request.seq,
+            handle: config.handle,
+            offset,
+            len: data.len() as u32,
+            inline,
+            create,
+        };
+        self.send_to_store(c, config.primary, config.epoch, msg, payload);
+    }
+
+    fn send_to_store(&mut self, c: usize, to: StoreId, epoch: Epoch, msg: ClientChunk, data: Bytes) {
+        let n = self.index(to);
+        let life = self.servers[n].life;
+        // Answers name the write that they are for: one that was sent twice is answered twice.
+        let request = self.writers[c].seq;
+        let input = Input::Client { conn: c as u64, request, epoch, msg, data };
+        self.later(Event::Step { store: n, life, input: Box::new(input) });
+    }
+
+    pub(super) fn reply(&mut self, c: usize, request: u64, msg: ClientChunkReply) {
+        let Some(wanted) = self.writers[c].wanted.as_mut().filter(|w| w.request.seq == request) else {
+            return;
+        };
+        match msg {
+            ClientChunkReply::Held => {
+                wanted.push_left.pop();
+                if wanted.push_left.is_empty() && !wanted.pushed {
+                    wanted.pushed = true;
+                    wanted.alone = true;
+                    self.send(c);
+                }
+            }
+            // An answer that is lost: the client asks again, and must be told the same.
+            ClientChunkReply::Written { .. } if self.rng.random_bool(ANSWERS_LOST) => {}
+            ClientChunkReply::Written { offset, serial, .. } => {
+                let wanted = self.writers[c].wanted.take().expect("checked");
+                let append = wanted.offset.is_none();
+                self.trace.push(format!("{} acked {} at {offset} {serial}", self.now.0, wanted.request));
+                self.acked.push(Acked { client: c, offset, data: wanted.data, serial: serial.0, append });
+                self.later(Event::Client { client: c });
+            }
+            ClientChunkReply::Refused(refusal) => {
+                if matches!(refusal.code, Code::PieceMissing | Code::ChainBroken) {
+                    wanted.pushed = false;
+                    wanted.alone = true;
+                }
+                self.trace.push(format!("{} refused {refusal}", self.now.0));
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads the last byte of a record that was acknowledged, at a random member. P2: whatever
+    /// the answer is, it must not be from before the acknowledgement.
+    pub(super) fn begin_read(&mut self) {
+        let next = self.now + READ_EVERY;
+        self.at(next, Event::Read);
+        if self.acked.is_empty() {
+            return;
+        }
+        let acked = &self.acked[self.rng.random_range(0..self.acked.len())];
+        let (at, byte) = (acked.offset + acked.data.len() as u64 - 1, *acked.data.last().expect("not empty"));
+        let config = self.master.config(self.handle).expect("the chunk is not deleted");
+        let member = config.members[self.rng.random_range(0..config.members.len())];
+        self.next_read += 1;
+        self.reads.insert(self.next_read, (at, byte));
+        let n = self.index(member);
+        let (life, conn) = (self.servers[n].life, self.next_read);
+        let msg = ClientChunk::Read { handle: self.handle, offset: at, len: 1, stale: false };
+        let input = Input::Client { conn, request: 0, epoch: config.epoch, msg, data: Bytes::new() };
+        self.later(Event::Step { store: n, life, input: Box::new(input) });
+    }
+
+    pub(super) fn read_answered(&mut self, conn: u64, msg: ClientChunkReply, data: Vec<Bytes>) {
+        let Some((at, byte)) = self.reads.remove(&conn) else { return };
+        if let ClientChunkReply::Data { .. } = msg {
+            let got = data.concat();
+            assert_eq!(got, [byte], "a read at {at} is from before the acknowledgement");
+            self.reads_done += 1;
+        }
+    }
+}
