@@ -197,7 +197,7 @@ impl Repairs {
         match state.repair_target(handle, config.epoch, rand::random()) {
             Ok(_) => Step::Propose(Command::BeginRepair { handle, epoch: config.epoch }),
             Err(refusal) if refusal.code == Code::Busy => {
-                Step::Wait("the stores it could go to copy as much as they may already")
+                Step::Wait("the stores it could go to have enough to do")
             }
             Err(refusal) => Step::Wait(refusal.code.text()),
         }

@@ -309,8 +309,12 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
         let calm = sum.calm.get(kind).copied().unwrap_or_default().as_secs_f64() * 1e3;
         rows.push((kind, calm, quantile(&gaps, 0.5), quantile(&gaps, 0.99), quantile(&gaps, 1.0)));
     }
-    let mut recovery = sum.recovery.clone();
-    recovery.sort_unstable();
+    let sorted = |times: &[Duration]| {
+        let mut times = times.to_vec();
+        times.sort_unstable();
+        times
+    };
+    let (recovery, whole) = (sorted(&sum.recovery), sorted(&sum.whole));
     if json {
         for (load, calm, p50, p99, max) in &rows {
             println!(
@@ -320,7 +324,7 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
         }
         println!(
             "{}",
-            json!({"drill": drill.name, "acknowledged": sum.acked, "verified": sum.verified, "lost": 0, "duplicated": 0, "corrupt": 0})
+            json!({"drill": drill.name, "acknowledged": sum.acked, "verified": sum.verified, "lost": 0, "duplicated": 0, "corrupt": 0, "all_members_ms_p50": quantile(&whole, 0.5), "all_members_ms_max": quantile(&whole, 1.0)})
         );
         return;
     }
@@ -337,8 +341,6 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
             quantile(&recovery, 1.0)
         );
     }
-    let mut whole = sum.whole.clone();
-    whole.sort_unstable();
     println!(
         "  all members again after p50 {:>6.1} s    max {:>7.1} s",
         quantile(&whole, 0.5) / 1e3,

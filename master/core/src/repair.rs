@@ -102,11 +102,12 @@ impl Metadata {
         let busy = self.busy_targets();
         let target = place_one(self, &wish, &members, &stale, &busy);
         // A copy that must go is nothing to build on: it is waited for until it is gone.
-        let free = |t: &StoreId| {
-            !self.orders.contains_key(&(*t, handle)) && !self.deletions.contains_key(&(*t, handle))
-        };
-        match target.filter(free) {
-            Some(target) if busy.contains(&target) => Err(Refusal::new(Code::Busy, target)),
+        let ordered =
+            |t: StoreId| self.orders.contains_key(&(t, handle)) || self.deletions.contains_key(&(t, handle));
+        match target {
+            Some(target) if busy.contains(&target) || ordered(target) => {
+                Err(Refusal::new(Code::Busy, target))
+            }
             Some(target) => Ok(target),
             None if busy.is_empty() => Err(Refusal::new(Code::NoServers, handle)),
             None => Err(Refusal::new(Code::Busy, handle)),

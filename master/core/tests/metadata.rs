@@ -1,83 +1,15 @@
 //! The metadata against a model, and what placement promises. Random tests print their seed.
 
-use common::wire::chunk_master::Register;
+mod driver;
+
 use common::wire::client_master::{MasterReply, Mutation, Policy};
 use common::*;
+use driver::{CAPACITY, Driver, code, create, register};
 use master_core::placement::{SCATTER_WIDTH, Wish, place};
-use master_core::{Command, Entry, Metadata, Reply};
+use master_core::{Command, Metadata, Reply};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
-
-struct Driver {
-    state: Metadata,
-    log: Vec<Entry>,
-    seq: u64,
-    salt: u64,
-}
-
-impl Driver {
-    fn new() -> Driver {
-        Driver { state: Metadata::new(), log: vec![], seq: 0, salt: 1 }
-    }
-
-    fn apply(&mut self, command: Command) -> Reply {
-        self.salt = self.salt.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let entry = Entry { stamp_ns: self.log.len() as u64 * 1000, wall_ns: 5, salt: self.salt, command };
-        self.log.push(entry.clone());
-        self.state.apply(&entry)
-    }
-
-    fn mutate(&mut self, mutation: Mutation) -> MasterReply {
-        self.seq += 1;
-        let request = RequestId { client: ClientId(1), seq: self.seq };
-        match self.apply(Command::Mutate { request, lowest: self.seq, mutation }) {
-            Reply::Master(reply) => reply,
-            Reply::Store(_) => unreachable!(),
-        }
-    }
-
-    fn servers(&mut self, racks: &[&str], used: impl Fn(usize) -> u64) {
-        for (n, rack) in racks.iter().enumerate() {
-            self.apply(Command::Register(register(n, rack, used(n))));
-        }
-    }
-}
-
-const CAPACITY: u64 = 1 << 40;
-
-fn register(n: usize, rack: &str, used: u64) -> Register {
-    Register {
-        store: None,
-        uuid: n as u128 + 1,
-        server_uuid: n as u128 + 1,
-        incarnation: 1,
-        boot_id: 1,
-        dev_ino: (1, n as u64),
-        rack: rack.into(),
-        addr: ([127, 0, 0, 1], 1000 + n as u16).into(),
-        capacity: CAPACITY,
-        used,
-    }
-}
-
-fn create(path: &str, chunk: bool) -> Mutation {
-    Mutation::Create {
-        path: path.into(),
-        mode: 0o644,
-        exclusive: true,
-        parents: true,
-        chunk,
-        near: String::new(),
-    }
-}
-
-fn code(reply: &MasterReply) -> Option<Code> {
-    match reply {
-        MasterReply::Refused { code, .. } => Some(*code),
-        _ => None,
-    }
-}
 
 /// A tree of names: what a path is, if anything: a directory or a file.
 type Model = BTreeMap<Vec<String>, bool>;
