@@ -27,17 +27,9 @@ const DIAL: Duration = Duration::from_millis(300);
 /// until they do, or so long.
 const NEW_ADDRESS: Duration = Duration::from_millis(100);
 
-/// The connection that a message takes.
-pub fn class_of(msg: &Peer) -> Class {
-    match msg {
-        Peer::Forward { .. } | Peer::Fetched { .. } | Peer::CopyData { .. } => Class::Bulk,
-        _ => Class::Control,
-    }
-}
-
 /// Queues a message to another store; the connection is made when it is first needed.
 pub fn send(shard: &Rc<Shard>, to: StoreId, msg: &Peer, data: Vec<Bytes>) {
-    let class = class_of(msg);
+    let class = if msg.is_bulk() { Class::Bulk } else { Class::Control };
     let len = data.iter().map(|d| d.len()).sum();
     let frame = wire::frame(shard.cluster, 0, 0, msg, len);
     let queue = shard.links.borrow().get(&(to, class)).cloned();

@@ -58,6 +58,8 @@ pub enum Command {
         #[arg(long)]
         dir: Option<PathBuf>,
     },
+    /// Simulate clusters under disasters drawn from seeds, and check every promise in each.
+    Sim(Sim),
     /// Speak the JSON-lines protocol on standard input and output.
     Node,
     /// Print completions for a shell.
@@ -65,6 +67,28 @@ pub enum Command {
         /// Which.
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Args)]
+pub struct Sim {
+    /// Which scenario; all in turn if not given. `list` names them.
+    #[arg(long, default_value = "all")]
+    pub scenario: String,
+    /// How many seeds of each.
+    #[arg(long, default_value_t = 100)]
+    pub seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Threads; as many as there are processors if not given.
+    #[arg(long)]
+    pub jobs: Option<usize>,
+    /// Where the plan of a run that fails is written, made small, with its trace beside it.
+    #[arg(long, default_value = ".")]
+    pub save: PathBuf,
+    /// Run the plan of this file once, and print its trace.
+    #[arg(long, conflicts_with_all = ["scenario", "seeds", "seed"])]
+    pub replay: Option<PathBuf>,
 }
 
 #[derive(Args)]

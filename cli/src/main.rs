@@ -5,6 +5,7 @@ mod args;
 mod fs;
 mod output;
 mod servers;
+mod simulate;
 mod transfer;
 mod up;
 
@@ -38,6 +39,7 @@ fn run(args: Cairn) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Drill { name, repeats, dir } => drill(&name, repeats, dir, args.json),
+        Command::Sim(options) => simulate::run(options, args.json),
         Command::Node => sim::jsonl::run(std::io::BufReader::new(std::io::stdin()), std::io::stdout()),
         Command::Fs(command) => with_client(&args.cluster, |client| fs::run(client, command, args.json)),
         Command::Admin { command } => {

@@ -3,4 +3,5 @@
 
 pub mod disk;
 pub mod jsonl;
+pub mod run;
 pub mod world;

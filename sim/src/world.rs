@@ -1,28 +1,31 @@
-//! A world of chunk nodes and one modelled master, under one seed and virtual time. Messages are
-//! delayed and lost with their connections; processes are killed, or stand still for longer than
-//! their session lasts; power fails; now and then a disk or the masters are slow.
+//! A world of chunk nodes, clients and masters, under one seed and virtual time. The nodes, their
+//! stores and the masters' state machine are the real ones.
 //!
-//! Fault model: a connection delivers in order or breaks; a crash is proved to the master at
-//! once; disks keep what they flushed. The master is the real state machine under a log that
-//! never fails: leader changes are Raft's business and are tested there.
+//! Fault model: a connection delivers in order, or breaks; what it carries may be held up. Processes
+//! are killed, or stand still; power fails; a disk keeps what it flushed, and now and then it or
+//! the masters are slow. Clocks run at different speeds. The masters' log never fails (that is
+//! Raft's business, tested there), but leaders come and go, and answers are lost.
 
 mod check;
 mod clients;
+mod masters;
+pub mod plan;
 
 use crate::disk::MemDisk;
 use bytes::Bytes;
 use chunkserver_core::Node;
-use chunkserver_core::io::{Ask, DiskOp, Input, MasterAsk, Output};
+use chunkserver_core::io::{DiskOp, Input, MasterAsk, Output};
 use chunkserver_core::store::recover::{RecoverError, first_checkpoint, recover};
 use chunkserver_core::store::{Recovered, StoreConfig};
 use common::limits::LOG_GROUP_BYTES_MAX;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::Peer;
-use common::wire::chunk_master::{Register, StoreReply};
-use common::wire::client_master::{MasterReply, Mutation};
+use common::wire::chunk_master::{Order, RepairOrder};
+use common::wire::client_master::{MasterReply, Mutation, Policy};
 use common::wire::frame::Kind;
-use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, SessionId, Span, StoreId, Time};
-use master_core::{Command, Entry, Metadata, Reply};
+use common::{ChunkHandle, ClientId, Code, Refusal, RequestId, SessionId, Span, StoreId, Time};
+use masters::Masters;
+use plan::{Plan, What};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BinaryHeap};
@@ -58,16 +61,93 @@ pub fn open(config: StoreConfig, disk: &mut MemDisk) -> Result<Recovered, Recove
 }
 
 enum Event {
-    Step { store: usize, life: u64, input: Box<Input> },
-    Disk { store: usize, life: u64, op: DiskOp },
-    Ask { store: usize, life: u64, ask: MasterAsk },
-    Wake { store: usize, life: u64 },
-    Client { client: usize },
+    /// What befalls the world, by its number in the plan.
+    Fault {
+        number: usize,
+    },
+    Step {
+        store: usize,
+        life: u64,
+        input: Box<Input>,
+    },
+    Disk {
+        store: usize,
+        life: u64,
+        op: DiskOp,
+    },
+    Wake {
+        store: usize,
+        life: u64,
+    },
+    Restart {
+        store: usize,
+    },
+    Client {
+        client: usize,
+    },
     Read,
+    // Between stores and masters.
+    Register {
+        store: usize,
+        life: u64,
+    },
+    Beat {
+        store: usize,
+        life: u64,
+        session: SessionId,
+    },
+    Heard {
+        store: usize,
+        life: u64,
+        session: SessionId,
+        sent: Time,
+        confirmed: Vec<Order>,
+    },
+    Renewed {
+        store: usize,
+        life: u64,
+        session: SessionId,
+        until: Time,
+        orders: Vec<Order>,
+        repairs: Vec<RepairOrder>,
+    },
+    Lapsed {
+        store: usize,
+        life: u64,
+        session: SessionId,
+    },
+    Ask {
+        store: usize,
+        life: u64,
+        ask: MasterAsk,
+        since: Time,
+    },
+    Answer {
+        store: usize,
+        life: u64,
+        handle: ChunkHandle,
+        answer: Result<ChunkConfig, Refusal>,
+    },
     Tend,
-    Lapse { store: StoreId, session: SessionId },
-    Resume { store: usize, life: u64 },
-    Restart { store: usize },
+}
+
+impl Event {
+    /// The process that has to run for it, and which start of it.
+    fn process(&self) -> Option<(usize, u64)> {
+        match self {
+            Event::Step { store, life, .. }
+            | Event::Disk { store, life, .. }
+            | Event::Wake { store, life }
+            | Event::Register { store, life }
+            | Event::Beat { store, life, .. }
+            | Event::Renewed { store, life, .. }
+            | Event::Lapsed { store, life, .. }
+            | Event::Answer { store, life, .. } => Some((*store, *life)),
+            // These are with the masters.
+            Event::Heard { .. } | Event::Ask { .. } => None,
+            _ => None,
+        }
+    }
 }
 
 struct Queued {
@@ -101,9 +181,32 @@ struct Server {
     node: Option<Node>,
     life: u64,
     session: SessionId,
+    /// How much faster than the masters' its clock runs, in millionths.
+    drift_ppm: i64,
     /// The process stands still until then.
     paused: Option<Time>,
+    /// It and the masters do not hear each other until then.
+    deaf_until: Time,
     woken_at: Option<Time>,
+    /// Orders that must be durable before the session goes on.
+    carrying: Option<Carrying>,
+    /// Orders that are durable, for the next heartbeat.
+    done: Vec<Order>,
+}
+
+struct Carrying {
+    left: usize,
+    session: SessionId,
+    until: Time,
+    repairs: Vec<RepairOrder>,
+}
+
+/// A connection that does not deliver.
+struct Cut {
+    from: usize,
+    to: usize,
+    until: Time,
+    breaks: bool,
 }
 
 /// What a client wants to write.
@@ -123,6 +226,8 @@ struct Wanted {
 pub struct Acked {
     /// Who.
     pub client: usize,
+    /// Of which chunk.
+    pub handle: ChunkHandle,
     /// Where.
     pub offset: u64,
     /// What.
@@ -141,35 +246,19 @@ struct Writer {
     left: u32,
 }
 
-/// How the world shall be.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Stores.
-    pub stores: u32,
-    /// Replicas of the chunk.
-    pub replicas: u8,
-    /// Writers.
-    pub writers: u32,
-    /// Writes of each.
-    pub writes: u32,
-    /// Kills of a process during the run.
-    pub kills: u32,
-    /// Whether most kills are losses of power.
-    pub power: bool,
-    /// Whether records are appended, or blocks overwritten.
-    pub append: bool,
-}
-
 /// The world.
 pub struct World {
+    plan: Plan,
     rng: StdRng,
     now: Time,
     order: u64,
     queue: BinaryHeap<Queued>,
     servers: Vec<Server>,
-    master: Metadata,
-    master_requests: u64,
+    masters: Masters,
+    handles: Vec<ChunkHandle>,
     writers: Vec<Writer>,
+    cuts: Vec<Cut>,
+    faults_left: usize,
     /// Reads under way: where, and the byte that was acknowledged there before they began.
     reads: BTreeMap<u64, (u64, u8)>,
     next_read: u64,
@@ -179,60 +268,59 @@ pub struct World {
     pub reads_done: u64,
     /// Attempts to make a replica.
     pub repairs_begun: u64,
-    handle: ChunkHandle,
-    options: Options,
-    /// Connections deliver in order: when the last message arrives.
-    last_arrival: BTreeMap<(usize, usize), Time>,
+    /// Connections deliver in order: when the last message arrives, by sender, receiver and class.
+    last_arrival: BTreeMap<(usize, usize, bool), Time>,
     /// Acknowledged writes.
     pub acked: Vec<Acked>,
     /// A line an event, for comparison of two runs.
     pub trace: Vec<String>,
 }
 
+/// Where the world's time begins.
+const BEGINNING: Time = Time(1_000_000_000);
 /// Connections from this number on are readers'.
 const READERS: u64 = 1_000_000;
+/// Clocks run faster or slower than the masters' by at most so many millionths.
+const DRIFT_PPM: i64 = 20_000;
 /// How many of all disk operations and questions to the masters are slow, and how long those take,
 /// in nanoseconds: longer than a primary waits for a new member.
 const SLOW: f64 = 0.003;
 const SLOW_DISK: (u64, u64) = (100_000_000, 800_000_000);
 const SLOW_MASTERS: (u64, u64) = (300_000_000, 1_500_000_000);
-/// How many of all blows are pauses and no kills.
-const PAUSES: f64 = 0.3;
-/// Where power can fail: how many of all kills are that, and not of the process alone.
-const POWER_LOST: f64 = 0.7;
 /// How many of all answers to writes are lost.
 const ANSWERS_LOST: f64 = 0.1;
 /// Time between two reads.
 const READ_EVERY: Span = Span(3_000_000);
 
-const MASTER_CLIENT: ClientId = ClientId(0xface);
-
 impl World {
-    /// A world of this seed.
-    pub fn new(seed: u64, options: Options) -> World {
+    /// The world of this plan.
+    pub fn new(plan: Plan) -> World {
+        let options = plan.options.clone();
         let mut world = World {
-            rng: StdRng::seed_from_u64(seed),
-            now: Time(1_000_000_000),
+            rng: StdRng::seed_from_u64(plan.seed),
+            now: BEGINNING,
             order: 0,
             queue: BinaryHeap::new(),
             servers: vec![],
-            master: Metadata::new(),
-            master_requests: 0,
+            masters: Masters::default(),
+            handles: vec![],
             writers: vec![],
+            cuts: vec![],
+            faults_left: plan.faults.len(),
             reads: BTreeMap::new(),
             next_read: READERS,
             caught: None,
             reads_done: 0,
             repairs_begun: 0,
-            handle: ChunkHandle::HOLE,
             last_arrival: BTreeMap::new(),
             acked: vec![],
             trace: vec![],
-            options,
+            plan,
         };
-        for n in 0..world.options.stores {
+        for n in 0..options.stores {
             let config = small_store(1000 + n as u64, 0);
             let disk = empty_disk(&config);
+            let drift_ppm = world.rng.random_range(-DRIFT_PPM..=DRIFT_PPM);
             let server = Server {
                 id: StoreId(n + 1),
                 config,
@@ -240,55 +328,54 @@ impl World {
                 node: None,
                 life: 0,
                 session: SessionId(0),
+                drift_ppm,
                 paused: None,
+                deaf_until: Time(0),
                 woken_at: None,
+                carrying: None,
+                done: vec![],
             };
             world.servers.push(server);
             world.restart(n as usize);
         }
-        let policy = common::wire::client_master::Policy {
-            replication: Some(world.options.replicas),
-            ..Default::default()
-        };
+        let policy = Policy { replication: Some(options.replicas), ..Default::default() };
         world.mutate(Mutation::SetPolicy { path: b"/".to_vec(), policy });
-        let create = Mutation::Create {
-            path: b"/f".to_vec(),
-            mode: 0o644,
-            exclusive: true,
-            parents: false,
-            chunk: true,
-            near: String::new(),
-        };
-        let MasterReply::Opened { chunk: Some(chunk), .. } = world.mutate(create) else { panic!("no chunk") };
-        world.handle = chunk.config.handle;
-        if world.options.append {
+        let mut configs = vec![];
+        for n in 0..options.chunks {
+            let create = Mutation::Create {
+                path: format!("/f{n}").into_bytes(),
+                mode: 0o644,
+                exclusive: true,
+                parents: false,
+                chunk: true,
+                near: String::new(),
+            };
+            let MasterReply::Opened { chunk: Some(chunk), .. } = world.mutate(create) else {
+                panic!("no chunk")
+            };
+            world.handles.push(chunk.config.handle);
+            configs.push(chunk.config);
+        }
+        if options.append {
             world.later(Event::Read);
         }
         world.later(Event::Tend);
-        for n in 0..world.options.writers {
-            let left = world.options.writes;
+        for n in 0..options.writers {
+            let config = configs[(n % options.chunks) as usize].clone();
             let id = ClientId(n as u128 + 1);
-            world.writers.push(Writer { config: chunk.config.clone(), id, seq: 0, wanted: None, left });
+            world.writers.push(Writer { config, id, seq: 0, wanted: None, left: options.writes });
             world.later(Event::Client { client: n as usize });
+        }
+        for number in 0..world.plan.faults.len() {
+            let at = BEGINNING + Span(world.plan.faults[number].at_us * 1000);
+            world.at(at, Event::Fault { number });
         }
         world
     }
 
-    fn apply(&mut self, command: Command) -> Reply {
-        let salt = self.rng.random();
-        let entry = Entry { stamp_ns: self.now.0, wall_ns: 0, salt, command };
-        let reply = self.master.apply(&entry);
-        self.master.check();
-        reply
-    }
-
-    fn mutate(&mut self, mutation: Mutation) -> MasterReply {
-        self.master_requests += 1;
-        let request = RequestId { client: MASTER_CLIENT, seq: self.master_requests };
-        match self.apply(Command::Mutate { request, lowest: self.master_requests, mutation }) {
-            Reply::Master(reply) => reply,
-            Reply::Store(_) => panic!("a mutation has a client's answer"),
-        }
+    /// Virtual milliseconds since the beginning.
+    pub fn ms(&self) -> u64 {
+        self.now.since(BEGINNING).ms_up()
     }
 
     fn later(&mut self, event: Event) {
@@ -301,19 +388,61 @@ impl World {
         self.queue.push(Queued { at, order: self.order, event });
     }
 
-    /// A message from one store to another: in order.
-    fn deliver(&mut self, from: usize, to: usize, input: Input) {
+    fn index(&self, id: StoreId) -> usize {
+        id.0 as usize - 1
+    }
+
+    fn is_deaf(&self, n: usize) -> bool {
+        self.now < self.servers[n].deaf_until
+    }
+
+    // --- clocks ----------------------------------------------------------------------------
+
+    /// A store's own time.
+    fn local(&self, n: usize) -> Time {
+        let now = self.now.0 as i128;
+        Time((now + now * self.servers[n].drift_ppm as i128 / 1_000_000) as u64)
+    }
+
+    /// When a store's clock shows this.
+    fn global(&self, n: usize, local: Time) -> Time {
+        let ppm = 1_000_000 + self.servers[n].drift_ppm as i128;
+        Time((local.0 as i128 * 1_000_000 / ppm) as u64 + 2)
+    }
+
+    // --- connections -----------------------------------------------------------------------
+
+    /// Something that comes from one store to another, in the order of its connection.
+    fn deliver(&mut self, from: usize, to: usize, bulk: bool, input: Input) {
         let delay = Span(self.rng.random_range(20_000..400_000));
-        let last = self.last_arrival.get(&(from, to)).copied().unwrap_or(Time(0));
-        let at = (self.now + delay).max(last + Span(1));
-        self.last_arrival.insert((from, to), at);
+        let last = self.last_arrival.get(&(from, to, bulk)).copied().unwrap_or(Time(0));
+        let mut at = (self.now + delay).max(last + Span(1));
+        let now = self.now;
+        if let Some(cut) = self.cuts.iter().find(|c| (c.from, c.to) == (from, to) && now < c.until) {
+            match cut.breaks {
+                true => return,
+                false => at = at.max(cut.until),
+            }
+        }
+        self.last_arrival.insert((from, to, bulk), at);
         let life = self.servers[to].life;
         self.at(at, Event::Step { store: to, life, input: Box::new(input) });
     }
 
-    fn index(&self, id: StoreId) -> usize {
-        id.0 as usize - 1
+    /// A connection that broke stands again.
+    fn mend(&mut self, from: usize, to: usize) {
+        let (said, heard) = (self.servers[from].id, self.servers[to].id);
+        self.deliver(from, to, true, Input::UpstreamLost { peer: said });
+        self.tell(from, Input::PeerReset { peer: heard });
     }
+
+    /// Something that a process finds out by itself.
+    fn tell(&mut self, n: usize, input: Input) {
+        let life = self.servers[n].life;
+        self.later(Event::Step { store: n, life, input: Box::new(input) });
+    }
+
+    // --- processes -------------------------------------------------------------------------
 
     fn restart(&mut self, n: usize) {
         let server = &mut self.servers[n];
@@ -321,89 +450,80 @@ impl World {
         server.config.incarnation = server.life;
         let recovered = open(server.config.clone(), &mut server.disk);
         let recovered = recovered.unwrap_or_else(|e| panic!("{}: {e}", server.id));
-        let id = server.id;
-        server.node = Some(Node::new(id, recovered));
-        self.register(n);
+        server.node = Some(Node::new(server.id, recovered));
+        (server.carrying, server.done, server.woken_at) = (None, vec![], None);
         self.trace.push(format!("{} restart {n}", self.now.0));
-    }
-
-    /// A store begins a session.
-    fn register(&mut self, n: usize) {
-        let (id, life) = (self.servers[n].id, self.servers[n].life);
-        let register = Register {
-            store: (life > 1 || self.servers[n].session != SessionId(0)).then_some(id),
-            uuid: 7000 + n as u128,
-            server_uuid: 9000 + n as u128,
-            incarnation: life,
-            boot_id: 1,
-            dev_ino: (1, n as u64),
-            rack: format!("r{n}"),
-            addr: ([127, 0, 0, 1], 1000 + n as u16).into(),
-            capacity: 1 << 40,
-            used: 0,
-        };
-        let Reply::Store(StoreReply::Registered { store, session, .. }) =
-            self.apply(Command::Register(register))
-        else {
-            panic!("refused");
-        };
-        assert_eq!(store, id);
-        self.servers[n].session = session;
-        let (orders, _) = self.master.orders_for(id, 1000);
-        self.step(n, Input::Orders(orders));
-        self.step(n, Input::Session { session, until: Time::NEVER });
-    }
-
-    /// A store's process stands still for longer than its session lasts, and goes on.
-    fn pause(&mut self, n: usize) {
-        let Server { id, session, life, .. } = self.servers[n];
-        if self.servers[n].node.is_none() || self.servers[n].paused.is_some() {
-            return;
-        }
-        let until = self.now + Span::from_ms(20);
-        self.step(n, Input::Session { session, until });
-        let end = until + Span::from_ms(self.rng.random_range(10..150));
-        self.servers[n].paused = Some(end);
-        self.at(until + Span(1), Event::Lapse { store: id, session });
-        self.at(end, Event::Resume { store: n, life });
-        self.trace.push(format!("{} pause {n}", self.now.0));
-    }
-
-    fn resume(&mut self, n: usize) {
-        self.servers[n].paused = None;
-        self.trace.push(format!("{} resume {n}", self.now.0));
         self.register(n);
     }
 
-    /// Whether the masters take a store for alive.
-    fn is_up(&self, id: StoreId) -> bool {
-        self.master.store(id).is_some_and(|s| s.session().is_some())
-    }
-
-    /// Kills a store's process; its connections break, and its death is proved.
-    pub fn kill(&mut self, n: usize) {
+    /// Kills a store's process; its connections break.
+    fn kill(&mut self, n: usize, power: bool, told: bool) {
         let server = &mut self.servers[n];
         if server.node.take().is_none() {
             return;
         }
         server.paused = None;
         server.life += 1;
-        if self.options.power && self.rng.random_bool(POWER_LOST) {
+        if power {
             server.disk.power_lost(&mut self.rng);
         }
-        let (id, session) = (server.id, server.session);
-        self.apply(Command::StoreDown { store: id, session });
-        self.trace.push(format!("{} kill {n}", self.now.0));
+        let (store, session) = (server.id, server.session);
+        if told && self.masters_lead() {
+            self.apply(master_core::Command::StoreDown { store, session });
+        }
+        self.trace.push(format!("{} kill {n} power {power} told {told}", self.now.0));
         for other in 0..self.servers.len() {
             if other != n && self.servers[other].node.is_some() {
-                self.deliver(n, other, Input::PeerLost { peer: id });
-                self.deliver(n, other, Input::UpstreamLost { peer: id });
+                self.deliver(n, other, false, Input::PeerLost { peer: store });
+                self.deliver(n, other, true, Input::UpstreamLost { peer: store });
             }
         }
     }
 
-    fn step(&mut self, n: usize, input: Input) {
+    fn befall(&mut self, what: What) {
+        self.trace.push(format!("{} {what:?}", self.now.0));
+        match what {
+            What::Kill { store, power, told, back_ms } => {
+                self.kill(store, power, told);
+                self.at(self.now + Span::from_ms(back_ms), Event::Restart { store });
+            }
+            What::Pause { store, ms } => {
+                let until = self.now + Span::from_ms(ms);
+                let server = &mut self.servers[store];
+                if server.node.is_some() {
+                    server.paused = Some(until.max(server.paused.unwrap_or(until)));
+                }
+            }
+            What::Cut { from, to, ms, breaks } => {
+                let until = self.now + Span::from_ms(ms);
+                self.cuts.push(Cut { from, to, until, breaks });
+                if breaks {
+                    // A new connection cannot be made, until then.
+                    let heard = self.servers[to].id;
+                    self.tell(from, Input::PeerLost { peer: heard });
+                }
+            }
+            What::Deaf { store, ms } => {
+                self.servers[store].deaf_until = self.now + Span::from_ms(ms);
+            }
+            What::Election { ms } => self.election(ms),
+            What::Checkpoint { store } => self.tell(store, Input::Checkpoint),
+        }
+    }
+
+    fn mend_what_is_over(&mut self) {
         let now = self.now;
+        let over: Vec<Cut> = self.cuts.extract_if(.., |c| c.until <= now).collect();
+        for cut in over.into_iter().filter(|c| c.breaks) {
+            self.mend(cut.from, cut.to);
+        }
+        for n in 0..self.servers.len() {
+            self.servers[n].paused.take_if(|until| *until <= now);
+        }
+    }
+
+    fn step(&mut self, n: usize, input: Input) {
+        let now = self.local(n);
         let Some(node) = &mut self.servers[n].node else {
             return;
         };
@@ -418,7 +538,8 @@ impl World {
         let due = deadline.filter(|at| self.servers[n].woken_at != Some(*at));
         if let Some(at) = due {
             self.servers[n].woken_at = Some(at);
-            self.at(at.max(now + Span(1)), Event::Wake { store: n, life });
+            let at = self.global(n, at).max(self.now + Span(1));
+            self.at(at, Event::Wake { store: n, life });
         }
     }
 
@@ -433,14 +554,14 @@ impl World {
             Output::Peer { to, msg, data } => {
                 let (from, to_n) = (self.servers[n].id, self.index(to));
                 if self.servers[to_n].node.is_none() {
-                    return self.deliver(to_n, n, Input::PeerLost { peer: to });
+                    return self.deliver(to_n, n, false, Input::PeerLost { peer: to });
                 }
                 assert_eq!(msg.invalid(), None, "{from} says what {to} will not hear: {msg:?}");
                 let bytes = common::wire::encode(&msg).len();
                 assert!(bytes <= Kind::Peer.body_bytes_max(), "{bytes} bytes: {msg:?}");
                 let data = data.concat().into();
                 self.trace.push(format!("{} {from}->{to} {}", self.now.0, name(&msg)));
-                self.deliver(n, to_n, Input::Peer { from, msg, data });
+                self.deliver(n, to_n, msg.is_bulk(), Input::Peer { from, msg, data });
             }
             Output::Reply { conn: check::CHECKER, request, msg, data } => {
                 self.checker_is_answered(request, msg, data)
@@ -451,220 +572,122 @@ impl World {
                 let slow = self.rng.random_bool(SLOW);
                 let delay = if slow { SLOW_MASTERS } else { (200_000, 2_000_000) };
                 let at = self.now + Span(self.rng.random_range(delay.0..delay.1));
-                self.at(at, Event::Ask { store: n, life, ask });
+                self.at(at, Event::Ask { store: n, life, ask, since: self.now });
             }
-            Output::Confirmed(orders) => {
-                let (store, session) = (self.servers[n].id, self.servers[n].session);
-                self.apply(Command::Confirmed { store, session, orders });
-            }
+            Output::Confirmed(orders) => self.carried_out(n, orders),
             Output::Failed(why) => panic!("a disk that does not fail has failed: {why}"),
-        }
-    }
-
-    fn answer(&mut self, n: usize, ask: MasterAsk) {
-        let handle = ask.handle;
-        let store = self.servers[n].id;
-        let config = self.master.config(handle);
-        let answer = match (config, ask.what) {
-            (Err(refusal), _) => Err(refusal),
-            (Ok(config), Ask::Confirm) => Ok(config),
-            (Ok(config), Ask::Takeover { epoch }) if config.epoch != epoch || config.primary != store => {
-                Ok(config)
-            }
-            (Ok(config), Ask::Silent { epoch, .. }) if config.epoch != epoch || config.primary != store => {
-                Ok(config)
-            }
-            (Ok(_), Ask::Takeover { epoch }) => self.reconfigure(handle, epoch, vec![], Some(store)),
-            (Ok(_), Ask::Silent { epoch, accused }) => match self.is_up(accused) {
-                true => Err(Refusal::new(Code::Busy, "it is alive")),
-                false => self.reconfigure(handle, epoch, vec![accused], None),
-            },
-            (Ok(_), Ask::Corrupt { epoch }) => panic!("{store} finds rot at {epoch}, and there is none"),
-            (Ok(_), Ask::Join { epoch, learner, attempt }) => {
-                self.config_of(Command::Join { handle, epoch, learner, attempt })
-            }
-            (Ok(_), Ask::Seal { epoch, length, .. }) => {
-                self.config_of(Command::Seal { handle, epoch, length })
-            }
-        };
-        let mut answer = answer;
-        if let Ok(config) = &mut answer
-            && config.epoch.number() > 1
-        {
-            // As if the removed member's session had to run out: longer than needed is allowed.
-            config.wait_ms = self.rng.random_range(0..100);
-        }
-        self.step(n, Input::Master { handle, answer });
-        self.heartbeats();
-    }
-
-    /// Orders and repairs reach whoever is alive with its next heartbeat.
-    fn heartbeats(&mut self) {
-        for other in 0..self.servers.len() {
-            if self.servers[other].node.is_none() {
-                continue;
-            }
-            let (id, life) = (self.servers[other].id, self.servers[other].life);
-            let (orders, _) = self.master.orders_for(id, 1000);
-            if !orders.is_empty() {
-                self.later(Event::Step { store: other, life, input: Box::new(Input::Orders(orders)) });
-            }
-            let repairs = self.master.repairs_for(id);
-            self.later(Event::Step { store: other, life, input: Box::new(Input::Repairs(repairs)) });
-        }
-    }
-
-    /// What the steward does: an attempt for a chunk that lacks a member; one whose target is
-    /// down, and now and then any, is given up.
-    fn tend(&mut self) {
-        let next = self.now + Span::from_ms(self.rng.random_range(5..40));
-        self.at(next, Event::Tend);
-        let handle = self.handle;
-        let config = self.master.config(handle).expect("the chunk is not deleted");
-        let dead: Vec<StoreId> = config.members.iter().copied().filter(|m| !self.is_up(*m)).collect();
-        if !dead.is_empty() && self.rng.random_bool(0.3) {
-            // Too few may be left: then the chunk is frozen until somebody is back.
-            let _ = self.reconfigure(handle, config.epoch, dead, None);
-            return self.heartbeats();
-        }
-        match self.master.repair(handle) {
-            Some(repair) if !self.is_up(repair.target) || self.rng.random_bool(0.05) => {
-                self.apply(Command::EndRepair { handle, attempt: repair.attempt });
-            }
-            Some(_) => {}
-            None if config.members.len() < self.options.replicas as usize => {
-                let reply = self.apply(Command::BeginRepair { handle, epoch: config.epoch });
-                if matches!(reply, Reply::Store(StoreReply::Done)) {
-                    self.trace.push(format!("{} repair {:?}", self.now.0, self.master.repair(handle)));
-                    self.repairs_begun += 1;
-                }
-            }
-            None => {}
-        }
-        self.heartbeats();
-    }
-
-    fn reconfigure(
-        &mut self,
-        handle: ChunkHandle,
-        epoch: Epoch,
-        remove: Vec<StoreId>,
-        primary: Option<StoreId>,
-    ) -> Result<ChunkConfig, Refusal> {
-        self.config_of(Command::Reconfigure { handle, epoch, remove, primary })
-    }
-
-    fn config_of(&mut self, command: Command) -> Result<ChunkConfig, Refusal> {
-        match self.apply(command) {
-            Reply::Store(StoreReply::Config(config)) => Ok(config),
-            Reply::Store(StoreReply::Refused { refusal, .. }) => Err(refusal),
-            other => panic!("{other:?}"),
         }
     }
 
     // --- the run ---------------------------------------------------------------------------
 
-    /// Runs to the end: kills on the way, everything alive at the end, all writes answered.
-    /// Panics with a sentence if a promise is broken.
+    /// Runs to the end: faults on the way, everything alive at the end, all writes answered, all
+    /// chunks with all their members. Panics with a sentence if a promise is broken.
     pub fn run(&mut self) {
         /// Events after which a run that has not come to rest is stuck.
         const EVENTS_MAX: u64 = 3_000_000;
-        let total = (self.options.writers * self.options.writes) as usize;
-        let mut kills = self.options.kills;
-        let mut next_kill = self.now + Span::from_ms(self.rng.random_range(1..60));
+        let total = (self.plan.options.writers * self.plan.options.writes) as usize;
         for _ in 0..EVENTS_MAX {
-            if kills > 0 && self.now >= next_kill {
-                kills -= 1;
-                next_kill = self.now + Span::from_ms(self.rng.random_range(1..120));
-                let n = self.rng.random_range(0..self.servers.len());
-                if self.rng.random_bool(PAUSES) {
-                    self.pause(n);
-                    continue;
-                }
-                self.kill(n);
-                let back = self.now + Span::from_ms(self.rng.random_range(1..150));
-                self.at(back, Event::Restart { store: n });
-            }
-            let alive = self.servers.iter().all(|s| s.node.is_some() && s.paused.is_none());
-            if kills == 0 && self.acked.len() == total && alive && self.is_whole() {
+            if self.faults_left == 0 && self.acked.len() == total && self.is_well() {
                 return;
             }
-            let Some(Queued { at, event, .. }) = self.queue.pop() else {
-                if kills == 0 {
-                    break;
-                }
-                self.now = next_kill;
-                continue;
-            };
-            self.now = self.now.max(at);
-            self.event(event);
+            self.next();
         }
-        for line in &self.trace[self.trace.len().saturating_sub(60)..] {
-            eprintln!("{line}");
-        }
-        eprintln!("{:?}", self.master.config(self.handle));
-        for server in &self.servers {
-            let view = server.node.as_ref().and_then(|n| n.chunk_view(self.handle));
-            eprintln!("{} alive {} {view:?}", server.id, server.node.is_some());
+        for handle in &self.handles {
+            self.trace.push(format!("masters: {:?}", self.masters.state.config(*handle)));
+            for server in &self.servers {
+                let view = server.node.as_ref().and_then(|n| n.chunk_view(*handle));
+                self.trace.push(format!("{} alive {} {view:?}", server.id, server.node.is_some()));
+            }
         }
         panic!("stuck: {} of {total} writes are acknowledged at {}", self.acked.len(), self.now.0);
     }
 
-    /// Whether the chunk has all its members, and no attempt to make one is under way.
-    fn is_whole(&self) -> bool {
-        self.members().len() >= self.options.replicas as usize && self.master.repair(self.handle).is_none()
+    /// Everybody is there, in session, and all chunks have all their members.
+    fn is_well(&self) -> bool {
+        let now = self.now;
+        let well = |s: &Server| s.node.is_some() && s.paused.is_none() && s.deaf_until <= now;
+        self.masters_lead()
+            && self.cuts.is_empty()
+            && self.servers.iter().all(|s| well(s) && self.is_up(s.id))
+            && self.handles.iter().all(|h| self.is_whole(*h))
     }
 
-    fn event(&mut self, event: Event) {
-        let to = match &event {
-            Event::Step { store, .. }
-            | Event::Disk { store, .. }
-            | Event::Ask { store, .. }
-            | Event::Wake { store, .. } => Some(*store),
-            _ => None,
-        };
-        if let Some(end) = to.and_then(|n| self.servers[n].paused) {
-            // In the order in which they would have come.
-            return self.at(end + Span(1), event);
+    /// Whether the chunk has all its members, and no attempt to make one is under way.
+    fn is_whole(&self, handle: ChunkHandle) -> bool {
+        let members = self.config(handle).members.len();
+        members >= self.plan.options.replicas as usize && self.masters.state.repair(handle).is_none()
+    }
+
+    /// The next event.
+    fn next(&mut self) {
+        let Queued { at, event, .. } = self.queue.pop().expect("the steward never ends");
+        self.now = self.now.max(at);
+        self.mend_what_is_over();
+        if let Some((n, life)) = event.process() {
+            if let Some(end) = self.servers[n].paused {
+                // In the order in which they would have come.
+                return self.at(end + Span(1), event);
+            }
+            if self.servers[n].life != life {
+                return;
+            }
         }
         match event {
-            Event::Lapse { store, session } => {
-                self.apply(Command::StoreDown { store, session });
+            Event::Fault { number } => {
+                self.faults_left -= 1;
+                self.befall(self.plan.faults[number].what.clone());
             }
-            Event::Resume { store, life } if self.servers[store].life == life => self.resume(store),
-            Event::Step { store, life, input } if self.servers[store].life == life => {
-                self.step(store, *input)
-            }
-            Event::Disk { store, life, op } if self.servers[store].life == life => {
+            Event::Step { store, input, .. } => self.step(store, *input),
+            Event::Disk { store, op, .. } => {
                 let done = self.servers[store].disk.perform(op);
                 self.step(store, Input::Disk(done));
             }
-            Event::Ask { store, life, ask } if self.servers[store].life == life => self.answer(store, ask),
-            Event::Wake { store, life } if self.servers[store].life == life => {
+            Event::Wake { store, .. } => {
                 self.servers[store].woken_at = None;
                 self.step(store, Input::Wake);
             }
+            Event::Restart { store } => {
+                if self.servers[store].node.is_none() {
+                    self.restart(store);
+                }
+            }
             Event::Client { client } => self.client(client),
             Event::Read => self.begin_read(),
+            Event::Register { store, .. } => self.register(store),
+            Event::Beat { store, session, .. } => self.beat(store, session),
+            Event::Heard { store, life, session, sent, confirmed } => {
+                // A process that died meanwhile has said it all the same.
+                if self.servers[store].life == life {
+                    self.heard(store, session, sent, confirmed);
+                }
+            }
+            Event::Renewed { store, session, until, orders, repairs, .. } => {
+                self.renewed(store, session, until, orders, repairs)
+            }
+            Event::Lapsed { store, session, .. } => {
+                if self.servers[store].session == session {
+                    self.register(store);
+                }
+            }
+            Event::Ask { store, life, ask, since } => {
+                if self.servers[store].life == life {
+                    self.asked(store, ask, since);
+                }
+            }
+            Event::Answer { store, handle, answer, .. } => self.step(store, Input::Master { handle, answer }),
             Event::Tend => self.tend(),
-            Event::Restart { store } if self.servers[store].node.is_none() => self.restart(store),
-            _ => {}
         }
     }
 
     /// Kills everything at once, and starts it again.
     pub fn kill_all(&mut self) {
         for n in 0..self.servers.len() {
-            self.kill(n);
+            self.kill(n, self.plan.options.power, true);
         }
         for n in 0..self.servers.len() {
             self.restart(n);
         }
-    }
-
-    /// A store's disk.
-    pub fn disk(&mut self, n: usize) -> &mut MemDisk {
-        &mut self.servers[n].disk
     }
 }
 

@@ -1,7 +1,9 @@
-//! The replication and the store under kills and power failures, seed by seed. `SEEDS=n` and
-//! `SEED=s` run more, or one.
+//! The replication and the store under all that may befall them, seed by seed. `SEEDS=n` and `SEED=s`
+//! run more, or one.
 
-use sim::world::{Options, World};
+use sim::run::run;
+use sim::world::World;
+use sim::world::plan::{Plan, scenarios};
 
 fn seeds(default: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
@@ -11,76 +13,63 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
     }
 }
 
-fn check(default: u64, options: Options) {
+fn check(scenario: &str, default: u64) {
+    let scenarios = scenarios();
+    let (_, options) = scenarios.iter().find(|(name, _)| *name == scenario).expect("it is in the list");
     let mut repairs = 0;
     for seed in seeds(default) {
-        let run = std::panic::catch_unwind(|| {
-            let mut world = World::new(seed, options.clone());
-            world.run();
-            world.check_promises();
-            world.kill_all();
-            world.check_promises();
-            world.repairs_begun
-        });
-        repairs += run.unwrap_or_else(|panic| {
-            eprintln!("SEED={seed} reproduces this, with {options:?}");
-            std::panic::resume_unwind(panic)
-        });
+        match run(&Plan::new(scenario, options.clone(), seed)) {
+            Ok(done) => repairs += done.repairs,
+            Err(failure) => {
+                for line in &failure.trace[failure.trace.len().saturating_sub(60)..] {
+                    eprintln!("{line}");
+                }
+                panic!("SEED={seed} in {scenario}: {}", failure.what);
+            }
+        }
     }
     println!("{repairs} attempts to make a replica");
     assert!(options.kills == 0 || options.replicas == 1 || repairs > 0, "nothing was ever repaired");
 }
 
-fn options() -> Options {
-    Options { stores: 4, replicas: 3, writers: 3, writes: 20, kills: 0, power: false, append: true }
+macro_rules! worlds {
+    ($($test:ident: $scenario:literal, $seeds:literal;)*) => {
+        $(#[test]
+        fn $test() {
+            check($scenario, $seeds);
+        })*
+
+        #[test]
+        fn every_scenario_is_run_here() {
+            let names: Vec<&str> = scenarios().into_iter().map(|(name, _)| name).collect();
+            assert_eq!(names, [$($scenario),*]);
+        }
+    };
 }
 
-#[test]
-fn appends_without_faults() {
-    check(20, options());
-}
-
-#[test]
-fn overwrites_without_faults() {
-    check(20, Options { append: false, ..options() });
-}
-
-#[test]
-fn appends_under_kills() {
-    check(60, Options { kills: 4, ..options() });
-}
-
-#[test]
-fn appends_under_power_failures() {
-    check(60, Options { kills: 4, power: true, ..options() });
-}
-
-#[test]
-fn overwrites_under_power_failures() {
-    check(60, Options { kills: 4, power: true, append: false, ..options() });
-}
-
-#[test]
-fn a_single_replica_under_power_failures() {
-    check(60, Options { stores: 1, replicas: 1, kills: 6, power: true, append: false, ..options() });
-}
-
-#[test]
-fn replicas_are_made_while_stores_die() {
-    check(60, Options { stores: 5, writes: 60, kills: 12, ..options() });
-}
-
-#[test]
-fn replicas_are_made_while_stores_lose_power() {
-    check(60, Options { stores: 5, writes: 60, kills: 12, power: true, append: false, ..options() });
+worlds! {
+    appends: "appends", 20;
+    overwrites: "overwrites", 20;
+    appends_under_kills: "appends-kills", 40;
+    appends_under_power_failures: "appends-power", 40;
+    overwrites_under_power_failures: "overwrites-power", 40;
+    a_single_replica_under_power_failures: "single-power", 40;
+    replicas_are_made_while_stores_die: "repair-kills", 40;
+    replicas_are_made_while_stores_lose_power: "repair-power", 40;
+    processes_stand_still: "pauses", 20;
+    connections_are_cut: "cuts", 20;
+    everything_at_once: "net", 20;
+    everything_at_once_with_power: "net-power", 20;
+    ten_seconds_of_it: "long", 5;
 }
 
 #[test]
 fn a_seed_decides_all() {
-    let run = || {
-        let mut world = World::new(42, Options { kills: 4, power: true, ..options() });
+    let (name, options) = scenarios().into_iter().find(|(name, _)| *name == "net-power").unwrap();
+    let trace = || {
+        let mut world = World::new(Plan::new(name, options.clone(), 42));
         world.run();
         world.trace
     };
-    assert_eq!(run(), run());
+    assert_eq!(trace(), trace());
 }

@@ -292,6 +292,12 @@ pub struct CopyId {
 pub const COPY_ANSWERS_MAX: usize = 4;
 
 impl Peer {
+    /// Whether it carries many bytes: such messages have a connection of their own, so that the
+    /// others never wait behind them.
+    pub fn is_bulk(&self) -> bool {
+        matches!(self, Peer::Forward { .. } | Peer::Fetched { .. } | Peer::CopyData { .. })
+    }
+
     /// Why this cannot be said, if so, whatever the receiver's state. The payload is checked apart.
     pub fn invalid(&self) -> Option<Code> {
         let fits = |serial: &Serial| *serial <= Serial::MAX;

@@ -1,11 +1,11 @@
 //! What must hold once all has come to rest.
 
-use super::{Queued, World};
+use super::World;
 use bytes::Bytes;
 use chunkserver_core::io::Input;
 use common::limits::PIECE_BYTES_MAX;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
-use common::{Code, Span, StoreId};
+use common::{ChunkHandle, Code, Span, StoreId};
 use std::collections::BTreeMap;
 
 /// The connection of whoever checks.
@@ -13,15 +13,17 @@ pub(super) const CHECKER: u64 = u64::MAX;
 /// Its questions: for bytes, and for nothing but to be asked.
 const READ: u64 = 1;
 const POKE: u64 = 0;
+/// A read that was refused is asked again after this.
+const ASK_AGAIN: Span = Span::from_ms(5);
 /// A read at rest is answered within this.
-const READ_LIMIT: Span = Span::from_ms(5_000);
+const READ_LIMIT: Span = Span::from_ms(20_000);
 
 impl World {
     /// The whole chunk as one member serves it now; or its refusal.
-    pub fn read_from(&mut self, store: StoreId) -> Result<Vec<u8>, Code> {
+    pub fn read_from(&mut self, handle: ChunkHandle, store: StoreId) -> Result<Vec<u8>, Code> {
         let mut all = vec![];
         loop {
-            let part = self.read_part(store, all.len() as u64)?;
+            let part = self.read_part(handle, store, all.len() as u64)?;
             if part.is_empty() {
                 return Ok(all);
             }
@@ -29,25 +31,32 @@ impl World {
         }
     }
 
-    fn read_part(&mut self, store: StoreId, offset: u64) -> Result<Vec<u8>, Code> {
+    fn read_part(&mut self, handle: ChunkHandle, store: StoreId, offset: u64) -> Result<Vec<u8>, Code> {
         let deadline = self.now + READ_LIMIT;
         let len = PIECE_BYTES_MAX as u32;
         while self.now < deadline {
             self.caught = None;
-            let read = ClientChunk::Read { handle: self.handle, offset, len, stale: false };
-            self.ask_as_checker(store, READ, read);
+            let read = ClientChunk::Read { handle, offset, len, stale: false };
+            self.ask_as_checker(handle, store, READ, read);
             while self.caught.is_none() && self.now < deadline {
-                let Queued { at, event, .. } = self.queue.pop().expect("the steward never ends");
-                self.now = self.now.max(at);
-                self.event(event);
+                self.next();
             }
             match self.caught.take() {
-                Some(Err(Code::Reconfiguring | Code::Busy | Code::StaleEpoch | Code::UnknownEpoch)) => {
+                Some(Err(
+                    Code::Reconfiguring
+                    | Code::Busy
+                    | Code::StaleEpoch
+                    | Code::UnknownEpoch
+                    | Code::NotInSession,
+                )) => {
                     // Like a client that wants to write: a primary that was restarted takes its
                     // chunk over.
-                    let primary = self.master.config(self.handle).expect("not deleted").primary;
-                    self.ask_as_checker(primary, POKE, ClientChunk::Stat { handle: self.handle });
-                    self.now = self.now + Span::from_ms(5);
+                    let primary = self.config(handle).primary;
+                    self.ask_as_checker(handle, primary, POKE, ClientChunk::Stat { handle });
+                    let again = self.now + ASK_AGAIN;
+                    while self.now < again {
+                        self.next();
+                    }
                 }
                 Some(done) => return done,
                 None => {}
@@ -56,8 +65,8 @@ impl World {
         panic!("a read of {store} has no answer");
     }
 
-    fn ask_as_checker(&mut self, store: StoreId, request: u64, msg: ClientChunk) {
-        let epoch = self.master.config(self.handle).expect("not deleted").epoch;
+    fn ask_as_checker(&mut self, handle: ChunkHandle, store: StoreId, request: u64, msg: ClientChunk) {
+        let epoch = self.config(handle).epoch;
         let n = self.index(store);
         self.step(n, Input::Client { conn: CHECKER, request, epoch, msg, data: Bytes::new() });
     }
@@ -81,26 +90,27 @@ impl World {
         };
     }
 
-    /// The members of the chunk now.
-    pub fn members(&self) -> Vec<StoreId> {
-        self.master.config(self.handle).expect("not deleted").members
-    }
-
     /// P1, P3, P4 at rest: every member serves the same bytes; every acknowledged append is there
     /// once, whole; overwrites are those of the highest serial.
     pub fn check_promises(&mut self) {
-        let members = self.members();
-        let first = self.read_from(members[0]).expect("a member serves");
-        for member in &members[1..] {
-            let other = self.read_from(*member).expect("a member serves");
-            assert!(first == other, "{} and {member} differ", members[0]);
+        for handle in self.handles.clone() {
+            self.check_chunk(handle);
         }
-        let mut acked = self.acked.clone();
+    }
+
+    fn check_chunk(&mut self, handle: ChunkHandle) {
+        let members = self.config(handle).members;
+        let first = self.read_from(handle, members[0]).expect("a member serves");
+        for member in &members[1..] {
+            let other = self.read_from(handle, *member).expect("a member serves");
+            assert!(first == other, "{handle}: {} and {member} differ", members[0]);
+        }
+        let mut acked: Vec<_> = self.acked.iter().filter(|a| a.handle == handle).cloned().collect();
         acked.sort_by_key(|a| a.serial);
         for pair in acked.windows(2) {
             assert!(pair[0].serial < pair[1].serial, "two writes have serial {}", pair[0].serial);
         }
-        if self.options.append {
+        if self.plan.options.append {
             let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
             for a in &acked {
                 let end = a.offset + a.data.len() as u64;

@@ -28,7 +28,7 @@ impl World {
             };
             let mut data = vec![0u8; len];
             self.rng.fill(&mut data[..]);
-            let offset = (!self.options.append).then(|| self.rng.random_range(0..300_000));
+            let offset = (!self.plan.options.append).then(|| self.rng.random_range(0..300_000));
             let inline = len <= common::limits::INLINE_BYTES_MAX && self.rng.random_bool(0.6);
             self.writers[c].wanted = Some(Wanted {
                 request: RequestId { client: id, seq },
@@ -51,14 +51,10 @@ impl World {
 
     /// Asks the master how the chunk stands, and sends again under the same request.
     fn ask_anew(&mut self, c: usize) {
-        let mut config = self.master.config(self.handle).expect("the chunk is not deleted");
-        if !self.is_up(config.primary) {
-            let (handle, epoch, primary) = (config.handle, config.epoch, config.primary);
-            if let Ok(now) = self.reconfigure(handle, epoch, vec![primary], None) {
-                config = now;
-            }
+        if self.masters_lead() {
+            let handle = self.writers[c].config.handle;
+            self.writers[c].config = self.primary_is_silent(handle);
         }
-        self.writers[c].config = config;
         self.send(c);
     }
 
@@ -132,7 +128,15 @@ impl World {
                 let wanted = self.writers[c].wanted.take().expect("checked");
                 let append = wanted.offset.is_none();
                 self.trace.push(format!("{} acked {} at {offset} {serial}", self.now.0, wanted.request));
-                self.acked.push(Acked { client: c, offset, data: wanted.data, serial: serial.0, append });
+                let handle = self.writers[c].config.handle;
+                self.acked.push(Acked {
+                    client: c,
+                    handle,
+                    offset,
+                    data: wanted.data,
+                    serial: serial.0,
+                    append,
+                });
                 self.later(Event::Client { client: c });
             }
             ClientChunkReply::Refused(refusal) => {
@@ -155,14 +159,18 @@ impl World {
             return;
         }
         let acked = &self.acked[self.rng.random_range(0..self.acked.len())];
-        let (at, byte) = (acked.offset + acked.data.len() as u64 - 1, *acked.data.last().expect("not empty"));
-        let config = self.master.config(self.handle).expect("the chunk is not deleted");
+        let (handle, at, byte) = (
+            acked.handle,
+            acked.offset + acked.data.len() as u64 - 1,
+            *acked.data.last().expect("not empty"),
+        );
+        let config = self.config(handle);
         let member = config.members[self.rng.random_range(0..config.members.len())];
         self.next_read += 1;
         self.reads.insert(self.next_read, (at, byte));
         let n = self.index(member);
         let (life, conn) = (self.servers[n].life, self.next_read);
-        let msg = ClientChunk::Read { handle: self.handle, offset: at, len: 1, stale: false };
+        let msg = ClientChunk::Read { handle, offset: at, len: 1, stale: false };
         let input = Input::Client { conn, request: 0, epoch: config.epoch, msg, data: Bytes::new() };
         self.later(Event::Step { store: n, life, input: Box::new(input) });
     }

@@ -1,0 +1,332 @@
+//! The masters: the real state machine under a log that never fails, and around it what a leader
+//! counts by its own clock - sessions, complaints - as `master/src/rpc` and its steward do.
+
+use super::{Carrying, Event, World};
+use chunkserver_core::io::{Ask, Input, MasterAsk};
+use common::limits::{DRIFT_PERCENT, HEARTBEAT_MS, ORDERS_MAX, SESSION_MS};
+use common::wire::ChunkConfig;
+use common::wire::chunk_master::{Order, Register, RepairOrder, StoreReply};
+use common::wire::client_master::{MasterReply, Mutation};
+use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, SessionId, Span, StoreId, Time};
+use master_core::{Command, Entry, Metadata, Reply, StoreState};
+use rand::RngExt;
+use std::collections::BTreeMap;
+
+/// A store that was heard of within this is not taken for dead at once.
+const ALIVE: Span = Span::from_ms(600);
+/// A primary that goes on complaining for so long is believed.
+const BELIEVED: Span = Span::from_ms(2000);
+/// A complaint that is older began anew.
+const COMPLAINT: Span = Span::from_ms(3000);
+/// A question is given up after this, and asked again after that.
+const ASK_LIMIT: Span = Span::from_ms(5000);
+const ASK_AGAIN: Span = Span::from_ms(50);
+/// How many answers to questions are lost on their way.
+const ANSWERS_LOST: f64 = 0.02;
+/// Who makes the files.
+const MASTER_CLIENT: ClientId = ClientId(0xface);
+
+/// What the leader knows.
+#[derive(Default)]
+pub(super) struct Masters {
+    pub state: Metadata,
+    requests: u64,
+    /// Since when this leader counts; nobody leads before `away_until`.
+    began: Time,
+    pub away_until: Time,
+    renewed: BTreeMap<StoreId, (SessionId, Time)>,
+    complaints: BTreeMap<(StoreId, StoreId), Time>,
+}
+
+impl World {
+    pub(super) fn apply(&mut self, command: Command) -> Reply {
+        let salt = self.rng.random();
+        let entry = Entry { stamp_ns: self.now.0, wall_ns: 0, salt, command };
+        let reply = self.masters.state.apply(&entry);
+        self.masters.state.check();
+        reply
+    }
+
+    pub(super) fn mutate(&mut self, mutation: Mutation) -> MasterReply {
+        self.masters.requests += 1;
+        let seq = self.masters.requests;
+        let request = RequestId { client: MASTER_CLIENT, seq };
+        match self.apply(Command::Mutate { request, lowest: seq, mutation }) {
+            Reply::Master(reply) => reply,
+            Reply::Store(_) => panic!("a mutation has a client's answer"),
+        }
+    }
+
+    /// Whether somebody leads.
+    pub(super) fn masters_lead(&self) -> bool {
+        self.now >= self.masters.away_until
+    }
+
+    /// Nobody leads for some time; then somebody who has counted no session.
+    pub(super) fn election(&mut self, ms: u64) {
+        self.masters.away_until = self.masters.away_until.max(self.now + Span::from_ms(ms));
+        self.masters.began = self.masters.away_until;
+        self.masters.renewed.clear();
+        self.masters.complaints.clear();
+    }
+
+    fn silent_for(&self, store: StoreId, session: SessionId) -> Span {
+        let heard = self.masters.renewed.get(&store).filter(|(s, _)| *s == session).map(|(_, at)| *at);
+        self.now.since(heard.unwrap_or(self.masters.began))
+    }
+
+    /// Whether the masters take a store for alive.
+    pub(super) fn is_up(&self, id: StoreId) -> bool {
+        self.masters.state.store(id).is_some_and(|s| s.session().is_some())
+    }
+
+    /// How the masters say the chunk is.
+    pub(super) fn config(&self, handle: ChunkHandle) -> ChunkConfig {
+        self.masters.state.config(handle).expect("the chunk is not deleted")
+    }
+
+    /// How long a new primary must wait for those that were removed.
+    fn with_wait(&self, mut config: ChunkConfig) -> ChunkConfig {
+        let removed = self.masters.state.removed_from(config.handle);
+        let left = |(store, session): &(StoreId, SessionId)| {
+            Span(Span::from_ms(SESSION_MS).0.saturating_sub(self.silent_for(*store, *session).0)).ms_up()
+        };
+        config.wait_ms = removed.iter().map(left).max().unwrap_or(0);
+        config
+    }
+
+    // --- sessions --------------------------------------------------------------------------
+
+    /// A store asks for a session; it asks again until somebody leads and hears it.
+    pub(super) fn register(&mut self, n: usize) {
+        let (id, life) = (self.servers[n].id, self.servers[n].life);
+        if !self.masters_lead() || self.is_deaf(n) {
+            return self.at(self.now + ASK_AGAIN, Event::Register { store: n, life });
+        }
+        let register = Register {
+            store: (life > 1 || self.servers[n].session != SessionId(0)).then_some(id),
+            uuid: 7000 + n as u128,
+            server_uuid: 9000 + n as u128,
+            incarnation: life,
+            boot_id: 1,
+            dev_ino: (1, n as u64),
+            rack: format!("r{n}"),
+            addr: ([127, 0, 0, 1], 1000 + n as u16).into(),
+            capacity: 1 << 40,
+            used: 0,
+        };
+        let Reply::Store(StoreReply::Registered { store, session, .. }) =
+            self.apply(Command::Register(register))
+        else {
+            panic!("refused");
+        };
+        assert_eq!(store, id);
+        self.masters.renewed.insert(id, (session, self.now));
+        let server = &mut self.servers[n];
+        (server.session, server.carrying, server.done) = (session, None, vec![]);
+        self.later(Event::Beat { store: n, life, session });
+    }
+
+    /// A store's heartbeat: on its way at the store's own time.
+    pub(super) fn beat(&mut self, n: usize, session: SessionId) {
+        let life = self.servers[n].life;
+        if self.servers[n].session != session {
+            return;
+        }
+        let early = Span(self.rng.random_range(0..Span::from_ms(HEARTBEAT_MS).0 / 4));
+        let next = self.now + Span::from_ms(HEARTBEAT_MS) - early;
+        self.at(next, Event::Beat { store: n, life, session });
+        if self.servers[n].carrying.is_none() {
+            let sent = self.local(n);
+            let confirmed = self.servers[n].done.clone();
+            self.later(Event::Heard { store: n, life, session, sent, confirmed });
+        }
+    }
+
+    /// The leader hears a heartbeat.
+    pub(super) fn heard(&mut self, n: usize, session: SessionId, sent: Time, confirmed: Vec<Order>) {
+        let (store, life) = (self.servers[n].id, self.servers[n].life);
+        if !self.masters_lead() || self.is_deaf(n) {
+            return;
+        }
+        let received = self.now;
+        let up = |world: &World| {
+            world.masters.state.store(store).is_some_and(|s| s.state == StoreState::Up(session))
+        };
+        if !up(self) {
+            return self.later(Event::Lapsed { store: n, life, session });
+        }
+        if !confirmed.is_empty() {
+            self.apply(Command::Confirmed { store, session, orders: confirmed });
+        }
+        self.masters.renewed.insert(store, (session, received));
+        let (orders, all) = self.masters.state.orders_for(store, ORDERS_MAX);
+        let repairs = self.masters.state.repairs_for(store);
+        let held = if all { SESSION_MS * (100 - DRIFT_PERCENT) / 100 } else { 0 };
+        let until = sent + Span::from_ms(held);
+        self.later(Event::Renewed { store: n, life, session, until, orders, repairs });
+    }
+
+    /// A store hears that its session goes on; first it carries out what it was told to.
+    pub(super) fn renewed(
+        &mut self,
+        n: usize,
+        session: SessionId,
+        until: Time,
+        orders: Vec<Order>,
+        repairs: Vec<RepairOrder>,
+    ) {
+        if self.servers[n].session != session || self.is_deaf(n) {
+            return;
+        }
+        self.servers[n].done.clear();
+        if orders.is_empty() {
+            self.step(n, Input::Repairs(repairs));
+            return self.step(n, Input::Session { session, until });
+        }
+        let left = orders.len();
+        self.servers[n].carrying = Some(Carrying { left, session, until, repairs });
+        self.step(n, Input::Orders(orders));
+    }
+
+    /// A store has carried out orders, durably.
+    pub(super) fn carried_out(&mut self, n: usize, orders: Vec<Order>) {
+        let server = &mut self.servers[n];
+        server.done.extend(orders.iter().copied());
+        let Some(carrying) = &mut server.carrying else { return };
+        carrying.left = carrying.left.saturating_sub(orders.len());
+        if carrying.left > 0 {
+            return;
+        }
+        let Carrying { session, until, repairs, .. } = server.carrying.take().expect("just seen");
+        self.step(n, Input::Repairs(repairs));
+        self.step(n, Input::Session { session, until });
+    }
+
+    // --- questions -------------------------------------------------------------------------
+
+    /// A question on its way: answered, lost, or given up.
+    pub(super) fn asked(&mut self, n: usize, ask: MasterAsk, since: Time) {
+        let (handle, life) = (ask.handle, self.servers[n].life);
+        if self.now.since(since) > ASK_LIMIT {
+            return self.step(n, Input::Master { handle, answer: Err(Code::Unavailable.into()) });
+        }
+        let again = Event::Ask { store: n, life, ask, since };
+        if !self.masters_lead() || self.is_deaf(n) {
+            return self.at(self.now + ASK_AGAIN, again);
+        }
+        let answer = self.answer(n, ask).map(|config| self.with_wait(config));
+        if self.rng.random_bool(ANSWERS_LOST) {
+            return self.at(self.now + ASK_AGAIN, again);
+        }
+        self.later(Event::Answer { store: n, life, handle, answer });
+    }
+
+    fn answer(&mut self, n: usize, ask: MasterAsk) -> Result<ChunkConfig, Refusal> {
+        let handle = ask.handle;
+        let store = self.servers[n].id;
+        let config = self.masters.state.config(handle)?;
+        let theirs = |epoch: Epoch| config.epoch != epoch || config.primary != store;
+        match ask.what {
+            Ask::Confirm if !self.is_up(store) => Err(Refusal::new(Code::NotInSession, store)),
+            Ask::Confirm => Ok(config),
+            Ask::Takeover { epoch } if theirs(epoch) => Ok(config),
+            Ask::Silent { epoch, .. } if theirs(epoch) => Ok(config),
+            Ask::Takeover { epoch } => self.reconfigure(handle, epoch, vec![], Some(store)),
+            Ask::Silent { epoch, accused } => match self.is_gone(store, accused) {
+                true => self.reconfigure(handle, epoch, vec![accused], None),
+                false => Err(Refusal::new(Code::Busy, "it is alive")),
+            },
+            Ask::Corrupt { epoch } => panic!("{store} finds rot at {epoch}, and there is none"),
+            Ask::Join { epoch, learner, attempt } => {
+                self.config_of(Command::Join { handle, epoch, learner, attempt })
+            }
+            Ask::Seal { epoch, length, .. } => self.config_of(Command::Seal { handle, epoch, length }),
+        }
+    }
+
+    /// A client says that a primary does not answer: how the chunk is then.
+    pub(super) fn primary_is_silent(&mut self, handle: ChunkHandle) -> ChunkConfig {
+        let config = self.config(handle);
+        let session = self.masters.state.store(config.primary).and_then(|s| s.session());
+        if session.is_some_and(|session| self.silent_for(config.primary, session) < ALIVE) {
+            return config;
+        }
+        let (epoch, primary) = (config.epoch, config.primary);
+        self.reconfigure(handle, epoch, vec![primary], None).unwrap_or(config)
+    }
+
+    fn is_gone(&mut self, accuser: StoreId, accused: StoreId) -> bool {
+        let Some(session) = self.masters.state.store(accused).and_then(|s| s.session()) else { return true };
+        let now = self.now;
+        self.masters.complaints.retain(|_, since| now.since(*since) < COMPLAINT);
+        let since = *self.masters.complaints.entry((accuser, accused)).or_insert(now);
+        now.since(since) > BELIEVED || self.silent_for(accused, session) > ALIVE
+    }
+
+    pub(super) fn reconfigure(
+        &mut self,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        remove: Vec<StoreId>,
+        primary: Option<StoreId>,
+    ) -> Result<ChunkConfig, Refusal> {
+        self.config_of(Command::Reconfigure { handle, epoch, remove, primary })
+    }
+
+    fn config_of(&mut self, command: Command) -> Result<ChunkConfig, Refusal> {
+        match self.apply(command) {
+            Reply::Store(StoreReply::Config(config)) => Ok(config),
+            Reply::Store(StoreReply::Refused { refusal, .. }) => Err(refusal),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    // --- the steward -----------------------------------------------------------------------
+
+    /// What the steward does: ends sessions that have lapsed, removes who is down, begins attempts
+    /// to make replicas, and gives up those whose target is down, and now and then any.
+    pub(super) fn tend(&mut self) {
+        let next = self.now + Span::from_ms(self.rng.random_range(5..40));
+        self.at(next, Event::Tend);
+        if !self.masters_lead() {
+            return;
+        }
+        let up: Vec<(StoreId, SessionId)> =
+            self.masters.state.all_stores().filter_map(|(id, s)| Some((id, s.session()?))).collect();
+        for (store, session) in up {
+            if self.silent_for(store, session) > Span::from_ms(SESSION_MS) {
+                self.trace.push(format!("{} lapse {store}", self.now.0));
+                self.apply(Command::StoreDown { store, session });
+            }
+        }
+        for handle in self.handles.clone() {
+            self.tend_chunk(handle);
+        }
+    }
+
+    fn tend_chunk(&mut self, handle: ChunkHandle) {
+        let config = self.config(handle);
+        let dead: Vec<StoreId> = config.members.iter().copied().filter(|m| !self.is_up(*m)).collect();
+        if !dead.is_empty() && self.rng.random_bool(0.3) {
+            // Too few may be left: then the chunk is frozen until somebody is back.
+            let _ = self.reconfigure(handle, config.epoch, dead, None);
+            return;
+        }
+        match self.masters.state.repair(handle) {
+            Some(repair) if !self.is_up(repair.target) || self.rng.random_bool(0.01) => {
+                self.apply(Command::EndRepair { handle, attempt: repair.attempt });
+            }
+            Some(_) => {}
+            None if config.members.len() < self.plan.options.replicas as usize => {
+                let reply = self.apply(Command::BeginRepair { handle, epoch: config.epoch });
+                if matches!(reply, Reply::Store(StoreReply::Done)) {
+                    let repair = self.masters.state.repair(handle);
+                    self.trace.push(format!("{} repair {handle} {repair:?}", self.now.0));
+                    self.repairs_begun += 1;
+                }
+            }
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! What a run is made of: who takes part, and what befalls whom and when. A run depends on its plan
+//! and on nothing else.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+/// Who takes part, and how much befalls them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Stores.
+    pub stores: u32,
+    /// Replicas of each chunk.
+    pub replicas: u8,
+    /// Chunks, over which the writers are spread in turn.
+    pub chunks: u32,
+    /// Writers.
+    pub writers: u32,
+    /// Writes of each.
+    pub writes: u32,
+    /// Whether records are appended, or ranges overwritten.
+    pub append: bool,
+    /// Virtual milliseconds over which the faults, and the writes, are spread.
+    pub span_ms: u64,
+    /// Kills of a process.
+    pub kills: u32,
+    /// Whether most kills are losses of power.
+    pub power: bool,
+    /// Processes that stand still, some for longer than a session lasts.
+    pub pauses: u32,
+    /// One-way cuts between two stores.
+    pub cuts: u32,
+    /// Stores that are cut off from the masters.
+    pub deafs: u32,
+    /// Times in which the masters have no leader; then another one leads.
+    pub elections: u32,
+    /// Checkpoints at any moment.
+    pub checkpoints: u32,
+}
+
+/// Something that befalls the world.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Microseconds after the beginning.
+    pub at_us: u64,
+    /// What.
+    pub what: What,
+}
+
+/// What befalls whom. Stores are numbered from 0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum What {
+    /// A process is killed, and started again.
+    Kill {
+        /// Whose.
+        store: usize,
+        /// Whether the machine loses its power.
+        power: bool,
+        /// Whether the masters are told at once; else the session has to lapse.
+        told: bool,
+        /// When it is back, in milliseconds.
+        back_ms: u64,
+    },
+    /// A process stands still.
+    Pause {
+        /// Whose.
+        store: usize,
+        /// For so long.
+        ms: u64,
+    },
+    /// Nothing of what one store says comes to another.
+    Cut {
+        /// Who speaks.
+        from: usize,
+        /// Who does not hear.
+        to: usize,
+        /// For so long.
+        ms: u64,
+        /// Whether the connection breaks; else what was said arrives in the end.
+        breaks: bool,
+    },
+    /// A store and the masters do not hear each other.
+    Deaf {
+        /// Which.
+        store: usize,
+        /// For so long.
+        ms: u64,
+    },
+    /// The masters have no leader; then another one, which has counted no session.
+    Election {
+        /// For so long.
+        ms: u64,
+    },
+    /// A store makes a checkpoint.
+    Checkpoint {
+        /// Which.
+        store: usize,
+    },
+}
+
+/// All that a run depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Decides everything but the faults: delays, sizes, who reads where.
+    pub seed: u64,
+    /// Who takes part.
+    pub options: Options,
+    /// What befalls them, by time.
+    pub faults: Vec<Fault>,
+}
+
+/// The scenarios, by name.
+pub fn scenarios() -> Vec<(&'static str, Options)> {
+    let calm = Options {
+        stores: 4,
+        replicas: 3,
+        chunks: 1,
+        writers: 3,
+        writes: 20,
+        append: true,
+        span_ms: 200,
+        kills: 0,
+        power: false,
+        pauses: 0,
+        cuts: 0,
+        deafs: 0,
+        elections: 0,
+        checkpoints: 2,
+    };
+    let repair = Options { stores: 5, writes: 40, span_ms: 800, kills: 8, checkpoints: 8, ..calm.clone() };
+    let net = Options { span_ms: 3000, cuts: 4, deafs: 2, elections: 1, pauses: 2, ..repair.clone() };
+    vec![
+        ("appends", calm.clone()),
+        ("overwrites", Options { append: false, ..calm.clone() }),
+        ("appends-kills", Options { kills: 4, ..calm.clone() }),
+        ("appends-power", Options { kills: 4, power: true, ..calm.clone() }),
+        ("overwrites-power", Options { kills: 4, power: true, append: false, ..calm.clone() }),
+        (
+            "single-power",
+            Options { stores: 1, replicas: 1, kills: 6, power: true, append: false, ..calm.clone() },
+        ),
+        ("repair-kills", repair.clone()),
+        ("repair-power", Options { power: true, append: false, ..repair.clone() }),
+        ("pauses", Options { kills: 1, pauses: 4, span_ms: 2000, ..repair.clone() }),
+        ("cuts", Options { kills: 0, pauses: 0, ..net.clone() }),
+        ("net", Options { chunks: 2, kills: 3, ..net.clone() }),
+        ("net-power", Options { chunks: 2, kills: 4, power: true, append: false, ..net.clone() }),
+        (
+            "long",
+            Options {
+                stores: 6,
+                chunks: 3,
+                writers: 4,
+                writes: 100,
+                span_ms: 10_000,
+                kills: 8,
+                power: true,
+                pauses: 3,
+                cuts: 6,
+                deafs: 3,
+                elections: 2,
+                checkpoints: 12,
+                ..calm
+            },
+        ),
+    ]
+}
+
+impl Plan {
+    /// The plan of a scenario and a seed.
+    pub fn new(scenario: &str, options: Options, seed: u64) -> Plan {
+        // Not the run's own chance: a fault that is taken out of a plan changes no other.
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x5eed_fa17);
+        let mut faults = vec![];
+        let stores = options.stores as usize;
+        let mut add = |count: u32, what: &dyn Fn(&mut StdRng) -> What| {
+            for _ in 0..count {
+                let at_us = rng.random_range(1000..options.span_ms * 1000);
+                let what = what(&mut rng);
+                faults.push(Fault { at_us, what });
+            }
+        };
+        let power = options.power;
+        add(options.kills, &|rng| What::Kill {
+            store: rng.random_range(0..stores),
+            power: power && rng.random_bool(0.7),
+            told: rng.random_bool(0.9),
+            back_ms: rng.random_range(1..150),
+        });
+        add(options.pauses, &|rng| What::Pause {
+            store: rng.random_range(0..stores),
+            ms: if rng.random() { rng.random_range(20..600) } else { rng.random_range(600..4000) },
+        });
+        if stores > 1 {
+            add(options.cuts, &|rng| {
+                let from = rng.random_range(0..stores);
+                let to = (from + rng.random_range(1..stores)) % stores;
+                What::Cut { from, to, ms: rng.random_range(10..3000), breaks: rng.random() }
+            });
+        }
+        add(options.deafs, &|rng| What::Deaf {
+            store: rng.random_range(0..stores),
+            ms: rng.random_range(100..4000),
+        });
+        add(options.elections, &|rng| What::Election { ms: rng.random_range(50..1200) });
+        add(options.checkpoints, &|rng| What::Checkpoint { store: rng.random_range(0..stores) });
+        faults.sort_by_key(|f| f.at_us);
+        Plan { scenario: scenario.into(), seed, options, faults }
+    }
+
+    /// Why this cannot be run, if so: a plan may come from a file.
+    pub fn check(&self) -> Result<(), String> {
+        let o = &self.options;
+        let stores = o.stores as usize;
+        if !(1..=64).contains(&o.stores) || !(1..=64).contains(&o.chunks) || o.writers > 64 {
+            return Err("1 to 64 stores and chunks, and at most 64 writers".into());
+        }
+        if o.replicas == 0 || o.replicas as u32 > o.stores.min(common::limits::REPLICATION_MAX as u32) {
+            return Err("replicas: at least 1, at most as many as there are stores, and 5".into());
+        }
+        for fault in &self.faults {
+            let there = match &fault.what {
+                What::Kill { store, .. }
+                | What::Pause { store, .. }
+                | What::Deaf { store, .. }
+                | What::Checkpoint { store } => *store < stores,
+                What::Cut { from, to, .. } => *from < stores && *to < stores && from != to,
+                What::Election { .. } => true,
+            };
+            if !there {
+                return Err(format!("there is no such store: {:?}", fault.what));
+            }
+        }
+        Ok(())
+    }
+}
