@@ -535,6 +535,30 @@ fn a_full_disk_refuses_and_keeps_what_it_has() {
 }
 
 #[test]
+fn a_checksum_page_that_a_checkpoint_writes_while_it_is_read_is_read_again() {
+    // Of the first five million bytes the last lie in the second page, which no scrub reads early.
+    let mut one = fresh();
+    for n in 0..5 {
+        one.write(1, Some(n * 1_000_000), &bytes(n, 1_000_000));
+    }
+    one.checkpoint();
+    let slow_scrub = StoreConfig { scrub_period_s: 1_000_000, ..config(2) };
+    let mut one = One::open(slow_scrub, one.disk).expect("it opens");
+    // The disk has read the page, and its answer is on its way.
+    let msg = ClientChunk::Read { handle: ChunkHandle(1), offset: 4_900_000, len: 10, stale: false };
+    one.step(Input::Client { conn: 1, request: 1, epoch: Epoch(0), msg, data: Bytes::new() });
+    let read: Vec<_> = one.asks.drain(..).map(|op| one.disk.perform(op)).collect();
+    assert!(read.len() > 1, "bytes, and their page");
+    one.write(1, Some(5_000_000), &bytes(5, 100_000));
+    one.checkpoint();
+    for done in read {
+        one.step(Input::Disk(done));
+    }
+    one.settle();
+    assert!(one.read(1, 5_000_000, 100_000).unwrap() == bytes(5, 100_000));
+}
+
+#[test]
 fn garbage_is_freed() {
     let mut one = fresh();
     let used = |one: &One| one.node.stats().used_bytes;

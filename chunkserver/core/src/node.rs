@@ -515,7 +515,10 @@ impl Node {
             return self.begin_takeover(config, out);
         }
         if config.epoch > known {
-            // The new primary will say so; until then nothing is served.
+            // The new primary will say so; until then nothing is served. If it was restarted, and
+            // nobody writes, nothing else makes it.
+            let (to, epoch, nonce) = (config.primary, config.epoch, self.store.next_nonce());
+            out.push(Output::Peer { to, msg: Peer::AskCommit { handle, epoch, nonce }, data: vec![] });
             return self.refuse_waiting(handle, &Refusal::new(Code::Reconfiguring, handle), out);
         }
         let chunk = self.chunks.get_mut(&handle).expect("known");

@@ -439,6 +439,10 @@ impl Node {
         let Some(chunk) = self.chunks.get(&handle) else {
             return;
         };
+        if chunk.config().epoch < epoch {
+            // Another member knows more: perhaps that this store leads.
+            return self.ask(handle, crate::io::Ask::Confirm, out);
+        }
         if chunk.config().epoch != epoch || chunk.config().primary != self.id {
             return;
         }

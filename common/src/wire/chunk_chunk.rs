@@ -146,7 +146,8 @@ pub enum Peer {
         /// The question that this answers, or 0.
         nonce: u64,
     },
-    /// Secondary to primary: what is committed? Answered by `Commit`.
+    /// Secondary to primary: what is committed? Answered by `Commit`. A primary that does not lead
+    /// under this epoch yet begins to.
     AskCommit {
         /// The chunk.
         handle: ChunkHandle,

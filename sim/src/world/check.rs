@@ -8,6 +8,8 @@ use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::{ChunkHandle, Code, Span, StoreId};
 use std::collections::BTreeMap;
 
+/// The members of a chunk at rest change at most so often.
+const MEMBERS_CHANGE_MAX: u32 = 10;
 /// The connection of whoever checks.
 pub(super) const CHECKER: u64 = u64::MAX;
 /// Its questions: for bytes, and for nothing but to be asked.
@@ -33,8 +35,12 @@ impl World {
 
     fn read_part(&mut self, handle: ChunkHandle, store: StoreId, offset: u64) -> Result<Vec<u8>, Code> {
         let deadline = self.now + READ_LIMIT;
+        let mut refused = None;
         let len = PIECE_BYTES_MAX as u32;
         while self.now < deadline {
+            if !self.config(handle).members.contains(&store) {
+                return Err(Code::StaleEpoch);
+            }
             self.caught = None;
             let read = ClientChunk::Read { handle, offset, len, stale: false };
             self.ask_as_checker(handle, store, READ, read);
@@ -43,12 +49,13 @@ impl World {
             }
             match self.caught.take() {
                 Some(Err(
-                    Code::Reconfiguring
+                    code @ (Code::Reconfiguring
                     | Code::Busy
                     | Code::StaleEpoch
                     | Code::UnknownEpoch
-                    | Code::NotInSession,
+                    | Code::NotInSession),
                 )) => {
+                    refused = Some(code);
                     // Like a client that wants to write: a primary that was restarted takes its
                     // chunk over.
                     let primary = self.config(handle).primary;
@@ -62,7 +69,7 @@ impl World {
                 None => {}
             }
         }
-        panic!("a read of {store} has no answer");
+        panic!("a read of {store} has no answer but {refused:?}");
     }
 
     fn ask_as_checker(&mut self, handle: ChunkHandle, store: StoreId, request: u64, msg: ClientChunk) {
@@ -98,13 +105,28 @@ impl World {
         }
     }
 
-    fn check_chunk(&mut self, handle: ChunkHandle) {
-        let members = self.config(handle).members;
-        let first = self.read_from(handle, members[0]).expect("a member serves");
-        for member in &members[1..] {
-            let other = self.read_from(handle, *member).expect("a member serves");
-            assert!(first == other, "{handle}: {} and {member} differ", members[0]);
+    /// What all members of a chunk serve. Who lags behind the masters' patience may still leave it:
+    /// then those that are members later are asked.
+    fn read_all(&mut self, handle: ChunkHandle) -> Vec<u8> {
+        for _ in 0..MEMBERS_CHANGE_MAX {
+            self.run();
+            let members = self.config(handle).members;
+            let read: Vec<_> = members.iter().map(|m| (*m, self.read_from(handle, *m))).collect();
+            if self.config(handle).members != members {
+                continue;
+            }
+            let mut served = read.into_iter().map(|(m, read)| (m, read.expect("a member serves")));
+            let (first, bytes) = served.next().expect("it has members");
+            for (other, same) in served {
+                assert!(bytes == same, "{handle}: {first} and {other} differ");
+            }
+            return bytes;
         }
+        panic!("{handle} does not come to rest");
+    }
+
+    fn check_chunk(&mut self, handle: ChunkHandle) {
+        let first = self.read_all(handle);
         let mut acked: Vec<_> = self.acked.iter().filter(|a| a.handle == handle).cloned().collect();
         acked.sort_by_key(|a| a.serial);
         for pair in acked.windows(2) {

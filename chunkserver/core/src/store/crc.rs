@@ -15,6 +15,8 @@ pub type PageKey = (u32, u32);
 struct Dirty {
     crcs: Vec<u32>,
     known: Vec<bool>,
+    /// The version of the page that a checkpoint has written with them.
+    written: u64,
 }
 
 /// The checksums of all blocks of a store.
@@ -40,10 +42,11 @@ impl CrcTable {
     pub fn set(&mut self, segment: u32, block: u32, crcs: &[u32]) {
         for (i, crc) in crcs.iter().enumerate() {
             let (key, slot) = page_of(segment, block + i as u32);
-            let dirty = self
-                .fresh
-                .entry(key)
-                .or_insert_with(|| Dirty { crcs: vec![0; PAGE_CRCS], known: vec![false; PAGE_CRCS] });
+            let dirty = self.fresh.entry(key).or_insert_with(|| Dirty {
+                crcs: vec![0; PAGE_CRCS],
+                known: vec![false; PAGE_CRCS],
+                written: 0,
+            });
             dirty.crcs[slot] = *crc;
             dirty.known[slot] = true;
         }
@@ -96,10 +99,11 @@ impl CrcTable {
     }
 
     /// The new version of a frozen page, made of the one on disk.
-    pub fn merged(&self, key: PageKey, base: &Page) -> Page {
-        let dirty = &self.frozen[&key];
+    pub fn merged(&mut self, key: PageKey, base: &Page) -> Page {
+        let dirty = self.frozen.get_mut(&key).expect("it is frozen");
         let mut page = base.clone();
         page.version += 1;
+        dirty.written = page.version;
         for (slot, known) in dirty.known.iter().enumerate() {
             if *known {
                 page.crcs[slot] = dirty.crcs[slot];
@@ -108,9 +112,17 @@ impl CrcTable {
         page
     }
 
-    /// The checkpoint is durable, and the frozen pages with it.
-    pub fn thaw(&mut self) {
-        self.frozen.clear();
+    /// The checkpoint is durable, and the frozen pages with it: gives which. A page that was read
+    /// before it was written, and cached after, is forgotten.
+    pub fn thaw(&mut self) -> Vec<PageKey> {
+        let thawed = std::mem::take(&mut self.frozen);
+        for (key, dirty) in &thawed {
+            if self.cache.get(key).is_some_and(|(page, _)| page.version < dirty.written) {
+                let (_, used) = self.cache.remove(key).expect("just seen");
+                self.by_use.remove(&(used, *key));
+            }
+        }
+        thawed.into_keys().collect()
     }
 
     /// Dirty pages in memory.

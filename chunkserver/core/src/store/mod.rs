@@ -24,7 +24,7 @@ use format::{PAGE_PAIR_BYTES, Page, Record};
 use index::{Extent, Home};
 use log::Log;
 use read::{Part, ReadJob, ReadResult, blocks_of};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Without a write for so long a store is quiet, and zero-fills segments ahead of need.
@@ -172,6 +172,8 @@ pub struct Store {
     next_job: u64,
     reads: BTreeMap<u64, ReadJob>,
     page_waiters: PageWaiters,
+    /// Pages that were written after their read began: it is read again.
+    outdated: BTreeSet<crc::PageKey>,
     limbo: VecDeque<Limbo>,
     allocating: bool,
     /// A piece was written since the last look.
@@ -195,6 +197,7 @@ impl Store {
             next_job: 1,
             reads: BTreeMap::new(),
             page_waiters: BTreeMap::new(),
+            outdated: BTreeSet::new(),
             limbo: VecDeque::new(),
             allocating: false,
             wrote: false,
@@ -384,6 +387,16 @@ impl Store {
         self.submit(FileRef::Extents(key.0), page_read(key), Op::CheckpointPageRead(key), out);
     }
 
+    /// For the checkpoint: it is durable, and counts.
+    pub fn checkpoint_counts(&mut self, position: u64) {
+        self.log.truncate(position);
+        for key in self.crcs.thaw() {
+            if self.page_waiters.contains_key(&key) {
+                self.outdated.insert(key);
+            }
+        }
+    }
+
     /// For the checkpoint: writes a block of a file.
     pub fn checkpoint_write(&mut self, file: FileRef, offset: u64, data: Bytes, out: &mut Outbox) {
         let kind = DiskKind::Write { offset, data, durable: false };
@@ -473,6 +486,10 @@ impl Store {
                     }
                 }
                 self.one_less(job)
+            }
+            Op::ReadPage { key } if self.outdated.remove(&key) => {
+                self.submit(FileRef::Extents(key.0), page_read(key), Op::ReadPage { key }, out);
+                vec![]
             }
             Op::ReadPage { key } => {
                 let page = Page::decode_pair(&data, key.1).filter(|_| !data.is_empty());
