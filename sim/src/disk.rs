@@ -9,12 +9,50 @@ use std::collections::BTreeMap;
 /// What the medium writes whole.
 const SECTOR: usize = 512;
 
+/// Bytes of a page of a file in memory.
+const PAGE: usize = 4096;
+
+/// A file's bytes; pages that were never written are zeros, and take no memory.
+#[derive(Clone, Debug, Default)]
+struct Sparse {
+    pages: BTreeMap<u64, Box<[u8]>>,
+    len: u64,
+}
+
+impl Sparse {
+    fn put(&mut self, offset: u64, data: &[u8]) {
+        self.len = self.len.max(offset + data.len() as u64);
+        let mut data = data;
+        let mut at = offset;
+        while !data.is_empty() {
+            let skip = at as usize % PAGE;
+            let (part, rest) = data.split_at(data.len().min(PAGE - skip));
+            let page = self.pages.entry(at / PAGE as u64).or_insert_with(|| vec![0; PAGE].into());
+            page[skip..skip + part.len()].copy_from_slice(part);
+            at += part.len() as u64;
+            data = rest;
+        }
+    }
+
+    fn get(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut out = vec![0; len];
+        let end = offset + len as u64;
+        for (number, page) in self.pages.range(offset / PAGE as u64..end.div_ceil(PAGE as u64)) {
+            let start = number * PAGE as u64;
+            let (from, to) = (offset.max(start), end.min(start + PAGE as u64));
+            out[(from - offset) as usize..(to - offset) as usize]
+                .copy_from_slice(&page[(from - start) as usize..(to - start) as usize]);
+        }
+        out
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 struct FileBytes {
     /// What a read sees.
-    seen: Vec<u8>,
+    seen: Sparse,
     /// What a power failure leaves for certain.
-    durable: Vec<u8>,
+    durable: Sparse,
 }
 
 /// A disk.
@@ -29,18 +67,12 @@ pub struct MemDisk {
     pub flushes: u64,
 }
 
-fn put(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
-    let end = offset as usize + data.len();
-    if bytes.len() < end {
-        bytes.resize(end, 0);
-    }
-    bytes[offset as usize..end].copy_from_slice(data);
-}
-
 impl MemDisk {
-    /// A file as it is, durably: for the first checkpoint of a store.
-    pub fn with_file(mut self, file: FileRef, bytes: Vec<u8>) -> MemDisk {
-        self.files.insert(file, FileBytes { seen: bytes.clone(), durable: bytes });
+    /// A file as it is, durably: these bytes, then zeros up to `len`.
+    pub fn with_file(mut self, file: FileRef, bytes: &[u8], len: u64) -> MemDisk {
+        let mut seen = Sparse { len, ..Sparse::default() };
+        seen.put(0, bytes);
+        self.files.insert(file, FileBytes { durable: seen.clone(), seen });
         self
     }
 
@@ -60,7 +92,7 @@ impl MemDisk {
             DiskKind::Allocate { len } => match (file, self.segments_max) {
                 (FileRef::Extents(n), Some(max)) if n >= max => Err("no space left on device".into()),
                 _ => {
-                    let zeros = vec![0; len as usize];
+                    let zeros = Sparse { len, ..Sparse::default() };
                     self.files.insert(file, FileBytes { seen: zeros.clone(), durable: zeros });
                     Ok(Bytes::new())
                 }
@@ -71,21 +103,16 @@ impl MemDisk {
 
     /// Bytes of a file; past its end come zeros.
     pub fn read(&self, file: FileRef, offset: u64, len: u32) -> Bytes {
-        let mut out = vec![0; len as usize];
-        if let Some(bytes) = self.files.get(&file) {
-            let from = (offset as usize).min(bytes.seen.len());
-            let to = (offset as usize + len as usize).min(bytes.seen.len());
-            out[..to - from].copy_from_slice(&bytes.seen[from..to]);
-        }
-        out.into()
+        let bytes = self.files.get(&file).map(|f| f.seen.get(offset, len as usize));
+        bytes.unwrap_or_else(|| vec![0; len as usize]).into()
     }
 
     fn write(&mut self, file: FileRef, offset: u64, data: Bytes, durable: bool) {
         let bytes = self.files.entry(file).or_default();
-        put(&mut bytes.seen, offset, &data);
+        bytes.seen.put(offset, &data);
         if durable {
             // Only this write: what was written before elsewhere is as loose as it was.
-            put(&mut bytes.durable, offset, &data);
+            bytes.durable.put(offset, &data);
             self.flushes += 1;
         } else {
             self.loose.push((file, offset, data));
@@ -95,29 +122,31 @@ impl MemDisk {
     /// A flush.
     pub fn sync(&mut self) {
         for (file, offset, data) in std::mem::take(&mut self.loose) {
-            put(&mut self.files.entry(file).or_default().durable, offset, &data);
+            self.files.entry(file).or_default().durable.put(offset, &data);
         }
         self.flushes += 1;
     }
 
     /// Power was lost: of each loose write, nothing, all, or some sectors survive.
     pub fn power_lost(&mut self, rng: &mut StdRng) {
-        for (file, offset, data) in std::mem::take(&mut self.loose) {
-            let bytes = &mut self.files.entry(file).or_default().durable;
+        let loose = std::mem::take(&mut self.loose);
+        for (file, offset, data) in &loose {
+            let bytes = &mut self.files.entry(*file).or_default().durable;
             match rng.random_range(0..3) {
                 0 => {}
-                1 => put(bytes, offset, &data),
+                1 => bytes.put(*offset, data),
                 _ => {
                     for (i, sector) in data.chunks(SECTOR).enumerate() {
                         if rng.random_bool(0.5) {
-                            put(bytes, offset + (i * SECTOR) as u64, sector);
+                            bytes.put(offset + (i * SECTOR) as u64, sector);
                         }
                     }
                 }
             }
         }
-        for bytes in self.files.values_mut() {
-            bytes.seen = bytes.durable.clone();
+        for (file, offset, data) in loose {
+            let bytes = self.files.entry(file).or_default();
+            bytes.seen.put(offset, &bytes.durable.get(offset, data.len()));
         }
     }
 
@@ -125,15 +154,14 @@ impl MemDisk {
     pub fn flip(&mut self, file: FileRef, byte: u64, bit: u8) {
         let bytes = self.files.get_mut(&file).expect("the file is there");
         for image in [&mut bytes.seen, &mut bytes.durable] {
-            if let Some(b) = image.get_mut(byte as usize) {
-                *b ^= 1 << bit;
-            }
+            let flipped = image.get(byte, 1)[0] ^ (1 << bit);
+            image.put(byte, &[flipped]);
         }
     }
 
     /// Bytes of a file in all.
     pub fn len(&self, file: FileRef) -> u64 {
-        self.files.get(&file).map_or(0, |f| f.seen.len() as u64)
+        self.files.get(&file).map_or(0, |f| f.seen.len)
     }
 
     /// Its files.

@@ -47,9 +47,11 @@ pub fn small_store(tag: u64, incarnation: u64) -> StoreConfig {
 /// A disk with an empty store on it.
 pub fn empty_disk(config: &StoreConfig) -> MemDisk {
     use chunkserver_core::io::FileRef;
-    let mut disk = MemDisk::default().with_file(FileRef::Checkpoint(1), first_checkpoint(config));
+    let mut disk = MemDisk::default();
+    let checkpoint = first_checkpoint(config);
+    disk = disk.with_file(FileRef::Checkpoint(1), &checkpoint, checkpoint.len() as u64);
     for slot in 0..config.log_segments as u32 {
-        disk = disk.with_file(FileRef::Log(slot), vec![0; config.log_segment_bytes as usize]);
+        disk = disk.with_file(FileRef::Log(slot), &[], config.log_segment_bytes);
     }
     disk
 }
