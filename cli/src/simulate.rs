@@ -44,7 +44,7 @@ pub fn run(options: Sim, json: bool) -> anyhow::Result<()> {
 
 fn describe(o: &Options) -> String {
     format!(
-        "{} stores, {} chunks x {}, {} writers x {} {}, {} ms; {} kills{}, {} pauses, {} cuts, {} deaf, {} elections, {} checkpoints",
+        "{} stores, {} chunks x {}, {} writers x {} {}, {} ms; {} kills{}, {} pauses, {} cuts, {} deaf, {} islands, {} elections, {} checkpoints",
         o.stores,
         o.chunks,
         o.replicas,
@@ -57,6 +57,7 @@ fn describe(o: &Options) -> String {
         o.pauses,
         o.cuts,
         o.deafs,
+        o.islands,
         o.elections,
         o.checkpoints
     )

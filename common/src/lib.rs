@@ -6,9 +6,11 @@ pub mod checksum;
 pub mod code;
 pub mod id;
 pub mod limits;
+pub mod mutant;
 pub mod time;
 pub mod wire;
 
 pub use code::{Code, Refusal};
 pub use id::*;
+pub use mutant::Mutant;
 pub use time::{Span, Time};

@@ -14,7 +14,7 @@ pub mod plan;
 use crate::disk::MemDisk;
 use bytes::Bytes;
 use chunkserver_core::Node;
-use chunkserver_core::io::{DiskOp, Input, MasterAsk, Output};
+use chunkserver_core::io::{DiskKind, DiskOp, Input, MasterAsk, Output};
 use chunkserver_core::store::recover::{RecoverError, first_checkpoint, recover};
 use chunkserver_core::store::{Recovered, StoreConfig};
 use common::limits::LOG_GROUP_BYTES_MAX;
@@ -30,12 +30,12 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BinaryHeap};
 
-/// A store's configuration that is small enough for a test.
+/// A store's configuration that is small enough for a test: its log is soon full.
 pub fn small_store(tag: u64, incarnation: u64) -> StoreConfig {
     StoreConfig {
         tag,
         incarnation,
-        log_segment_bytes: 4 * LOG_GROUP_BYTES_MAX as u64,
+        log_segment_bytes: LOG_GROUP_BYTES_MAX as u64 + 64 * 1024,
         log_segments: 4,
         extent_segment_bytes: 16 * 1024 * 1024,
         segments_max: 8,
@@ -246,6 +246,8 @@ struct Writer {
     seq: u64,
     wanted: Option<Wanted>,
     left: u32,
+    /// An answer was lost, and it does not ask again before.
+    thinks_until: Time,
 }
 
 /// The world.
@@ -264,6 +266,8 @@ pub struct World {
     /// Reads under way: where, and the byte that was acknowledged there before they began.
     reads: BTreeMap<u64, (u64, u8)>,
     next_read: u64,
+    /// Configurations as readers remember them: they ask anew only now and then.
+    remembered: Vec<ChunkConfig>,
     /// The answer to whoever checks.
     caught: Option<Result<Vec<u8>, Code>>,
     /// Reads that gave what they must.
@@ -287,10 +291,14 @@ const DRIFT_PPM: i64 = 20_000;
 /// How many of all disk operations and questions to the masters are slow, and how long those take,
 /// in nanoseconds: longer than a primary waits for a new member.
 const SLOW: f64 = 0.003;
+const SLOW_READ: f64 = 0.02;
 const SLOW_DISK: (u64, u64) = (100_000_000, 800_000_000);
 const SLOW_MASTERS: (u64, u64) = (300_000_000, 1_500_000_000);
-/// How many of all answers to writes are lost.
+/// How many of all answers to writes are lost, and how many writers that lose one think for long.
 const ANSWERS_LOST: f64 = 0.1;
+const LONG_THOUGHTS: f64 = 0.3;
+/// How many of all readers ask the masters how a chunk is, before they ask a member.
+const READERS_ASK: f64 = 0.02;
 /// Time between two reads.
 const READ_EVERY: Span = Span(3_000_000);
 
@@ -311,6 +319,7 @@ impl World {
             faults_left: plan.faults.len(),
             reads: BTreeMap::new(),
             next_read: READERS,
+            remembered: vec![],
             caught: None,
             reads_done: 0,
             repairs_begun: 0,
@@ -361,12 +370,22 @@ impl World {
         if options.append {
             world.later(Event::Read);
         }
+        world.remembered = configs.clone();
         world.later(Event::Tend);
         for n in 0..options.writers {
             let config = configs[(n % options.chunks) as usize].clone();
             let id = ClientId(n as u128 + 1);
-            world.writers.push(Writer { config, id, seq: 0, wanted: None, left: options.writes });
-            world.later(Event::Client { client: n as usize });
+            world.writers.push(Writer {
+                config,
+                id,
+                seq: 0,
+                wanted: None,
+                left: options.writes,
+                thinks_until: Time(0),
+            });
+            // Most begin at once; others later, so that chunks come into being at any time.
+            let first = Span::from_ms(world.rng.random_range(0..=options.span_ms / 2) * (n % 3) as u64 / 2);
+            world.at(BEGINNING + first, Event::Client { client: n as usize });
         }
         for number in 0..world.plan.faults.len() {
             let at = BEGINNING + Span(world.plan.faults[number].at_us * 1000);
@@ -508,6 +527,13 @@ impl World {
             What::Deaf { store, ms } => {
                 self.servers[store].deaf_until = self.now + Span::from_ms(ms);
             }
+            What::Island { store, ms, breaks } => {
+                self.servers[store].deaf_until = self.now + Span::from_ms(ms);
+                for other in (0..self.servers.len()).filter(|n| *n != store) {
+                    self.befall(What::Cut { from: store, to: other, ms, breaks });
+                    self.befall(What::Cut { from: other, to: store, ms, breaks });
+                }
+            }
             What::Election { ms } => self.election(ms),
             What::Checkpoint { store } => self.tell(store, Input::Checkpoint),
         }
@@ -548,7 +574,8 @@ impl World {
     fn output(&mut self, n: usize, life: u64, output: Output) {
         match output {
             Output::Disk(op) => {
-                let slow = self.rng.random_bool(SLOW);
+                let read = matches!(op.kind, DiskKind::Read { .. });
+                let slow = self.rng.random_bool(if read { SLOW_READ } else { SLOW });
                 let delay = if slow { SLOW_DISK } else { (30_000, 900_000) };
                 let delay = Span(self.rng.random_range(delay.0..delay.1));
                 self.at(self.now + delay, Event::Disk { store: n, life, op });

@@ -58,8 +58,10 @@ worlds! {
     replicas_are_made_while_stores_lose_power: "repair-power", 40;
     processes_stand_still: "pauses", 20;
     connections_are_cut: "cuts", 20;
+    stores_become_islands: "islands", 20;
     everything_at_once: "net", 20;
     everything_at_once_with_power: "net-power", 20;
+    chunks_come_into_being: "births", 40;
     ten_seconds_of_it: "long", 5;
 }
 

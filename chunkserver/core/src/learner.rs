@@ -19,7 +19,7 @@ use common::limits::{LEARNERS_MAX, LOG_GROUP_BYTES_MAX};
 use common::wire::chunk_chunk::{Answers, CopyId, LogPoint, Peer};
 use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::{ChunkConfig, Piece};
-use common::{ChunkHandle, ClientId, Epoch, Serial, Span, StoreId, Time};
+use common::{ChunkHandle, ClientId, Epoch, Mutant, Serial, Span, StoreId, Time};
 use std::sync::Arc;
 
 /// A question that is not answered is asked again after this.
@@ -119,7 +119,11 @@ impl Node {
                 state.last = chunk.state.last;
             }
         }
-        let since = state.committed();
+        let since = if Mutant::CopyFromTail.on() {
+            self.chunks.get(&handle).map_or(Serial(0), |c| c.state.last_point().1)
+        } else {
+            state.committed()
+        };
         let learner = Learner {
             config,
             id,
@@ -256,7 +260,8 @@ impl Node {
             learner.state.length = length;
             learner.answers = Some(vec![]);
         } else {
-            learner.since = learner.round.take().unwrap_or(point).1;
+            let began = learner.round.take().filter(|_| !Mutant::SinceRoundEnd.on());
+            learner.since = began.unwrap_or(point).1;
             learner.rounds += 1;
             learner.halt = learner.round_bytes <= LAST_ROUND_BYTES || learner.rounds >= ROUNDS_MAX;
             learner.round_bytes = 0;
@@ -287,7 +292,9 @@ impl Node {
     fn install(&mut self, handle: ChunkHandle) {
         let learner = self.learners.get_mut(&handle).expect("it is whole");
         let answers = learner.answers.take().expect("it is whole");
-        learner.state.answers = answers.into_iter().map(|a| (a.client, a)).collect();
+        if !Mutant::NoAnswersCopied.on() {
+            learner.state.answers = answers.into_iter().map(|a| (a.client, a)).collect();
+        }
         // It serves nothing until an epoch says that it is a member.
         learner.state.removed = true;
         let dump = learner.state.dump();

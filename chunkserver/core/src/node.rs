@@ -17,7 +17,7 @@ use common::wire::chunk_chunk::Peer;
 use common::wire::chunk_master::Order;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::{ChunkConfig, Piece};
-use common::{ChunkHandle, Code, Epoch, Refusal, RequestId, Serial, SessionId, Span, StoreId, Time};
+use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, RequestId, Serial, SessionId, Span, StoreId, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -75,7 +75,8 @@ impl Chunk {
     /// Whether this store leads the chunk and knows all that was ever acknowledged of it.
     pub(crate) fn leads_surely(&self) -> bool {
         let serving = |lead: &Lead| matches!(lead.phase, crate::takeover::Phase::Serving);
-        self.lead.as_ref().is_some_and(|lead| serving(lead) && self.state.committed() >= lead.resolved)
+        let resolved = |lead: &Lead| self.state.committed() >= lead.resolved || Mutant::ReadUnresolved.on();
+        self.lead.as_ref().is_some_and(|lead| serving(lead) && resolved(lead))
     }
 
     pub(crate) fn state_mut(&mut self) -> &mut ChunkState {
@@ -280,7 +281,9 @@ impl Node {
 
     /// The session, if it still holds.
     pub(crate) fn in_session(&self) -> Option<SessionId> {
-        self.session.filter(|(_, until)| self.now < *until).map(|(session, _)| session)
+        self.session
+            .filter(|(_, until)| self.now < *until || Mutant::ServeAfterSession.on())
+            .map(|(session, _)| session)
     }
 
     // --- clients -------------------------------------------------------------------------
@@ -645,7 +648,9 @@ impl Node {
             self.store.alloc.share(segment, block);
         }
         let overdue = serial.0 - chunk.logged_commit.0 >= COMMIT_LOGGED_EVERY;
-        if !freed.free.is_empty() || overdue {
+        if Mutant::FreeAtCommit.on() {
+            self.store.free(freed.free);
+        } else if !freed.free.is_empty() || overdue {
             chunk.logged_commit = serial;
             self.store.record(&Record::Committed { handle, serial }, Ticket::Free(freed.free));
         }

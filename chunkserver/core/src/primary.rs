@@ -12,7 +12,7 @@ use common::limits::{APPLY_TIMEOUT_MS, CHUNK_BYTES_MAX, CHUNK_WINDOW, INLINE_BYT
 use common::wire::chunk_chunk::{LogPoint, Origin, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::{ChunkConfig, Piece};
-use common::{ChunkHandle, Code, Refusal, RequestId, Serial, Span, StoreId, Time};
+use common::{ChunkHandle, Code, Mutant, Refusal, RequestId, Serial, Span, StoreId, Time};
 use std::collections::BTreeMap;
 
 /// After this long without another message, the secondaries are told the commit point.
@@ -148,7 +148,7 @@ impl Node {
         let ClientChunk::Write { request, lowest, handle, offset, len, inline, .. } = ask.msg.clone() else {
             unreachable!()
         };
-        if let Some(answer) = self.answered(handle, request) {
+        if let Some(answer) = self.answered(handle, request).filter(|_| !Mutant::NoAnswers.on()) {
             match answer {
                 Ok(msg) => reply(&ask, msg, out),
                 Err(code) => refuse(&ask, code, out),
@@ -158,13 +158,13 @@ impl Node {
         let queue_full = self.store.log.queue_bytes() > crate::store::log::QUEUE_BYTES_MAX;
         let chunk = self.chunks.get_mut(&handle).expect("led");
         let lead = chunk.lead.as_mut().expect("led");
-        if chunk.state.tail.iter().any(|r| r.op.request == request) {
+        if chunk.state.tail.iter().any(|r| r.op.request == request) && !Mutant::NoDedupInTail.on() {
             // It is under way, perhaps from a primary before this one: it is answered when it
             // is committed.
             lead.replies.entry(request).or_default().push((ask.conn, ask.request));
             return;
         }
-        if lead.joining.is_some() {
+        if lead.joining.is_some() && !Mutant::AdmitWhileJoining.on() {
             return self.park(handle, ask, out);
         }
         let at = offset.unwrap_or(chunk.state.length_with_tail());
@@ -317,7 +317,9 @@ impl Node {
             return;
         }
         let last = chunk.state.last_point().1;
-        let Some(lead) = &mut chunk.lead else { return };
+        // Before that a member may tell of a tail that it is about to cut.
+        let serving = |l: &&mut Box<Lead>| matches!(l.phase, Phase::Serving);
+        let Some(lead) = chunk.lead.as_mut().filter(serving) else { return };
         if let Some(acked) = lead.acked.get_mut(&from) {
             *acked = serial.min(last).max(*acked);
             self.try_commit(handle, out);
@@ -335,7 +337,13 @@ impl Node {
             return;
         }
         let members = &chunk.state.config.members;
-        let held = members.iter().map(|m| lead.acked.get(m).copied().unwrap_or_default()).min();
+        let last = chunk.state.last_point().1;
+        let me = self.id;
+        let held = members.iter().map(|m| match Mutant::SelfAckEarly.on() && *m == me {
+            true => last,
+            false => lead.acked.get(m).copied().unwrap_or_default(),
+        });
+        let held = if Mutant::CommitAtFastest.on() { held.max() } else { held.min() };
         let held = held.expect("a configuration has members");
         if held > chunk.state.committed() {
             let replicas = members.len() as u8;

@@ -10,7 +10,7 @@ use crate::teacher::Question;
 use common::limits::PIECE_BYTES_MAX;
 use common::wire::chunk_chunk::{LogPoint, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
-use common::{ChunkHandle, Code, Epoch, Refusal, Serial, Span, StoreId};
+use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, Serial, Span, StoreId};
 use std::sync::Arc;
 
 /// How long a read waits for the primary's commit point before it is refused.
@@ -54,7 +54,7 @@ impl Node {
         };
         let handle = handle_of(&ask.msg);
         let chunk = &self.chunks[&handle];
-        if chunk.state.tail.is_empty() || chunk.leads_surely() || stale {
+        if chunk.state.tail.is_empty() || chunk.leads_surely() || stale || Mutant::ReadWithoutAsking.on() {
             return self.read_now(ask, out);
         }
         if chunk.config().primary == self.id {
@@ -85,7 +85,10 @@ impl Node {
             refuse(&ask, Code::NotInSession, out);
             return None;
         }
-        if epoch.number() == 0 || ask.epoch > epoch || chunk.confirmed != session {
+        if epoch.number() == 0
+            || ask.epoch > epoch
+            || (chunk.confirmed != session && !(Mutant::ConfirmOnce.on() && chunk.confirmed.is_some()))
+        {
             self.park(handle, ask, out);
             self.ask(handle, crate::io::Ask::Confirm, out);
             return None;

@@ -12,7 +12,7 @@ use crate::store::format::Record;
 use common::limits::APPLY_TIMEOUT_MS;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::{LogPoint, Peer};
-use common::{ChunkHandle, Code, Epoch, Refusal, Serial, Span, StoreId};
+use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, Serial, Span, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The tail of a member, as it told it.
@@ -71,7 +71,8 @@ impl Node {
     /// The masters made this store primary of a new epoch.
     pub(crate) fn begin_takeover(&mut self, config: ChunkConfig, out: &mut Outbox) {
         let (handle, epoch) = (config.handle, config.epoch);
-        let hold_until = self.now + Span::from_ms(config.wait_ms);
+        let wait_ms = if Mutant::ForgetHold.on() { 0 } else { config.wait_ms };
+        let hold_until = self.now + Span::from_ms(wait_ms);
         let session = self.in_session();
         let before = self.chunks.get_mut(&handle).and_then(|c| c.lead.take());
         self.set_config(ChunkConfig { wait_ms: 0, ..config.clone() }, Ticket::Config(handle, epoch));
@@ -144,6 +145,9 @@ impl Node {
             self.step_down(handle, &Refusal::new(Code::Reconfiguring, handle), out);
             self.fail_reads(handle, Code::Reconfiguring, out);
             self.set_config(config, ticket);
+            if Mutant::TailBeforeDurable.on() {
+                self.config_durable(handle, epoch, out);
+            }
         } else {
             // Asked again: the record may not be durable yet, so it is written again.
             self.store.record(&Record::Config(config), ticket);
@@ -282,7 +286,7 @@ impl Node {
         for (member, report) in &reports {
             let keep = adopted.common(report);
             lead.acked.insert(*member, keep);
-            if report.last.1 > keep {
+            if report.last.1 > keep && !Mutant::NoCut.on() {
                 awaiting.insert(*member);
                 let msg = Peer::Adopt { handle, epoch, keep, committed: committed.min(keep) };
                 out.push(Output::Peer { to: *member, msg, data: vec![] });

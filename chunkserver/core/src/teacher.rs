@@ -8,7 +8,7 @@ use crate::store::read::{ReadResult, one_piece, parts_of};
 use crate::takeover::Phase;
 use common::limits::{HALT_MS, PIECE_BYTES_MAX};
 use common::wire::chunk_chunk::{COPY_ANSWERS_MAX, CopyId, LogPoint, Peer};
-use common::{ChunkHandle, ClientId, Code, Serial, Span, StoreId, Time};
+use common::{ChunkHandle, ClientId, Code, Mutant, Serial, Span, StoreId, Time};
 
 /// Who asks, of which copy, and the question's number.
 pub(crate) type Question = (StoreId, CopyId, u64);
@@ -122,7 +122,7 @@ impl Node {
                 self.timer(until, Timer::HaltOver(copy.handle));
             }
         }
-        self.chunks[&copy.handle].state.tail.is_empty()
+        self.chunks[&copy.handle].state.tail.is_empty() || Mutant::LastRoundWithTail.on()
     }
 
     /// The learner took too long: admits again, if the masters were not asked.
@@ -130,7 +130,7 @@ impl Node {
         let now = self.now;
         let Some(lead) = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut()) else { return };
         match &lead.joining {
-            Some(joining) if joining.asked => self.join_again(handle, out),
+            Some(joining) if joining.asked && !Mutant::GoOnAfterAsked.on() => self.join_again(handle, out),
             Some(joining) if joining.until <= now => {
                 lead.joining = None;
                 self.run_waiting(handle, out);
@@ -171,7 +171,8 @@ impl Node {
             return;
         }
         let chunk = self.chunks.get_mut(&copy.handle).expect("it is led");
-        let at_rest = chunk.state.tail.is_empty() && chunk.state.last == point;
+        let at_rest =
+            chunk.state.tail.is_empty() && chunk.state.last == point || Mutant::LastRoundWithTail.on();
         let lead = chunk.lead.as_mut().expect("it is led");
         match &mut lead.joining {
             Some(joining) if joining.copy == copy && joining.learner == from && at_rest => {

@@ -1,7 +1,7 @@
 //! Writers and readers: a writer sends one write until it is acknowledged, a reader asks for what
 //! was acknowledged before.
 
-use super::{ANSWERS_LOST, Acked, Event, READ_EVERY, Wanted, World};
+use super::{ANSWERS_LOST, Acked, Event, LONG_THOUGHTS, READ_EVERY, READERS_ASK, Wanted, World};
 use bytes::Bytes;
 use chunkserver_core::io::Input;
 use common::limits::PIECE_BYTES_MAX;
@@ -42,7 +42,7 @@ impl World {
             self.send(c);
         } else {
             let sent = self.writers[c].wanted.as_ref().expect("checked").sent_at;
-            if self.now.since(sent) >= PATIENCE {
+            if self.now.since(sent) >= PATIENCE && self.now >= self.writers[c].thinks_until {
                 self.ask_anew(c);
             }
         }
@@ -123,7 +123,11 @@ impl World {
                 }
             }
             // An answer that is lost: the client asks again, and must be told the same.
-            ClientChunkReply::Written { .. } if self.rng.random_bool(ANSWERS_LOST) => {}
+            ClientChunkReply::Written { .. } if self.rng.random_bool(ANSWERS_LOST) => {
+                let longest = if self.rng.random_bool(LONG_THOUGHTS) { 4000 } else { 1 };
+                let thought = Span::from_ms(self.rng.random_range(0..longest));
+                self.writers[c].thinks_until = self.now + thought;
+            }
             ClientChunkReply::Written { offset, serial, .. } => {
                 let wanted = self.writers[c].wanted.take().expect("checked");
                 let append = wanted.offset.is_none();
@@ -164,7 +168,11 @@ impl World {
             acked.offset + acked.data.len() as u64 - 1,
             *acked.data.last().expect("not empty"),
         );
-        let config = self.config(handle);
+        let n = self.handles.iter().position(|h| *h == handle).expect("it is one of them");
+        if self.rng.random_bool(READERS_ASK) {
+            self.remembered[n] = self.config(handle);
+        }
+        let config = self.remembered[n].clone();
         let member = config.members[self.rng.random_range(0..config.members.len())];
         self.next_read += 1;
         self.reads.insert(self.next_read, (at, byte));

@@ -33,6 +33,8 @@ pub struct Options {
     pub cuts: u32,
     /// Stores that are cut off from the masters.
     pub deafs: u32,
+    /// Stores that are cut off from everybody but clients.
+    pub islands: u32,
     /// Times in which the masters have no leader; then another one leads.
     pub elections: u32,
     /// Checkpoints at any moment.
@@ -87,6 +89,15 @@ pub enum What {
         /// For so long.
         ms: u64,
     },
+    /// A store, the masters and all other stores do not hear each other. Clients reach it.
+    Island {
+        /// Which.
+        store: usize,
+        /// For so long.
+        ms: u64,
+        /// Whether its connections break.
+        breaks: bool,
+    },
     /// The masters have no leader; then another one, which has counted no session.
     Election {
         /// For so long.
@@ -128,11 +139,13 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         pauses: 0,
         cuts: 0,
         deafs: 0,
+        islands: 0,
         elections: 0,
         checkpoints: 2,
     };
     let repair = Options { stores: 5, writes: 40, span_ms: 800, kills: 8, checkpoints: 8, ..calm.clone() };
-    let net = Options { span_ms: 3000, cuts: 4, deafs: 2, elections: 1, pauses: 2, ..repair.clone() };
+    let net =
+        Options { span_ms: 3000, cuts: 3, deafs: 1, islands: 2, elections: 1, pauses: 2, ..repair.clone() };
     vec![
         ("appends", calm.clone()),
         ("overwrites", Options { append: false, ..calm.clone() }),
@@ -147,8 +160,10 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         ("repair-power", Options { power: true, append: false, ..repair.clone() }),
         ("pauses", Options { kills: 1, pauses: 4, span_ms: 2000, ..repair.clone() }),
         ("cuts", Options { kills: 0, pauses: 0, ..net.clone() }),
+        ("islands", Options { kills: 1, pauses: 0, cuts: 0, islands: 4, ..net.clone() }),
         ("net", Options { chunks: 2, kills: 3, ..net.clone() }),
         ("net-power", Options { chunks: 2, kills: 4, power: true, append: false, ..net.clone() }),
+        ("births", Options { chunks: 8, writers: 8, writes: 4, kills: 6, power: true, ..calm.clone() }),
         (
             "long",
             Options {
@@ -161,7 +176,8 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
                 power: true,
                 pauses: 3,
                 cuts: 6,
-                deafs: 3,
+                deafs: 2,
+                islands: 2,
                 elections: 2,
                 checkpoints: 12,
                 ..calm
@@ -206,8 +222,24 @@ impl Plan {
             store: rng.random_range(0..stores),
             ms: rng.random_range(100..4000),
         });
+        if stores > 1 {
+            add(options.islands, &|rng| What::Island {
+                store: rng.random_range(0..stores),
+                ms: rng.random_range(600..4000),
+                breaks: rng.random(),
+            });
+        }
         add(options.elections, &|rng| What::Election { ms: rng.random_range(50..1200) });
         add(options.checkpoints, &|rng| What::Checkpoint { store: rng.random_range(0..stores) });
+        // What a checkpoint leaves half done is found when it is killed.
+        for n in 0..faults.len() {
+            let What::Checkpoint { store } = faults[n].what else { continue };
+            if options.kills > 0 && rng.random_bool(0.3) {
+                let at_us = faults[n].at_us + rng.random_range(0..8000);
+                let power = power && rng.random_bool(0.9);
+                faults.push(Fault { at_us, what: What::Kill { store, power, told: true, back_ms: 20 } });
+            }
+        }
         faults.sort_by_key(|f| f.at_us);
         Plan { scenario: scenario.into(), seed, options, faults }
     }
@@ -227,6 +259,7 @@ impl Plan {
                 What::Kill { store, .. }
                 | What::Pause { store, .. }
                 | What::Deaf { store, .. }
+                | What::Island { store, .. }
                 | What::Checkpoint { store } => *store < stores,
                 What::Cut { from, to, .. } => *from < stores && *to < stores && from != to,
                 What::Election { .. } => true,

@@ -12,6 +12,7 @@ use crate::io::{DiskDone, DiskKind, DiskOp, FileRef, Outbox, Output, Token};
 use crate::state::ChunkState;
 use alloc::{Alloc, Blocks};
 use bytes::Bytes;
+use common::Mutant;
 use common::limits::{
     BLOCK_BYTES, EXTENT_SEGMENT_BYTES, EXTENTS_AHEAD_BYTES, LOG_SEGMENT_BYTES, LOG_SEGMENTS,
     PROMISED_BYTES_MAX, SCRUB_PERIOD_S,
@@ -283,7 +284,7 @@ impl Store {
 
     fn settle_limbo(&mut self) {
         let oldest = self.reads.keys().next().copied().unwrap_or(self.next_job);
-        while self.limbo.front().is_some_and(|l| l.reads_below <= oldest) {
+        while self.limbo.front().is_some_and(|l| l.reads_below <= oldest || Mutant::FreeUnderRead.on()) {
             for blocks in self.limbo.pop_front().expect("there is a front").blocks {
                 self.alloc.give(blocks);
             }
@@ -391,7 +392,7 @@ impl Store {
     pub fn checkpoint_counts(&mut self, position: u64) {
         self.log.truncate(position);
         for key in self.crcs.thaw() {
-            if self.page_waiters.contains_key(&key) {
+            if self.page_waiters.contains_key(&key) && !Mutant::OldPageKept.on() {
                 self.outdated.insert(key);
             }
         }
@@ -422,7 +423,7 @@ impl Store {
             return None;
         }
         if let Some(group) = self.log.next_group() {
-            let durable = !group.has_extents;
+            let durable = !group.has_extents || Mutant::NoFlushOfExtents.on();
             let kind = DiskKind::Write { offset: group.offset, data: group.data, durable };
             self.submit(group.file, kind, Op::LogWrite { then_sync: !durable }, out);
         }
@@ -470,13 +471,11 @@ impl Store {
             return vec![];
         }
         match op {
-            Op::LogWrite { then_sync: true } => {
+            Op::LogWrite { then_sync: true } if !Mutant::AckBeforeFlush.on() => {
                 self.submit(FileRef::Log(0), DiskKind::Sync, Op::LogSync, out);
                 vec![]
             }
-            Op::LogWrite { then_sync: false } | Op::LogSync => {
-                self.log.durable().into_iter().map(Event::Durable).collect()
-            }
+            Op::LogWrite { .. } | Op::LogSync => self.log.durable().into_iter().map(Event::Durable).collect(),
             Op::Piece(ticket) => vec![Event::Written(ticket)],
             Op::ReadData { job, part } => {
                 if let Some(read) = self.reads.get_mut(&job) {

@@ -1,0 +1,123 @@
+//! Known mistakes that can be switched on, one at a time, to see that the simulator finds them.
+//! Without the feature `mutants` none is ever on, and nothing of them is compiled.
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mutant {
+    /// A group counts as durable before its flush.
+    AckBeforeFlush,
+    /// A group that names extents is a durable write without a flush.
+    NoFlushOfExtents,
+    /// The primary counts its own copy before it is durable.
+    SelfAckEarly,
+    /// A write is committed when the fastest member holds it.
+    CommitAtFastest,
+    /// Nobody waits for the session of a removed member to end.
+    ForgetHold,
+    /// A store serves after its session is over.
+    ServeAfterSession,
+    /// A chunk that was confirmed once is served in every session after.
+    ConfirmOnce,
+    /// A request that is sent again is carried out again.
+    NoAnswers,
+    /// A request that is under way already is admitted again.
+    NoDedupInTail,
+    /// A secondary takes writes of a primary of an older epoch.
+    OldPrimaryHeard,
+    /// Members keep what is not in the adopted tail.
+    NoCut,
+    /// A primary reads before what it adopted is committed.
+    ReadUnresolved,
+    /// A secondary reads without asking what is committed.
+    ReadWithoutAsking,
+    /// A member tells its tail before the epoch is durable.
+    TailBeforeDurable,
+    /// Blocks are free before the commit point that frees them is in the log.
+    FreeAtCommit,
+    /// Blocks are free while a read is under way.
+    FreeUnderRead,
+    /// The index of a checkpoint is written before its pages are durable.
+    PagesUnsynced,
+    /// Bytes that were overwritten on their way home replace what overwrote them.
+    HomeAnyway,
+    /// A page that was written while it was read is not read again.
+    OldPageKept,
+    /// A last group is judged by what it lets go of, too.
+    LastGroupWhole,
+    /// Writes are admitted while a member joins.
+    AdmitWhileJoining,
+    /// The last round of a copy does not wait for the tail.
+    LastRoundWithTail,
+    /// A copy leaves the remembered answers behind.
+    NoAnswersCopied,
+    /// A round of a copy asks for what was written after the last one ended, not after it began.
+    SinceRoundEnd,
+    /// A copy begins after the last record of its old copy's tail, committed or not.
+    CopyFromTail,
+    /// A primary goes on although the masters were asked for a new member.
+    GoOnAfterAsked,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Mutant; 26] = {
+        use Mutant::*;
+        [
+            AckBeforeFlush,
+            NoFlushOfExtents,
+            SelfAckEarly,
+            CommitAtFastest,
+            ForgetHold,
+            ServeAfterSession,
+            ConfirmOnce,
+            NoAnswers,
+            NoDedupInTail,
+            OldPrimaryHeard,
+            NoCut,
+            ReadUnresolved,
+            ReadWithoutAsking,
+            TailBeforeDurable,
+            FreeAtCommit,
+            FreeUnderRead,
+            PagesUnsynced,
+            HomeAnyway,
+            OldPageKept,
+            LastGroupWhole,
+            AdmitWhileJoining,
+            LastRoundWithTail,
+            NoAnswersCopied,
+            SinceRoundEnd,
+            CopyFromTail,
+            GoOnAfterAsked,
+        ]
+    };
+
+    /// Whether this mistake is made.
+    #[cfg(not(feature = "mutants"))]
+    pub const fn on(self) -> bool {
+        false
+    }
+
+    /// Whether this mistake is made on this thread.
+    #[cfg(feature = "mutants")]
+    pub fn on(self) -> bool {
+        switch::ON.get() == Some(self)
+    }
+}
+
+#[cfg(feature = "mutants")]
+pub mod switch {
+    //! Which mistake is on, by thread.
+
+    use super::Mutant;
+    use std::cell::Cell;
+
+    thread_local! {
+        pub(super) static ON: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Switches one on, or all off.
+    pub fn set(mutant: Option<Mutant>) {
+        ON.set(mutant);
+    }
+}

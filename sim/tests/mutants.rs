@@ -1,0 +1,62 @@
+//! Known mistakes, one after another, each of which the simulator must find within a bounded
+//! number of runs. `cargo test -p sim --features mutants --test mutants -- --nocapture` prints
+//! how many it took; `MUTANT=name` tries one, `RUNS=n` longer.
+#![cfg(feature = "mutants")]
+
+use common::Mutant;
+use common::mutant::switch;
+use sim::run::run;
+use sim::world::plan::{Plan, scenarios};
+
+/// Runs of one mistake at most, over all scenarios in turn.
+const RUNS: u64 = 4000;
+
+/// The scenario and the seed that find a mistake, and after how many runs.
+fn find(mutant: Mutant, runs: u64) -> Option<(&'static str, u64, u64, String)> {
+    switch::set(Some(mutant));
+    let scenarios = scenarios();
+    let found = (0..runs).find_map(|n| {
+        let (name, options) = &scenarios[(n % scenarios.len() as u64) as usize];
+        let seed = n / scenarios.len() as u64;
+        let failure = run(&Plan::new(name, options.clone(), seed)).err()?;
+        Some((*name, seed, n + 1, failure.what))
+    });
+    switch::set(None);
+    found
+}
+
+#[test]
+fn every_known_mistake_is_found() {
+    let variable = |name| std::env::var(name).ok();
+    let runs = variable("RUNS").and_then(|v| v.parse().ok()).unwrap_or(RUNS);
+    let only = variable("MUTANT");
+    let mutants: Vec<Mutant> =
+        Mutant::ALL.into_iter().filter(|m| only.as_ref().is_none_or(|o| *o == format!("{m:?}"))).collect();
+    let next = std::sync::Mutex::new(mutants.into_iter());
+    let missed = std::sync::Mutex::new(vec![]);
+    std::thread::scope(|threads| {
+        for _ in 0..2 {
+            threads.spawn(|| {
+                loop {
+                    let Some(mutant) = next.lock().unwrap().next() else { return };
+                    match find(mutant, runs) {
+                        Some((scenario, seed, runs, what)) => {
+                            let what =
+                                what.lines().nth(1).unwrap_or(&what).chars().take(90).collect::<String>();
+                            println!(
+                                "{:<18} {runs:>5} runs: {scenario} {seed}: {what}",
+                                format!("{mutant:?}")
+                            );
+                        }
+                        None => {
+                            println!("{:<18} not found in {runs} runs", format!("{mutant:?}"));
+                            missed.lock().unwrap().push(mutant);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let missed = missed.into_inner().unwrap();
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
