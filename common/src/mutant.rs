@@ -22,8 +22,6 @@ pub enum Mutant {
     NoAnswers,
     /// A request that is under way already is admitted again.
     NoDedupInTail,
-    /// A secondary takes writes of a primary of an older epoch.
-    OldPrimaryHeard,
     /// Members keep what is not in the adopted tail.
     NoCut,
     /// A primary reads before what it adopted is committed.
@@ -40,10 +38,6 @@ pub enum Mutant {
     PagesUnsynced,
     /// Bytes that were overwritten on their way home replace what overwrote them.
     HomeAnyway,
-    /// A page that was written while it was read is not read again.
-    OldPageKept,
-    /// A last group is judged by what it lets go of, too.
-    LastGroupWhole,
     /// Writes are admitted while a member joins.
     AdmitWhileJoining,
     /// The last round of a copy does not wait for the tail.
@@ -60,7 +54,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 26] = {
+    pub const ALL: [Mutant; 23] = {
         use Mutant::*;
         [
             AckBeforeFlush,
@@ -72,7 +66,6 @@ impl Mutant {
             ConfirmOnce,
             NoAnswers,
             NoDedupInTail,
-            OldPrimaryHeard,
             NoCut,
             ReadUnresolved,
             ReadWithoutAsking,
@@ -81,8 +74,6 @@ impl Mutant {
             FreeUnderRead,
             PagesUnsynced,
             HomeAnyway,
-            OldPageKept,
-            LastGroupWhole,
             AdmitWhileJoining,
             LastRoundWithTail,
             NoAnswersCopied,

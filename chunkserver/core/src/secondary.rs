@@ -10,7 +10,7 @@ use bytes::Bytes;
 use common::limits::{BLOCK_BYTES, CHUNK_WINDOW, INLINE_BYTES_MAX, PIECE_BYTES_MAX};
 use common::wire::chunk_chunk::{Peer, WriteOp};
 use common::wire::{ChunkConfig, Piece};
-use common::{ChunkHandle, Code, Epoch, Mutant, RequestId, Serial, Span, StoreId, Time};
+use common::{ChunkHandle, Code, Epoch, RequestId, Serial, Span, StoreId, Time};
 use std::collections::VecDeque;
 
 /// How long a piece that is under way along the chain is waited for, before the primary is asked.
@@ -177,8 +177,7 @@ impl Node {
             }
         }
         let config = self.chunks[&handle].config();
-        let older = epoch < config.epoch && !Mutant::OldPrimaryHeard.on();
-        if older || (epoch == config.epoch && config.primary != from) {
+        if epoch < config.epoch || (epoch == config.epoch && config.primary != from) {
             return self.refuse_apply(from, handle, Code::StaleEpoch, out);
         }
         if epoch > config.epoch {

@@ -10,6 +10,9 @@ use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::{Code, Epoch, RequestId, Span, StoreId};
 use rand::RngExt;
 
+/// Overwrites begin below this: so narrow that most bytes are overwritten many times.
+const OVERWRITTEN: u64 = 100_000;
+
 impl World {
     pub(super) fn client(&mut self, c: usize) {
         const PATIENCE: Span = Span::from_ms(80);
@@ -28,7 +31,7 @@ impl World {
             };
             let mut data = vec![0u8; len];
             self.rng.fill(&mut data[..]);
-            let offset = (!self.plan.options.append).then(|| self.rng.random_range(0..300_000));
+            let offset = (!self.plan.options.append).then(|| self.rng.random_range(0..OVERWRITTEN));
             let inline = len <= common::limits::INLINE_BYTES_MAX && self.rng.random_bool(0.6);
             self.writers[c].wanted = Some(Wanted {
                 request: RequestId { client: id, seq },

@@ -240,6 +240,19 @@ impl Plan {
                 faults.push(Fault { at_us, what: What::Kill { store, power, told: true, back_ms: 20 } });
             }
         }
+        // Who has just come back falls again, or makes a checkpoint while it has everything to read.
+        for n in 0..faults.len() {
+            let What::Kill { store, power, back_ms, .. } = faults[n].what else { continue };
+            let back_us = faults[n].at_us + back_ms * 1000;
+            if rng.random_bool(0.2) {
+                let at_us = back_us + rng.random_range(1..200_000);
+                faults.push(Fault { at_us, what: What::Kill { store, power, told: true, back_ms: 20 } });
+            }
+            if options.checkpoints > 0 && rng.random_bool(0.3) {
+                let at_us = back_us + rng.random_range(1..60_000);
+                faults.push(Fault { at_us, what: What::Checkpoint { store } });
+            }
+        }
         faults.sort_by_key(|f| f.at_us);
         Plan { scenario: scenario.into(), seed, options, faults }
     }

@@ -2,7 +2,6 @@
 //! writes them to the head of their segment; clean pages are cached within a bound.
 
 use super::format::{PAGE_CRCS, Page};
-use common::Mutant;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Clean pages kept in memory: each covers 4 MiB of data.
@@ -118,7 +117,7 @@ impl CrcTable {
     pub fn thaw(&mut self) -> Vec<PageKey> {
         let thawed = std::mem::take(&mut self.frozen);
         for (key, dirty) in &thawed {
-            let old = |(page, _): &(Page, u64)| page.version < dirty.written && !Mutant::OldPageKept.on();
+            let old = |(page, _): &(Page, u64)| page.version < dirty.written;
             if self.cache.get(key).is_some_and(old) {
                 let (_, used) = self.cache.remove(key).expect("just seen");
                 self.by_use.remove(&(used, *key));

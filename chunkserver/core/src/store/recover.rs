@@ -24,7 +24,7 @@ use crate::state::ChunkState;
 use bytes::Bytes;
 use common::checksum::crc32c;
 use common::limits::{BLOCK_BYTES, LOG_GROUP_BYTES_MAX};
-use common::{ChunkHandle, Epoch, Mutant};
+use common::{ChunkHandle, Epoch};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -260,16 +260,14 @@ impl Reader<'_, '_> {
     /// Whether these blocks of a run hold what it says.
     fn run_verifies(&mut self, run: &Run, used: &BTreeSet<(u32, u32)>) -> Result<bool, RecoverError> {
         let blocks = run.block..run.block + run.blocks();
-        let none_used = used.range((run.segment, blocks.start)..(run.segment, blocks.end)).next().is_none();
-        if none_used && !Mutant::LastGroupWhole.on() {
+        if used.range((run.segment, blocks.start)..(run.segment, blocks.end)).next().is_none() {
             return Ok(true);
         }
         let offset = run.block as u64 * BLOCK_BYTES as u64;
         let data = self.bytes(FileRef::Extents(run.segment), offset, run.blocks() * BLOCK_BYTES as u32)?;
         let slices = data[..run.len as usize].chunks(BLOCK_BYTES);
         let mut of_block = blocks.zip(slices).zip(&run.crcs);
-        let counts = |b: u32| used.contains(&(run.segment, b)) || Mutant::LastGroupWhole.on();
-        Ok(of_block.all(|((b, slice), crc)| !counts(b) || crc32c(slice) == *crc))
+        Ok(of_block.all(|((b, slice), crc)| !used.contains(&(run.segment, b)) || crc32c(slice) == *crc))
     }
 }
 
