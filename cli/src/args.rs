@@ -48,8 +48,7 @@ pub enum Command {
     Bench(Bench),
     /// Kill or pause parts of a fresh cluster under load, and check every acknowledged byte.
     Drill {
-        /// Which: leader-kill, worker-kill, server-kill, server-pause, kill-all, store-lost,
-        /// full-disk; or all.
+        /// Which; `list` names them, `all` runs them all.
         name: String,
         /// How often.
         #[arg(long, default_value_t = 1)]

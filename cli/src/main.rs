@@ -54,6 +54,10 @@ fn run(args: Cairn) -> anyhow::Result<()> {
 }
 
 fn drill(name: &str, repeats: u32, dir: Option<std::path::PathBuf>, json: bool) -> anyhow::Result<()> {
+    if name == "list" {
+        ops::drill::DRILLS.iter().for_each(|d| println!("{:<16} {}", d.name, d.what));
+        return Ok(());
+    }
     let dir = dir.unwrap_or_else(std::env::temp_dir);
     let binary = std::env::current_exe()?;
     // Servers live as long as the thread that starts them: the main one, which polls the drill.

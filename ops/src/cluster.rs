@@ -238,28 +238,31 @@ impl Cluster {
         Ok(())
     }
 
+    /// Asks a server to stop, and waits; if it does not, it is killed.
+    pub fn end(&mut self, name: &str) -> anyhow::Result<()> {
+        self.end_those(|p| p.name == name)
+    }
+
     /// Asks all servers to stop, chunkservers first, and waits; who does not stop is killed.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        for role in [Role::Chunkserver, Role::Master] {
-            let mut ending: Vec<Process> = vec![];
-            for i in (0..self.processes.len()).rev() {
-                if self.processes[i].role == role {
-                    ending.push(self.processes.remove(i));
+        self.end_those(|p| p.role == Role::Chunkserver)?;
+        self.end_those(|p| p.role == Role::Master)
+    }
+
+    fn end_those(&mut self, which: impl Fn(&Process) -> bool) -> anyhow::Result<()> {
+        let mut ending: Vec<Process> = self.processes.extract_if(.., |p| which(p)).collect();
+        for p in &ending {
+            signal(p.child.id(), "TERM")?;
+        }
+        let began = Instant::now();
+        for p in &mut ending {
+            while p.child.try_wait()?.is_none() {
+                if began.elapsed() > STOP_WITHIN {
+                    p.child.kill()?;
+                    p.child.wait()?;
+                    break;
                 }
-            }
-            for p in &ending {
-                signal(p.child.id(), "TERM")?;
-            }
-            let began = Instant::now();
-            for p in &mut ending {
-                while p.child.try_wait()?.is_none() {
-                    if began.elapsed() > STOP_WITHIN {
-                        p.child.kill()?;
-                        p.child.wait()?;
-                        break;
-                    }
-                    std::thread::sleep(Duration::from_millis(5));
-                }
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
         Ok(())

@@ -25,6 +25,9 @@ pub struct Drill {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hit {
     Leader,
+    LeaderPause,
+    TwoMasters,
+    Rolling,
     Worker,
     Server,
     Pause,
@@ -43,6 +46,17 @@ impl Drill {
 /// All drills.
 pub const DRILLS: &[Drill] = &[
     Drill { name: "leader-kill", what: "kill -9 of the leading master", hit: Hit::Leader },
+    Drill { name: "leader-pause", what: "SIGSTOP of the leading master for 6 s", hit: Hit::LeaderPause },
+    Drill {
+        name: "masters-lost",
+        what: "kill -9 of two of three masters, which are back after 4 s",
+        hit: Hit::TwoMasters,
+    },
+    Drill {
+        name: "rolling-restart",
+        what: "every server is stopped and started, one after another",
+        hit: Hit::Rolling,
+    },
     Drill {
         name: "worker-kill",
         what: "kill -9 of a chunkserver's worker; its parent sees it",
@@ -168,7 +182,7 @@ async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) ->
     let struck = Instant::now();
     let down = strike(drill.hit, cluster, &client, &load).await?;
     let after = match drill.hit {
-        Hit::Pause => Duration::from_secs(8),
+        Hit::Pause | Hit::LeaderPause => Duration::from_secs(8),
         Hit::Everything => Duration::from_millis(300),
         _ => Duration::from_millis(2500),
     };
@@ -229,6 +243,33 @@ async fn strike(
             cluster.kill(&name)?;
             Ok(vec![name])
         }
+        Hit::LeaderPause => {
+            let leader = client.status().await?.leader.context("nobody leads")?;
+            let pid = cluster.pid(&format!("m{leader}")).context("the leader does not run")?;
+            pause(pid, Duration::from_secs(6))?;
+            Ok(vec![])
+        }
+        Hit::TwoMasters => {
+            let leader = client.status().await?.leader.context("nobody leads")?;
+            let other = leader % 3 + 1;
+            let names = [format!("m{leader}"), format!("m{other}")];
+            for name in &names {
+                cluster.kill(name)?;
+            }
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            for name in &names {
+                cluster.start(name)?;
+            }
+            Ok(vec![])
+        }
+        Hit::Rolling => {
+            for name in cluster.names()? {
+                cluster.end(&name)?;
+                cluster.start(&name)?;
+                whole(&cluster.healthy().await?).await?;
+            }
+            Ok(vec![])
+        }
         Hit::Worker | Hit::Server | Hit::Lost | Hit::Pause => {
             let name = victim(cluster, client, load).await?;
             match hit {
@@ -246,12 +287,7 @@ async fn strike(
                 }
                 _ => {
                     let pid = cluster.worker_pid(&name).context("the worker does not run")?;
-                    signal(pid, "STOP")?;
-                    tokio::spawn(async move {
-                        tokio::time::sleep(Duration::from_secs(6)).await;
-                        // If it ended meanwhile there is nothing to wake.
-                        let _ = signal(pid, "CONT");
-                    });
+                    pause(pid, Duration::from_secs(6))?;
                     Ok(vec![])
                 }
             }
@@ -264,6 +300,17 @@ async fn strike(
             Ok(vec![])
         }
     }
+}
+
+/// Stops a process for a while.
+fn pause(pid: u32, time: Duration) -> anyhow::Result<()> {
+    signal(pid, "STOP")?;
+    tokio::spawn(async move {
+        tokio::time::sleep(time).await;
+        // If it ended meanwhile there is nothing to wake.
+        let _ = signal(pid, "CONT");
+    });
+    Ok(())
 }
 
 async fn report_exit(config: &Path) -> anyhow::Result<()> {
