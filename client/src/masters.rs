@@ -12,8 +12,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// One master answers within this, or another is asked.
-const CALL_LIMIT: Duration = Duration::from_millis(3500);
+/// One master answers within this, or another is asked, which names the leader: a little longer than
+/// an election, so that a leader that hangs has been replaced by then. Requests are carried out once,
+/// however often they are asked.
+const CALL_LIMIT: Duration = Duration::from_millis(1200);
 /// A connection to a master is made within this.
 const DIAL_LIMIT: Duration = Duration::from_millis(500);
 /// Between two tries, at first and at most.
