@@ -5,7 +5,7 @@ use crate::fs::path;
 use crate::output::{human, print};
 use client::{Client, Policy};
 use common::wire::StoreInfo;
-use common::{ChunkHandle, StoreId};
+use common::{ChunkHandle, ServerId, StoreId};
 use serde_json::json;
 
 pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<()> {
@@ -28,6 +28,7 @@ pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<(
         Admin::Master { command: MasterCommand::Remove { id } } => Ok(client.remove_master(id).await?),
         Admin::Master { command: MasterCommand::Transfer { id } } => Ok(client.transfer_leader(id).await?),
         Admin::Repair { wait } => repair(&client, wait, json).await,
+        Admin::Drain { server, undo, wait } => drain(&client, server.map(ServerId), undo, wait, json).await,
         Admin::EmptyTrash => Ok(client.empty_trash().await?),
     }
 }
@@ -85,8 +86,8 @@ async fn status(client: &Client, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How often the state of repairs is asked for while it is waited for.
-const REPAIR_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+/// How often the state of repairs or drains is asked for while it is waited for.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
 
 async fn repair(client: &Client, wait: bool, json: bool) -> anyhow::Result<()> {
     loop {
@@ -96,7 +97,48 @@ async fn repair(client: &Client, wait: bool, json: bool) -> anyhow::Result<()> {
             show_repairs(&items, count.max(degraded), json);
             return Ok(());
         }
-        tokio::time::sleep(REPAIR_LOOK).await;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn drain(
+    client: &Client,
+    server: Option<ServerId>,
+    undo: bool,
+    wait: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    if let Some(server) = server {
+        client.drain(server, !undo).await?;
+    }
+    loop {
+        let mut items = client.drains().await?;
+        items.retain(|i| server.is_none_or(|s| s == i.server));
+        let left = items.iter().any(|i| i.chunks + i.copies > 0);
+        if !wait || !left {
+            show_drains(&items, json);
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn show_drains(items: &[client::DrainItem], json: bool) {
+    for i in items {
+        let safe = i.chunks + i.copies == 0;
+        match (json, safe) {
+            (true, _) => {
+                print(&json!({"server": i.server.0, "chunks": i.chunks, "copies": i.copies, "safe": safe}))
+            }
+            (false, true) => println!("server {}: holds nothing; it can be stopped for good", i.server),
+            (false, false) => println!(
+                "server {}: {} chunks have a replica there, {} old copies are still to go",
+                i.server, i.chunks, i.copies
+            ),
+        }
+    }
+    if items.is_empty() && !json {
+        println!("no server is drained");
     }
 }
 

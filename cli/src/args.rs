@@ -300,6 +300,17 @@ pub enum Admin {
         #[arg(long)]
         wait: bool,
     },
+    /// Move everything off a server, so that it can be stopped for good; says what is left.
+    Drain {
+        /// Which, as `admin servers` shows it; all that are drained if not given.
+        server: Option<u32>,
+        /// Take it back: the server is used again.
+        #[arg(long, requires = "server")]
+        undo: bool,
+        /// Do not end before nothing is left.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Delete what is in the trash for good.
     EmptyTrash,
 }

@@ -44,7 +44,7 @@ pub fn run(options: Sim, json: bool) -> anyhow::Result<()> {
 
 fn describe(o: &Options) -> String {
     format!(
-        "{} stores, {} chunks x {}, {} writers x {} {}, {} ms; {} kills{}, {} pauses, {} cuts, {} deaf, {} islands, {} elections, {} checkpoints",
+        "{} stores, {} chunks x {}, {} writers x {} {}, {} ms; {} kills{}, {} pauses, {} cuts, {} deaf, {} islands, {} elections, {} drains, {} checkpoints",
         o.stores,
         o.chunks,
         o.replicas,
@@ -59,6 +59,7 @@ fn describe(o: &Options) -> String {
         o.deafs,
         o.islands,
         o.elections,
+        o.drains,
         o.checkpoints
     )
 }

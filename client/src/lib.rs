@@ -8,7 +8,7 @@ mod masters;
 mod requests;
 
 pub use common::wire::client_master::{
-    Attr, ChunkInfo, Entry, FileKind, Policy, RepairItem, Status, TrashEntry,
+    Attr, ChunkInfo, DrainItem, Entry, FileKind, Policy, RepairItem, Status, TrashEntry,
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
@@ -16,7 +16,7 @@ pub use file::{Appender, FileReader, FileWriter};
 use common::limits::{CHUNK_CLIENT_WINDOW, CLIENT_DEADLINE_MS, LIST_PAGE_MAX};
 use common::wire::StoreInfo;
 use common::wire::client_master::{MasterReply, MasterRequest, Mutation};
-use common::{ChunkHandle, ClusterId, Code, FileId, Refusal, StoreId};
+use common::{ChunkHandle, ClusterId, Code, FileId, Refusal, ServerId, StoreId};
 use conns::Conns;
 use masters::Masters;
 use requests::Requests;
@@ -175,6 +175,19 @@ impl Client {
         match self.ask(MasterRequest::Repairs).await? {
             MasterReply::Repairs { items, count } => Ok((items, count)),
             _ => Err(Error::unexpected("repairs")),
+        }
+    }
+
+    /// Begins to drain a server, or takes that back.
+    pub async fn drain(&self, server: ServerId, on: bool) -> Result<()> {
+        self.mutate(Mutation::Drain { server, on }).await.map(drop)
+    }
+
+    /// The servers that are drained, and what is left on them.
+    pub async fn drains(&self) -> Result<Vec<DrainItem>> {
+        match self.ask(MasterRequest::Drains).await? {
+            MasterReply::Drains(items) => Ok(items),
+            _ => Err(Error::unexpected("drains")),
         }
     }
 

@@ -129,11 +129,8 @@ impl Repairs {
             self.down_since.entry(id).or_insert_with(Instant::now);
         }
         self.later.retain(|_, (since, _)| since.elapsed() < AGAIN);
-        let short = |handle: &ChunkHandle| {
-            state.chunk(*handle).is_some_and(|c| state.members_of(c).len() < c.want as usize)
-        };
         let queue = &self.queue;
-        self.unwell.retain(|handle, (_, live)| short(handle) || queue.contains(&(*live, *handle)));
+        self.unwell.retain(|handle, (_, live)| state.is_unwell(*handle) || queue.contains(&(*live, *handle)));
         let dead = self.dead();
         let from = self.cursor.unwrap_or(ChunkHandle(0));
         let (found, next) = state.unwell(from, LOOK_AT, &|id| dead.contains(&id));
@@ -183,7 +180,16 @@ impl Repairs {
         }
         let is_up = |id: &StoreId| state.store(*id).is_some_and(|s| s.session().is_some());
         let waits = |id: &StoreId| !is_up(id) && !dead.contains(id);
-        if config.members.len() >= chunk.want as usize {
+        let remove = state.leaving(chunk);
+        if !remove.is_empty() {
+            return Step::Propose(Command::Reconfigure {
+                handle,
+                epoch: config.epoch,
+                remove,
+                primary: None,
+            });
+        }
+        if state.staying(chunk).len() >= chunk.want as usize {
             return Step::Well;
         }
         if config.members.iter().any(|m| !is_up(m)) {

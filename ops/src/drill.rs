@@ -6,6 +6,7 @@ mod load;
 
 use crate::cluster::{Cluster, Spec, signal};
 use anyhow::{Context, bail};
+use common::StoreId;
 use load::{Load, Report};
 use rand::RngExt;
 use serde_json::json;
@@ -28,6 +29,7 @@ enum Hit {
     LeaderPause,
     TwoMasters,
     Rolling,
+    Drain,
     Worker,
     Server,
     Pause,
@@ -57,6 +59,7 @@ pub const DRILLS: &[Drill] = &[
         what: "every server is stopped and started, one after another",
         hit: Hit::Rolling,
     },
+    Drill { name: "drain", what: "a chunkserver is drained, and then used again", hit: Hit::Drain },
     Drill {
         name: "worker-kill",
         what: "kill -9 of a chunkserver's worker; its parent sees it",
@@ -262,6 +265,26 @@ async fn strike(
             }
             Ok(vec![])
         }
+        Hit::Drain => {
+            let name = victim(cluster, client, load).await?;
+            let store = store_of(cluster, &name)?;
+            let stores = client.stores().await?;
+            let server = stores.iter().find(|s| s.store == store).context("it is not in the table")?.server;
+            client.drain(server, true).await?;
+            let began = Instant::now();
+            while client.drains().await?.iter().any(|d| d.server == server && d.chunks + d.copies > 0) {
+                if began.elapsed() > WHOLE_WITHIN {
+                    bail!(
+                        "{:?}: not drained; {:?}",
+                        client.drains().await?,
+                        client.repairs().await?.0.first()
+                    );
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            client.drain(server, false).await?;
+            Ok(vec![])
+        }
         Hit::Rolling => {
             for name in cluster.names()? {
                 cluster.end(&name)?;
@@ -332,12 +355,18 @@ async fn victim(cluster: &Cluster, client: &client::Client, load: &Load) -> anyh
     let stores = client.stores().await?;
     let addr = stores.iter().find(|s| s.store == store).context("the store is not in the table")?.addr;
     for name in cluster.names()?.into_iter().filter(|n| n.starts_with("cs")) {
-        let meta = std::fs::read_to_string(cluster.dir().join(&name).join("data/meta.toml"))?;
-        if meta.lines().any(|l| l == format!("store = {}", store.0)) {
+        if store_of(cluster, &name)? == store {
             return Ok(name);
         }
     }
     bail!("nobody serves {store} at {addr}")
+}
+
+/// The store of a chunkserver.
+fn store_of(cluster: &Cluster, name: &str) -> anyhow::Result<StoreId> {
+    let meta = std::fs::read_to_string(cluster.dir().join(name).join("data/meta.toml"))?;
+    let id = meta.lines().find_map(|l| l.strip_prefix("store = ")).context("meta.toml names no store")?;
+    Ok(StoreId(id.parse()?))
 }
 
 fn quantile(sorted: &[Duration], q: f64) -> f64 {

@@ -131,6 +131,9 @@ enum Event {
         answer: Result<ChunkConfig, Refusal>,
     },
     Tend,
+    Undrain {
+        store: usize,
+    },
 }
 
 impl Event {
@@ -534,6 +537,10 @@ impl World {
                     self.befall(What::Cut { from: other, to: store, ms, breaks });
                 }
             }
+            What::Drain { store, ms } => {
+                self.drain(store, true);
+                self.at(self.now + Span::from_ms(ms), Event::Undrain { store });
+            }
             What::Election { ms } => self.election(ms),
             What::Checkpoint { store } => self.tell(store, Input::Checkpoint),
         }
@@ -638,6 +645,7 @@ impl World {
         let well = |s: &Server| s.node.is_some() && s.paused.is_none() && s.deaf_until <= now;
         self.masters_lead()
             && self.cuts.is_empty()
+            && self.masters.state.draining().next().is_none()
             && self.servers.iter().all(|s| well(s) && self.is_up(s.id))
             && self.handles.iter().all(|h| self.is_whole(*h))
     }
@@ -645,7 +653,7 @@ impl World {
     /// Whether the chunk has all its members, and no attempt to make one is under way.
     fn is_whole(&self, handle: ChunkHandle) -> bool {
         let members = self.config(handle).members.len();
-        members >= self.plan.options.replicas as usize && self.masters.state.repair(handle).is_none()
+        members == self.plan.options.replicas as usize && self.masters.state.repair(handle).is_none()
     }
 
     /// The next event.
@@ -706,6 +714,7 @@ impl World {
             }
             Event::Answer { store, handle, answer, .. } => self.step(store, Input::Master { handle, answer }),
             Event::Tend => self.tend(),
+            Event::Undrain { store } => self.drain(store, false),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::frame::Kind;
 use super::{ChunkConfig, Message, StoreInfo};
 use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX, REPLICATION_MAX};
-use crate::{ChunkHandle, Code, Epoch, FileId, RequestId, StoreId};
+use crate::{ChunkHandle, Code, Epoch, FileId, RequestId, ServerId, StoreId};
 use bincode::{Decode, Encode};
 
 /// A path from the root: bytes, `/` between names. `/` alone is the root.
@@ -91,6 +91,19 @@ pub enum MasterRequest {
     },
     /// Chunks that lack members: what is done, and what waits and why. The leader answers.
     Repairs,
+    /// The servers that are drained, and what is left on them. The leader answers.
+    Drains,
+}
+
+/// A server that is drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DrainItem {
+    /// The server.
+    pub server: ServerId,
+    /// Chunks of which it has a replica.
+    pub chunks: u64,
+    /// Copies that are of no use any more, and not confirmed to be gone.
+    pub copies: u64,
 }
 
 /// A chunk that lacks members.
@@ -257,6 +270,13 @@ pub enum Mutation {
     },
     /// Ends the client: it will never ask again.
     EndClient,
+    /// Everything shall leave a server, and nothing new go there; or that is taken back.
+    Drain {
+        /// The server.
+        server: ServerId,
+        /// Begin, or take back.
+        on: bool,
+    },
 }
 
 /// What a directory asks for its files. `None` is inherited from the parent.
@@ -454,6 +474,8 @@ pub enum MasterReply {
         /// Address of the leader, if another master leads.
         leader: Option<String>,
     },
+    /// The servers that are drained.
+    Drains(Vec<DrainItem>),
 }
 
 impl MasterReply {

@@ -139,6 +139,7 @@ impl Metadata {
         for id in leaving {
             self.order(id, handle, now);
         }
+        self.discard_stale(handle);
         Ok(StoreReply::Config(self.config(handle)?))
     }
 

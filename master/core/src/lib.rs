@@ -6,6 +6,7 @@
 
 mod chunks;
 pub mod command;
+mod drain;
 mod namespace;
 mod nodes;
 pub mod placement;
@@ -73,6 +74,8 @@ pub struct Metadata {
     deletions: OrdMap<(StoreId, ChunkHandle), Epoch>,
     /// The same by chunk: who must be waited for.
     removed: OrdMap<(ChunkHandle, StoreId), SessionId>,
+    /// Servers that shall hold nothing.
+    draining: OrdMap<ServerId, ()>,
     /// Attempts to make replicas.
     repairs: OrdMap<ChunkHandle, Repair>,
     next_attempt: u64,
@@ -122,6 +125,7 @@ impl Metadata {
             orders: OrdMap::new(),
             deletions: OrdMap::new(),
             removed: OrdMap::new(),
+            draining: OrdMap::new(),
             repairs: OrdMap::new(),
             next_attempt: 1,
             stale: OrdMap::new(),

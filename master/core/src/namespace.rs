@@ -171,6 +171,7 @@ impl Metadata {
                 }
                 Ok(MasterReply::Done)
             }
+            Mutation::Drain { server, on } => self.drain(*server, *on),
             Mutation::EndClient => unreachable!("handled by the session"),
         }
     }

@@ -45,7 +45,8 @@ struct Score {
 /// The stores of a new chunk: primary first, then the others in chain order. Fewer than asked
 /// only if there are not enough servers; empty if there is none.
 pub fn place(state: &Metadata, wish: &Wish) -> Vec<StoreId> {
-    let candidates: Vec<(StoreId, &Store)> = state.all_stores().filter(|(_, s)| usable(s, wish)).collect();
+    let candidates: Vec<(StoreId, &Store)> =
+        state.all_stores().filter(|(id, s)| usable(s, wish) && !state.is_drained(*id)).collect();
     let total: u64 = candidates.iter().map(|(_, s)| s.permille()).sum();
     let average = total / candidates.len().max(1) as u64;
     let mut chosen: Vec<(StoreId, &Store)> = vec![];
@@ -85,7 +86,8 @@ pub fn place_one(
     let servers: BTreeSet<ServerId> = members.iter().filter_map(of).map(|s| s.server).collect();
     let racks: BTreeSet<&str> = members.iter().filter_map(of).map(|s| s.register.rack.as_str()).collect();
     let taken = |s: &Store| racks.contains(s.register.rack.as_str());
-    let left = || state.all_stores().filter(|(_, s)| usable(s, wish) && !servers.contains(&s.server));
+    let free = |id: StoreId, s: &Store| usable(s, wish) && !state.is_drained(id);
+    let left = || state.all_stores().filter(|(id, s)| free(*id, s) && !servers.contains(&s.server));
     let other_rack = left().any(|(_, s)| !taken(s));
     let allowed = left().filter(|(_, s)| !other_rack || !taken(s));
     let allowed = allowed.filter(|(id, _)| stale.contains(id) || !busy.contains(id));

@@ -5,7 +5,7 @@
 use crate::placement::{Wish, place_one};
 use crate::{Answer, Metadata};
 use bincode::{Decode, Encode};
-use common::limits::LEARNERS_MAX;
+use common::limits::{LEARNERS_MAX, REPLICATION_MAX};
 use common::wire::chunk_master::{RepairOrder, StoreReply};
 use common::{ChunkHandle, Code, Epoch, Refusal, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,8 +43,16 @@ impl Metadata {
         .collect()
     }
 
-    /// Chunks from `after` on, at most `limit`: those that lack members, or have dead ones. Also
-    /// where to go on; `None` at the end.
+    /// Whether a chunk lacks members, or has some that shall leave it.
+    pub fn is_unwell(&self, handle: ChunkHandle) -> bool {
+        self.chunks.get(&handle).is_some_and(|c| {
+            let (members, staying) = (self.members_of(c).len(), self.staying(c).len());
+            staying != c.want as usize || staying < members
+        })
+    }
+
+    /// Chunks from `after` on, at most `limit`: those that lack members, or have dead ones or such
+    /// that shall leave, and how many live ones they have. Also where to go on; `None` at the end.
     pub fn unwell(
         &self,
         after: ChunkHandle,
@@ -53,16 +61,20 @@ impl Metadata {
     ) -> (Vec<(ChunkHandle, usize)>, Option<ChunkHandle>) {
         // Sets are few: each is looked at once.
         let mut sets = BTreeMap::new();
-        let mut live_of = |set: u32| {
-            *sets.entry(set).or_insert_with(|| self.sets[&set].iter().filter(|m| !is_dead(**m)).count())
+        let mut standing_of = |set: u32| {
+            *sets.entry(set).or_insert_with(|| {
+                let members = &self.sets[&set];
+                let live = members.iter().filter(|m| !is_dead(**m)).count();
+                (live, live == members.len() && !members.iter().any(|m| self.is_drained(*m)))
+            })
         };
         let mut found = vec![];
         let mut at = after;
         let first = ChunkHandle(after.0.saturating_add(1));
         let mut seen = 0;
         for (handle, chunk) in self.chunks.range(first..).take(limit) {
-            let live = live_of(chunk.set);
-            if live < chunk.want as usize {
+            let (live, all_stay) = standing_of(chunk.set);
+            if live != chunk.want as usize || !all_stay {
                 found.push((*handle, live));
             }
             at = *handle;
@@ -92,15 +104,17 @@ impl Metadata {
     /// Where the next copy of a chunk would be made, by this salt; or why none can be begun now.
     pub fn repair_target(&self, handle: ChunkHandle, epoch: Epoch, salt: u64) -> Answer<StoreId> {
         let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
-        let members = self.members_of(chunk).to_vec();
-        let due = chunk.epoch == epoch && members.len() < chunk.want as usize;
+        // The others leave when there are enough of these.
+        let staying = self.staying(chunk);
+        let room = self.members_of(chunk).len() < REPLICATION_MAX as usize;
+        let due = chunk.epoch == epoch && staying.len() < chunk.want as usize && room;
         if !due || self.repairs.contains_key(&handle) {
             return Err(Refusal::new(Code::RepairVoid, handle));
         }
         let wish = Wish { replicas: 1, chunk_bytes: chunk.length, label: "", near: "", salt };
         let stale: Vec<StoreId> = self.stale_of(handle);
         let busy = self.busy_targets();
-        let target = place_one(self, &wish, &members, &stale, &busy);
+        let target = place_one(self, &wish, &staying, &stale, &busy);
         // A copy that must go is nothing to build on: it is waited for until it is gone.
         let ordered =
             |t: StoreId| self.orders.contains_key(&(t, handle)) || self.deletions.contains_key(&(t, handle));
@@ -176,19 +190,25 @@ impl Metadata {
             return Err(Refusal::new(Code::RepairVoid, handle));
         }
         members.push(learner);
-        let whole = members.len() >= chunk.want as usize;
         chunk.epoch = epoch.next();
         chunk.set = self.intern(members);
-        let now = chunk.epoch;
         self.chunks.insert(handle, chunk);
         self.stale.remove(&(handle, learner));
-        if whole {
-            for store in self.stale_of(handle) {
-                self.stale.remove(&(handle, store));
-                self.deletions.insert((store, handle), now);
-            }
-        }
+        self.discard_stale(handle);
         Ok(StoreReply::Config(self.config(handle)?))
+    }
+
+    /// Old copies go when the chunk has all its members.
+    pub(crate) fn discard_stale(&mut self, handle: ChunkHandle) {
+        let chunk = &self.chunks[&handle];
+        let epoch = chunk.epoch;
+        if self.members_of(chunk).len() < chunk.want as usize {
+            return;
+        }
+        for store in self.stale_of(handle) {
+            self.stale.remove(&(handle, store));
+            self.deletions.insert((store, handle), epoch);
+        }
     }
 
     /// Stores that are no members and may hold an old copy.

@@ -47,6 +47,7 @@ enum Part {
     Repairs(Vec<(ChunkHandle, Repair)>),
     NextAttempt(u64),
     Stale(Vec<((ChunkHandle, StoreId), ())>),
+    Draining(Vec<(ServerId, ())>),
 }
 
 impl Metadata {
@@ -88,6 +89,7 @@ impl Metadata {
         parts(&self.repairs, Part::Repairs, &mut out);
         out(Part::NextAttempt(self.next_attempt));
         parts(&self.stale, Part::Stale, &mut out);
+        parts(&self.draining, Part::Draining, &mut out);
     }
 
     /// The state that `encode` made these parts of.
@@ -116,6 +118,7 @@ impl Metadata {
                 Part::Repairs(list) => state.repairs.extend(list),
                 Part::NextAttempt(next) => state.next_attempt = next,
                 Part::Stale(list) => state.stale.extend(list),
+                Part::Draining(list) => state.draining.extend(list),
             }
         }
         if headed { Ok(state) } else { Err(Code::BadBody) }

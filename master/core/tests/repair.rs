@@ -5,7 +5,7 @@ mod driver;
 use common::limits::LEARNERS_MAX;
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::{Order, StoreReply};
-use common::wire::client_master::MasterReply;
+use common::wire::client_master::{MasterReply, Mutation};
 use common::*;
 use driver::{Driver, create, register};
 use master_core::{Command, Metadata, Reply};
@@ -187,6 +187,43 @@ fn a_condemned_copy_leaves_and_goes_at_once_but_never_the_last_but_one() {
     assert!(orders.contains(&Order { handle, epoch: two.epoch, discard: true }), "{orders:?}");
     assert_eq!(store(&mut d, condemn(two.epoch, two.members[1])), Err(Code::Frozen));
     assert_eq!(config(store(&mut d, condemn(whole.epoch, bad))), two, "said again");
+}
+
+#[test]
+fn a_drained_server_gets_nothing_and_its_replicas_move() {
+    let (mut d, whole) = with_chunk();
+    let first = whole.members[0];
+    let server = d.state.store(first).unwrap().server;
+    let missing = Mutation::Drain { server: ServerId(99), on: true };
+    assert_eq!(driver::code(&d.mutate(missing)), Some(Code::NoSuchStore));
+    d.mutate(Mutation::Drain { server, on: true });
+    assert_eq!(d.state.left_on(server), (1, 0));
+    assert!(d.state.is_unwell(whole.handle));
+    // Another member first; only then does the old one leave.
+    store(&mut d, begin(&whole)).unwrap();
+    let repair = d.state.repair(whole.handle).unwrap();
+    let four = config(store(&mut d, join(&whole, repair.target, repair.attempt)));
+    assert_eq!(four.members.len(), 4);
+    assert_eq!(store(&mut d, begin(&four)), Err(Code::RepairVoid), "enough stay");
+    let (handle, epoch) = (four.handle, four.epoch);
+    let leave = Command::Reconfigure { handle, epoch, remove: vec![first], primary: None };
+    let three = config(store(&mut d, leave));
+    assert!(!three.members.contains(&first) && three.members.len() == 3);
+    assert!(!d.state.is_unwell(handle));
+    let (chunks, copies) = d.state.left_on(server);
+    assert_eq!((chunks, copies), (0, 1), "its copy has to go");
+    let (orders, _) = d.state.orders_for(first, 10);
+    assert!(orders.contains(&Order { handle, epoch: three.epoch, discard: true }), "{orders:?}");
+    let session = d.state.store(first).unwrap().session().unwrap();
+    d.apply(Command::Confirmed { store: first, session, orders });
+    assert_eq!(d.state.left_on(server), (0, 0));
+    for n in 0..20 {
+        assert!(!new_chunk(&mut d, &format!("/{n}")).members.contains(&first));
+    }
+    d.mutate(Mutation::Drain { server, on: false });
+    let used = (20..60).any(|n| new_chunk(&mut d, &format!("/{n}")).members.contains(&first));
+    assert!(used, "it is used again");
+    d.state.check();
 }
 
 #[test]

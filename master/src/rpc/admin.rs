@@ -2,7 +2,7 @@
 
 use super::Rpc;
 use common::Code;
-use common::wire::client_master::{MasterReply, Status};
+use common::wire::client_master::{DrainItem, MasterReply, Status};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers};
@@ -26,6 +26,26 @@ fn failed(error: ChangeError) -> MasterReply {
 }
 
 impl Rpc {
+    /// What is left on the servers that are drained. All chunks are walked: of a copy of the state,
+    /// which costs nothing, and not on this thread.
+    pub(super) async fn drains(&self) -> MasterReply {
+        if let Err(e) = self.leader.round().await {
+            return super::client::not_here(e);
+        }
+        let state = self.leader.state.read().expect("never poisoned").clone();
+        let count = move || {
+            let item = |server| {
+                let (chunks, copies) = state.left_on(server);
+                DrainItem { server, chunks, copies }
+            };
+            state.draining().map(item).collect()
+        };
+        match tokio::task::spawn_blocking(count).await {
+            Ok(items) => MasterReply::Drains(items),
+            Err(e) => MasterReply::refused(Code::Unavailable, e),
+        }
+    }
+
     pub(super) async fn status(&self) -> Status {
         let metrics = self.leader.raft.metrics().borrow_watched().clone();
         let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();

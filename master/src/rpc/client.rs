@@ -63,6 +63,7 @@ impl Rpc {
                 let (items, count) = self.leader.repairs.lock().expect("never poisoned").clone();
                 self.query(|_| Ok(MasterReply::Repairs { items, count })).await
             }
+            MasterRequest::Drains => self.drains().await,
             MasterRequest::Status => MasterReply::Status(self.status().await),
             MasterRequest::AddMaster { id, addr } => self.add_master(id, addr).await,
             MasterRequest::RemoveMaster { id } => self.remove_master(id).await,

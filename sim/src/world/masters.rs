@@ -57,6 +57,13 @@ impl World {
         }
     }
 
+    /// A server is drained, or that is taken back.
+    pub(super) fn drain(&mut self, n: usize, on: bool) {
+        let server = self.masters.state.store(self.servers[n].id).expect("it has registered").server;
+        self.trace.push(format!("{} drain {n} {on}", self.now.0));
+        self.mutate(Mutation::Drain { server, on });
+    }
+
     /// Whether somebody leads.
     pub(super) fn masters_lead(&self) -> bool {
         self.now >= self.masters.away_until
@@ -313,12 +320,19 @@ impl World {
             let _ = self.reconfigure(handle, config.epoch, dead, None);
             return;
         }
+        let chunk = self.masters.state.chunk(handle).expect("it is not deleted");
+        let (want, staying) = (chunk.want as usize, self.masters.state.staying(chunk));
+        let leaving = self.masters.state.leaving(chunk);
+        if !leaving.is_empty() {
+            let _ = self.reconfigure(handle, config.epoch, leaving, None);
+            return;
+        }
         match self.masters.state.repair(handle) {
             Some(repair) if !self.is_up(repair.target) || self.rng.random_bool(0.01) => {
                 self.apply(Command::EndRepair { handle, attempt: repair.attempt });
             }
             Some(_) => {}
-            None if config.members.len() < self.plan.options.replicas as usize => {
+            None if staying.len() < want => {
                 let reply = self.apply(Command::BeginRepair { handle, epoch: config.epoch });
                 if matches!(reply, Reply::Store(StoreReply::Done)) {
                     let repair = self.masters.state.repair(handle);

@@ -37,6 +37,8 @@ pub struct Options {
     pub islands: u32,
     /// Times in which the masters have no leader; then another one leads.
     pub elections: u32,
+    /// Servers that are drained for a while.
+    pub drains: u32,
     /// Checkpoints at any moment.
     pub checkpoints: u32,
 }
@@ -103,6 +105,13 @@ pub enum What {
         /// For so long.
         ms: u64,
     },
+    /// A server is drained, and used again later.
+    Drain {
+        /// Which: each has one store.
+        store: usize,
+        /// For so long.
+        ms: u64,
+    },
     /// A store makes a checkpoint.
     Checkpoint {
         /// Which.
@@ -141,11 +150,20 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         deafs: 0,
         islands: 0,
         elections: 0,
+        drains: 0,
         checkpoints: 2,
     };
     let repair = Options { stores: 5, writes: 40, span_ms: 800, kills: 8, checkpoints: 8, ..calm.clone() };
-    let net =
-        Options { span_ms: 3000, cuts: 3, deafs: 1, islands: 2, elections: 1, pauses: 2, ..repair.clone() };
+    let net = Options {
+        span_ms: 3000,
+        cuts: 3,
+        deafs: 1,
+        islands: 2,
+        elections: 1,
+        pauses: 2,
+        drains: 1,
+        ..repair.clone()
+    };
     vec![
         ("appends", calm.clone()),
         ("overwrites", Options { append: false, ..calm.clone() }),
@@ -179,6 +197,7 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
                 deafs: 2,
                 islands: 2,
                 elections: 2,
+                drains: 3,
                 checkpoints: 12,
                 ..calm
             },
@@ -230,6 +249,12 @@ impl Plan {
             });
         }
         add(options.elections, &|rng| What::Election { ms: rng.random_range(50..1200) });
+        if stores > 1 {
+            add(options.drains, &|rng| What::Drain {
+                store: rng.random_range(0..stores),
+                ms: rng.random_range(500..4000),
+            });
+        }
         add(options.checkpoints, &|rng| What::Checkpoint { store: rng.random_range(0..stores) });
         // What a checkpoint leaves half done is found when it is killed.
         for n in 0..faults.len() {
@@ -272,6 +297,7 @@ impl Plan {
                 What::Kill { store, .. }
                 | What::Pause { store, .. }
                 | What::Deaf { store, .. }
+                | What::Drain { store, .. }
                 | What::Island { store, .. }
                 | What::Checkpoint { store } => *store < stores,
                 What::Cut { from, to, .. } => *from < stores && *to < stores && from != to,
