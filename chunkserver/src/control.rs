@@ -354,6 +354,8 @@ async fn heartbeat(
                 }
                 if !orders.is_empty() {
                     done = carry_out(shard, orders, confirmed).await;
+                    // A primary may be waiting for just this.
+                    early.notify_one();
                 }
                 let _ = shard.to.send(ToShard::Repairs(repairs));
                 let held = Span::from_ms(session_ms * (100 - DRIFT_PERCENT) / 100);

@@ -91,7 +91,7 @@ pub(crate) enum Timer {
     Answers(ChunkHandle),
     /// Tell the secondaries the commit point, if nothing else did.
     IdleCommit(ChunkHandle),
-    /// A removed member's session is over.
+    /// A removed member's session may be over.
     Hold(ChunkHandle),
     /// Ask the masters again.
     AskAgain(ChunkHandle),
@@ -258,7 +258,7 @@ impl Node {
         match timer {
             Timer::Answers(handle) => self.answers_are_late(handle, out),
             Timer::IdleCommit(handle) => self.tell_commit(handle, out),
-            Timer::Hold(handle) => self.try_commit(handle, out),
+            Timer::Hold(handle) => self.hold_goes_on(handle, out),
             Timer::AskAgain(handle) => self.ask_again(handle, out),
             Timer::Piece(handle) => self.drain(handle, out),
             Timer::Read(handle) => self.reads_are_late(handle, out),
@@ -527,6 +527,8 @@ impl Node {
         let chunk = self.chunks.get_mut(&handle).expect("known");
         if config.epoch == known {
             chunk.confirmed = session;
+            self.hold_told(handle, config.wait_ms, out);
+            let chunk = self.chunks.get_mut(&handle).expect("known");
             if config.sealed.is_some() && chunk.config().sealed != config.sealed {
                 self.sealed(config, out);
             }

@@ -4,7 +4,7 @@
 //! acknowledged any more. Tails are compared by their last record's (origin, serial), never by
 //! the promised epoch. What lies beyond the last common record is discarded, durably.
 
-use crate::io::{Outbox, Output};
+use crate::io::{Ask, Outbox, Output};
 use crate::node::{Node, Timer};
 use crate::primary::Lead;
 use crate::store::Ticket;
@@ -14,6 +14,9 @@ use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::{LogPoint, Peer};
 use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, Serial, Span, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// While a removed member is waited for, the masters are asked this often whether that is over.
+const HOLD_LOOK_MS: u64 = 100;
 
 /// The tail of a member, as it told it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,18 +86,47 @@ impl Node {
             lead.hold_until = hold_until.max(before.hold_until);
         }
         lead.phase = Phase::Collecting { reports: BTreeMap::new(), durable_here: false };
-        let hold_until = lead.hold_until;
+        let hold = lead.hold_until > self.now;
         let chunk = self.chunks.get_mut(&handle).expect("just set");
         chunk.confirmed = session;
         chunk.lead = Some(Box::new(lead));
         self.busy.insert(handle);
-        if hold_until > self.now {
-            self.timer(hold_until, Timer::Hold(handle));
+        if hold {
+            self.hold(handle);
         }
         self.timer(self.now + Span::from_ms(APPLY_TIMEOUT_MS), Timer::Answers(handle));
         for to in config.members.iter().copied().filter(|m| *m != self.id) {
             let config = ChunkConfig { wait_ms: 0, ..config.clone() };
             out.push(Output::Peer { to, msg: Peer::NewEpoch { config }, data: vec![] });
+        }
+    }
+
+    fn hold(&mut self, handle: ChunkHandle) {
+        let Some(lead) = self.chunks.get(&handle).and_then(|c| c.lead.as_ref()) else { return };
+        let look = self.now + Span::from_ms(HOLD_LOOK_MS);
+        self.timer(lead.hold_until.min(look), Timer::Hold(handle));
+    }
+
+    /// The time to wait for a removed member is over, or it has confirmed meanwhile that it serves
+    /// no more: the masters know.
+    pub(crate) fn hold_goes_on(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let now = self.now;
+        let Some(lead) = self.chunks.get(&handle).and_then(|c| c.lead.as_ref()) else { return };
+        if now >= lead.hold_until {
+            return self.try_commit(handle, out);
+        }
+        self.ask(handle, Ask::Confirm, out);
+        self.hold(handle);
+    }
+
+    /// The masters say for how long a removed member must still be waited for.
+    pub(crate) fn hold_told(&mut self, handle: ChunkHandle, wait_ms: u64, out: &mut Outbox) {
+        let until = self.now + Span::from_ms(wait_ms);
+        let Some(lead) = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut()) else { return };
+        if until < lead.hold_until {
+            lead.hold_until = until;
+            self.hold(handle);
+            self.try_commit(handle, out);
         }
     }
 
