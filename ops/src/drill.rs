@@ -3,6 +3,7 @@
 
 mod full_disk;
 mod load;
+mod storm;
 
 use crate::cluster::{Cluster, Spec, signal};
 use anyhow::{Context, bail};
@@ -36,6 +37,7 @@ enum Hit {
     Everything,
     Lost,
     FullDisk,
+    Storm,
 }
 
 impl Drill {
@@ -73,6 +75,11 @@ pub const DRILLS: &[Drill] = &[
     Drill { name: "server-pause", what: "SIGSTOP of a chunkserver's worker for 6 s", hit: Hit::Pause },
     Drill { name: "kill-all", what: "kill -9 of every process at once, then a start", hit: Hit::Everything },
     Drill { name: "store-lost", what: "a chunkserver is killed and never comes back", hit: Hit::Lost },
+    Drill {
+        name: "append-storm",
+        what: "16 appenders, 100,000 records a repeat, while primaries and leaders are killed",
+        hit: Hit::Storm,
+    },
     Drill { name: "full-disk", what: "everything on one small disk, until it is full", hit: Hit::FullDisk },
 ];
 
@@ -112,6 +119,9 @@ async fn run_to_end(name: &str, repeats: u32, dir: &Path, binary: &Path, json: b
     let home = dir.join(format!("cairn-drill-{}-{:08x}", drill.name, rand::random::<u32>()));
     if drill.hit == Hit::FullDisk {
         return fill_disk(drill, repeats, &home, binary, json).await;
+    }
+    if drill.hit == Hit::Storm {
+        return append_storm(drill, repeats, &home, binary, json).await;
     }
     let spec = Spec {
         chunkserver_extra: format!(
@@ -165,6 +175,31 @@ async fn fill_disk(
                 drill.name, drill.what
             ),
         }
+    }
+    std::fs::remove_dir_all(home)?;
+    Ok(())
+}
+
+async fn append_storm(
+    drill: &Drill,
+    repeats: u32,
+    home: &Path,
+    binary: &Path,
+    json: bool,
+) -> anyhow::Result<()> {
+    let done = storm::run(repeats, home, binary).await;
+    let done = done.with_context(|| format!("{}; the cluster is left in {}", drill.name, home.display()))?;
+    let storm::Outcome { acked, primaries_killed, leaders_killed, longest, took } = done;
+    let (longest_ms, rate) = (longest.as_millis() as u64, acked as f64 / took.as_secs_f64());
+    match json {
+        true => println!(
+            "{}",
+            json!({"drill": drill.name, "acknowledged": acked, "primaries_killed": primaries_killed, "leaders_killed": leaders_killed, "gap_ms_max": longest_ms, "records_s": rate, "lost": 0, "duplicated": 0, "corrupt": 0})
+        ),
+        false => println!(
+            "{}: {}\n  {acked} records acknowledged, each found once and nothing else; {primaries_killed} primaries and {leaders_killed} leaders killed; longest gap {longest_ms} ms, {rate:.0} records/s, errors 0",
+            drill.name, drill.what
+        ),
     }
     std::fs::remove_dir_all(home)?;
     Ok(())
@@ -315,7 +350,7 @@ async fn strike(
                 }
             }
         }
-        Hit::FullDisk => unreachable!("it has a course of its own"),
+        Hit::FullDisk | Hit::Storm => unreachable!("they have a course of their own"),
         Hit::Everything => {
             for name in cluster.names()? {
                 cluster.kill(&name)?;

@@ -96,7 +96,8 @@ fn record(client: u64, n: u64) -> Vec<u8> {
     bytes
 }
 
-fn fill(bytes: &mut Vec<u8>, seed: u64, len: usize) {
+/// Bytes that follow from a number.
+pub fn fill(bytes: &mut Vec<u8>, seed: u64, len: usize) {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     while bytes.len() < len {
         x ^= x << 13;
