@@ -23,6 +23,8 @@ const THOUGHTS_MAX: usize = 1024;
 const PROPOSALS_MAX: usize = 64;
 /// An attempt that takes longer is given up, and begun elsewhere or anew.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(120);
+/// Chunks begin to be moved for balance at most this often.
+const MOVE_EVERY: Duration = Duration::from_millis(500);
 /// A chunk that could not be helped is looked at again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -33,6 +35,8 @@ pub struct Repairs {
     cursor: Option<ChunkHandle>,
     /// Live members and chunk: the fewest first.
     queue: BTreeSet<(usize, ChunkHandle)>,
+    /// Where the next look for a chunk to move begins, and when.
+    balance: (ChunkHandle, Option<Instant>),
     /// Since when stores are down, by this leader's count.
     down_since: BTreeMap<StoreId, Instant>,
     /// Attempts under way, and since when by this leader's count.
@@ -62,6 +66,11 @@ impl Repairs {
             if leader.propose(command, Some(term)).await.is_err() {
                 return;
             }
+        }
+        if let Some(command) = self.next_move(leader)
+            && leader.propose(command, Some(term)).await.is_err()
+        {
+            return;
         }
         let mut proposals = 0;
         for _ in 0..THOUGHTS_MAX {
@@ -94,6 +103,22 @@ impl Repairs {
                 Err(_) => return,
             }
         }
+    }
+
+    /// A chunk that is to be moved for balance, now and then, if nothing else is to be done.
+    fn next_move(&mut self, leader: &Leader) -> Option<Command> {
+        let (after, last) = self.balance;
+        if last.is_some_and(|last| last.elapsed() < MOVE_EVERY) {
+            return None;
+        }
+        let state = leader.state.read().expect("never poisoned");
+        // What lacks members comes first.
+        if self.unwell.len() > state.moving().count() {
+            return None;
+        }
+        let (command, next) = state.wanted_move(after, LOOK_AT);
+        self.balance = (next, Some(Instant::now()));
+        command
     }
 
     /// For administrators.
@@ -180,7 +205,7 @@ impl Repairs {
         }
         let is_up = |id: &StoreId| state.store(*id).is_some_and(|s| s.session().is_some());
         let waits = |id: &StoreId| !is_up(id) && !dead.contains(id);
-        let remove = state.leaving(chunk);
+        let remove = state.leaving(handle, chunk);
         if !remove.is_empty() {
             return Step::Propose(Command::Reconfigure {
                 handle,
@@ -189,7 +214,7 @@ impl Repairs {
                 primary: None,
             });
         }
-        if state.staying(chunk).len() >= chunk.want as usize {
+        if state.staying(handle, chunk).len() >= chunk.want as usize {
             return Step::Well;
         }
         if config.members.iter().any(|m| !is_up(m)) {

@@ -238,6 +238,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Makes one more chunkserver, like those of this specification, and starts it.
+    pub fn grow(&mut self, spec: &Spec) -> anyhow::Result<()> {
+        let n = self.names()?.iter().filter(|n| n.starts_with("cs")).count() as u32 + 1;
+        make_chunkserver(&self.dir, spec, n, &self.client_file()?.masters)?;
+        self.start(&format!("cs{n}"))
+    }
+
     /// Asks a server to stop, and waits; if it does not, it is killed.
     pub fn end(&mut self, name: &str) -> anyhow::Result<()> {
         self.end_those(|p| p.name == name)
@@ -316,7 +323,6 @@ fn make(dir: &Path, spec: &Spec) -> anyhow::Result<()> {
     drop(held);
     let initial: Vec<String> =
         addrs.iter().zip(1..).map(|(addr, id)| format!("{{ id = {id}, addr = \"{addr}\" }}")).collect();
-    let quoted: Vec<String> = addrs.iter().map(|a| format!("\"{a}\"")).collect();
     for (addr, id) in addrs.iter().zip(1..) {
         let home = dir.join(format!("m{id}"));
         std::fs::create_dir_all(&home)?;
@@ -329,21 +335,26 @@ fn make(dir: &Path, spec: &Spec) -> anyhow::Result<()> {
         std::fs::write(home.join("config.toml"), text)?;
     }
     for n in 1..=spec.chunkservers {
-        let home = dir.join(format!("cs{n}"));
-        std::fs::create_dir_all(home.join("data"))?;
-        let rack = (n - 1) % spec.racks + 1;
-        let text = format!(
-            "masters = [{}]\ndata = [{:?}]\nrack = \"r{rack}\"\nbind = \"{}\"\n{}",
-            quoted.join(", "),
-            home.join("data"),
-            spec.bind,
-            spec.chunkserver_extra
-        );
-        std::fs::write(home.join("config.toml"), text)?;
+        make_chunkserver(dir, spec, n, &addrs)?;
     }
     let client = ClientFile { cluster: format!("{cluster:016x}"), masters: addrs };
     let tmp = dir.join("cluster.toml.tmp");
     std::fs::write(&tmp, toml::to_string(&client)?)?;
     std::fs::rename(tmp, dir.join("cluster.toml"))?;
     Ok(())
+}
+
+fn make_chunkserver(dir: &Path, spec: &Spec, n: u32, masters: &[String]) -> anyhow::Result<()> {
+    let home = dir.join(format!("cs{n}"));
+    std::fs::create_dir_all(home.join("data"))?;
+    let rack = (n - 1) % spec.racks + 1;
+    let masters: Vec<String> = masters.iter().map(|a| format!("\"{a}\"")).collect();
+    let text = format!(
+        "masters = [{}]\ndata = [{:?}]\nrack = \"r{rack}\"\nbind = \"{}\"\n{}",
+        masters.join(", "),
+        home.join("data"),
+        spec.bind,
+        spec.chunkserver_extra
+    );
+    Ok(std::fs::write(home.join("config.toml"), text)?)
 }

@@ -31,6 +31,7 @@ enum Hit {
     TwoMasters,
     Rolling,
     Drain,
+    Grow,
     Worker,
     Server,
     Pause,
@@ -62,6 +63,7 @@ pub const DRILLS: &[Drill] = &[
         hit: Hit::Rolling,
     },
     Drill { name: "drain", what: "a chunkserver is drained, and then used again", hit: Hit::Drain },
+    Drill { name: "grow", what: "an empty chunkserver joins full ones", hit: Hit::Grow },
     Drill {
         name: "worker-kill",
         what: "kill -9 of a chunkserver's worker; its parent sees it",
@@ -100,6 +102,8 @@ struct Sum {
     recovery: Vec<Duration>,
     /// From the blow until every chunk had all its members again.
     whole: Vec<Duration>,
+    /// What else is to be told.
+    notes: Vec<String>,
 }
 
 /// Runs a drill `repeats` times on a fresh cluster below `dir`, which goes away if all was well.
@@ -125,9 +129,11 @@ async fn run_to_end(name: &str, repeats: u32, dir: &Path, binary: &Path, json: b
     }
     let spec = Spec {
         chunkserver_extra: format!(
-            "segment_bytes = 67108864\nahead_bytes = {}\nlog_segment_bytes = 16777216\n",
+            "segment_bytes = 67108864\nahead_bytes = {}\nlog_segment_bytes = 16777216\ncapacity_bytes = {}\n",
             // One put must find its room zero-filled, or that is what the gap shows.
             if drill.long_puts() { 768 << 20 } else { 64 << 20 },
+            // 0: what the disk has.
+            if drill.hit == Hit::Grow { GROW_CAPACITY } else { 0 },
         ),
         ..Spec::small(3, 5)
     };
@@ -139,7 +145,7 @@ async fn run_to_end(name: &str, repeats: u32, dir: &Path, binary: &Path, json: b
     tokio::time::sleep(Duration::from_secs(if drill.long_puts() { 8 } else { 3 })).await;
     let mut sum = Sum::default();
     for round in 0..repeats {
-        let done = one(drill, &mut cluster, round, &mut sum).await;
+        let done = one(drill, &spec, &mut cluster, round, &mut sum).await;
         done.with_context(|| {
             format!("{} round {round}; its cluster is left in {}", drill.name, home.display())
         })?;
@@ -205,7 +211,13 @@ async fn append_storm(
     Ok(())
 }
 
-async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) -> anyhow::Result<()> {
+async fn one(
+    drill: &Drill,
+    spec: &Spec,
+    cluster: &mut Cluster,
+    round: u32,
+    sum: &mut Sum,
+) -> anyhow::Result<()> {
     let client = cluster.healthy().await?;
     let put_blocks = if drill.long_puts() { load::LONG_PUT_BLOCKS } else { load::PUT_BLOCKS };
     let load = Load::start(cluster.client_file()?.config()?, round, put_blocks, drill.hit != Hit::Everything)
@@ -218,7 +230,13 @@ async fn one(drill: &Drill, cluster: &mut Cluster, round: u32, sum: &mut Sum) ->
     tokio::time::sleep(Duration::from_millis(wait)).await;
     load.mark();
     let struck = Instant::now();
-    let down = strike(drill.hit, cluster, &client, &load).await?;
+    let down = match drill.hit {
+        Hit::Grow => {
+            sum.notes.push(grow(cluster, spec, &client, round).await?);
+            vec![]
+        }
+        hit => strike(hit, cluster, &client, &load).await?,
+    };
     let after = match drill.hit {
         Hit::Pause | Hit::LeaderPause => Duration::from_secs(8),
         Hit::Everything => Duration::from_millis(300),
@@ -350,13 +368,65 @@ async fn strike(
                 }
             }
         }
-        Hit::FullDisk | Hit::Storm => unreachable!("they have a course of their own"),
+        Hit::Grow | Hit::FullDisk | Hit::Storm => unreachable!("they have a course of their own"),
         Hit::Everything => {
             for name in cluster.names()? {
                 cluster.kill(&name)?;
             }
             Ok(vec![])
         }
+    }
+}
+
+/// Bytes that a chunkserver may use in the drill of growth, and what fills them: files of 64 MiB.
+const GROW_CAPACITY: u64 = 3 << 30;
+const GROW_FILES: u64 = 20;
+const GROW_BLOCKS: u64 = 64;
+/// It has converged when the use of the fullest and of the emptiest store differ by less than this,
+/// in bytes.
+const GROW_SPREAD: u64 = 512 << 20;
+
+/// Fills the cluster, adds a server, and waits until the others have shared with it.
+async fn grow(
+    cluster: &mut Cluster,
+    spec: &Spec,
+    client: &client::Client,
+    round: u32,
+) -> anyhow::Result<String> {
+    let path = |n| format!("/drill-{round}/grow-{n}").into_bytes();
+    for n in 0..GROW_FILES {
+        let mut file = client.put(&path(n)).await?;
+        for i in 0..GROW_BLOCKS {
+            file.write_block(load::block(n * GROW_BLOCKS + i).into()).await?;
+        }
+        file.finish(0o644, 0, false).await?;
+    }
+    cluster.grow(spec)?;
+    cluster.healthy().await?;
+    let began = Instant::now();
+    let mut first = None;
+    loop {
+        let used: Vec<u64> = client.stores().await?.iter().filter(|s| s.up).map(|s| s.used).collect();
+        let (least, most) =
+            (used.iter().min().copied().unwrap_or(0), used.iter().max().copied().unwrap_or(0));
+        // What is told of their use lags behind.
+        let known = first.get_or_insert((least, most));
+        *known = (least.min(known.0), most.max(known.1));
+        if most - least < GROW_SPREAD && began.elapsed() > Duration::from_secs(4) {
+            let mib = |bytes: u64| bytes >> 20;
+            return Ok(format!(
+                "used by the emptiest and the fullest store: {} and {} MiB at first, {} and {} MiB after {:.0} s",
+                mib(known.0),
+                mib(known.1),
+                mib(least),
+                mib(most),
+                began.elapsed().as_secs_f64()
+            ));
+        }
+        if began.elapsed() > WHOLE_WITHIN {
+            bail!("it does not converge: {used:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
@@ -435,7 +505,7 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
         }
         println!(
             "{}",
-            json!({"drill": drill.name, "acknowledged": sum.acked, "verified": sum.verified, "lost": 0, "duplicated": 0, "corrupt": 0, "all_members_ms_p50": quantile(&whole, 0.5), "all_members_ms_max": quantile(&whole, 1.0)})
+            json!({"drill": drill.name, "acknowledged": sum.acked, "verified": sum.verified, "lost": 0, "duplicated": 0, "corrupt": 0, "all_members_ms_p50": quantile(&whole, 0.5), "all_members_ms_max": quantile(&whole, 1.0), "notes": sum.notes})
         );
         return;
     }
@@ -457,6 +527,7 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
         quantile(&whole, 0.5) / 1e3,
         quantile(&whole, 1.0) / 1e3
     );
+    sum.notes.iter().for_each(|note| println!("  {note}"));
     // When everything is killed nothing can answer: there errors are allowed, and not counted.
     let errors = if drill.hit == Hit::Everything { "errors allowed" } else { "errors 0" };
     println!(

@@ -646,6 +646,7 @@ impl World {
         self.masters_lead()
             && self.cuts.is_empty()
             && self.masters.state.draining().next().is_none()
+            && self.masters.state.moving().next().is_none()
             && self.servers.iter().all(|s| well(s) && self.is_up(s.id))
             && self.handles.iter().all(|h| self.is_whole(*h))
     }

@@ -136,6 +136,7 @@ impl Metadata {
         let now = chunk.epoch;
         self.chunks.insert(handle, chunk);
         self.repairs.remove(&handle);
+        self.moving.remove(&handle);
         for id in leaving {
             self.order(id, handle, now);
         }
@@ -182,5 +183,6 @@ impl Metadata {
             self.order(id, handle, Epoch::DELETED);
         }
         self.repairs.remove(&handle);
+        self.moving.remove(&handle);
     }
 }

@@ -107,6 +107,15 @@ pub enum Command {
         /// The member.
         store: StoreId,
     },
+    /// A chunk shall leave a member for a better place.
+    Move {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The member.
+        from: StoreId,
+    },
     /// Drops what is old; bounded work.
     Expire {
         /// Trash that went in before this log time.

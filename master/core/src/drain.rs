@@ -4,7 +4,7 @@
 use crate::{Answer, Chunk, Metadata};
 use common::limits::REPLICATION_MAX;
 use common::wire::client_master::MasterReply;
-use common::{Code, Refusal, ServerId, StoreId};
+use common::{ChunkHandle, Code, Refusal, ServerId, StoreId};
 use std::collections::BTreeSet;
 
 impl Metadata {
@@ -30,16 +30,18 @@ impl Metadata {
         self.stores.get(&store).is_some_and(|s| self.draining.contains_key(&s.server))
     }
 
-    /// The members of a chunk that stay.
-    pub fn staying(&self, chunk: &Chunk) -> Vec<StoreId> {
-        self.members_of(chunk).iter().copied().filter(|m| !self.is_drained(*m)).collect()
+    /// The members of a chunk that stay: that are not on a drained server, nor moved.
+    pub fn staying(&self, handle: ChunkHandle, chunk: &Chunk) -> Vec<StoreId> {
+        let from = self.moving.get(&handle);
+        let stays = |m: &StoreId| !self.is_drained(*m) && from != Some(m);
+        self.members_of(chunk).iter().copied().filter(stays).collect()
     }
 
-    /// The members that shall leave a chunk now: those on drained servers once there are enough
+    /// The members that shall leave a chunk now: those that do not stay once there are enough
     /// others, or one of them if there is no room for a successor; and who is more than wanted.
-    pub fn leaving(&self, chunk: &Chunk) -> Vec<StoreId> {
+    pub fn leaving(&self, handle: ChunkHandle, chunk: &Chunk) -> Vec<StoreId> {
         let (members, want) = (self.members_of(chunk), chunk.want as usize);
-        let mut staying = self.staying(chunk);
+        let mut staying = self.staying(handle, chunk);
         let mut leaving: Vec<StoreId> = members.iter().copied().filter(|m| !staying.contains(m)).collect();
         if staying.iter().filter(|m| self.is_up(**m)).count() < want {
             leaving.truncate((members.len() >= REPLICATION_MAX as usize) as usize);

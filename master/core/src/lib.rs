@@ -4,6 +4,7 @@
 //! and chance and nothing else, so that every master that applies the same log has the same state.
 //! Queries borrow. Clones are O(1): all large maps share their structure.
 
+mod balance;
 mod chunks;
 pub mod command;
 mod drain;
@@ -15,6 +16,7 @@ mod sessions;
 mod snapshot;
 mod trash;
 
+pub use balance::MOVES_MAX;
 pub use chunks::Chunk;
 pub use command::{Command, Entry, Reply};
 pub use namespace::{Body, Inode};
@@ -76,6 +78,8 @@ pub struct Metadata {
     removed: OrdMap<(ChunkHandle, StoreId), SessionId>,
     /// Servers that shall hold nothing.
     draining: OrdMap<ServerId, ()>,
+    /// Chunks that shall leave a member for a better place.
+    moving: OrdMap<ChunkHandle, StoreId>,
     /// Attempts to make replicas.
     repairs: OrdMap<ChunkHandle, Repair>,
     next_attempt: u64,
@@ -126,6 +130,7 @@ impl Metadata {
             deletions: OrdMap::new(),
             removed: OrdMap::new(),
             draining: OrdMap::new(),
+            moving: OrdMap::new(),
             repairs: OrdMap::new(),
             next_attempt: 1,
             stale: OrdMap::new(),
@@ -160,6 +165,7 @@ impl Metadata {
             }
             Command::Seal { handle, epoch, length } => store(self.seal(*handle, *epoch, *length)),
             Command::BeginRepair { handle, epoch } => store(self.begin_repair(*handle, *epoch, entry.salt)),
+            Command::Move { handle, epoch, from } => store(self.begin_move(*handle, *epoch, *from)),
             Command::EndRepair { handle, attempt } => store(self.end_repair(*handle, *attempt)),
             Command::Join { handle, epoch, learner, attempt } => {
                 store(self.join(*handle, *epoch, *learner, *attempt))
@@ -221,6 +227,10 @@ impl Metadata {
             let chunk = self.chunks.get(handle).expect("what is repaired exists");
             assert_eq!(chunk.epoch, repair.epoch, "{handle}: a repair of an older epoch");
             assert!(!self.members_of(chunk).contains(&repair.target), "{handle}: a member is to become one");
+        }
+        for (handle, from) in self.moving.iter() {
+            let chunk = self.chunks.get(handle).expect("what is moved exists");
+            assert!(self.members_of(chunk).contains(from), "{handle} is moved off a store that is no member");
         }
         for (store, handle) in self.orders.keys() {
             if let Some(chunk) = self.chunks.get(handle) {

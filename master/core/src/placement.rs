@@ -74,26 +74,31 @@ pub fn place(state: &Metadata, wish: &Wish) -> Vec<StoreId> {
 }
 
 /// A store for one more replica beside these members: one that holds an old copy if it can be, even
-/// if it is busy; else one that is not.
+/// if it is busy; else one that is not. On no server of a member; away from the racks of those that
+/// stay.
 pub fn place_one(
     state: &Metadata,
     wish: &Wish,
     members: &[StoreId],
+    staying: &[StoreId],
     stale: &[StoreId],
     busy: &BTreeSet<StoreId>,
 ) -> Option<StoreId> {
     let of = |id: &StoreId| state.store(*id);
     let servers: BTreeSet<ServerId> = members.iter().filter_map(of).map(|s| s.server).collect();
-    let racks: BTreeSet<&str> = members.iter().filter_map(of).map(|s| s.register.rack.as_str()).collect();
+    let racks: BTreeSet<&str> = staying.iter().filter_map(of).map(|s| s.register.rack.as_str()).collect();
     let taken = |s: &Store| racks.contains(s.register.rack.as_str());
     let free = |id: StoreId, s: &Store| usable(s, wish) && !state.is_drained(id);
     let left = || state.all_stores().filter(|(id, s)| free(*id, s) && !servers.contains(&s.server));
     let other_rack = left().any(|(_, s)| !taken(s));
     let allowed = left().filter(|(_, s)| !other_rack || !taken(s));
     let allowed = allowed.filter(|(id, _)| stale.contains(id) || !busy.contains(id));
+    let (count, sum) = left().fold((0, 0), |(n, sum), (_, s)| (n + 1, sum + s.permille()));
+    let average = sum / u64::max(count, 1);
     let score = |id: StoreId, store: &Store| {
-        let widens = members.iter().any(|m| state.widens_scatter(*m, id));
-        (!stale.contains(&id), widens, store.recent, store.permille(), mix(wish.salt, id))
+        let widens = staying.iter().any(|m| state.widens_scatter(*m, id));
+        let above = store.permille() > average + AVERAGE_SLACK_PERMILLE;
+        (!stale.contains(&id), widens, above, store.recent, store.permille(), mix(wish.salt, id))
     };
     allowed.min_by_key(|(id, s)| score(*id, s)).map(|(id, _)| id)
 }

@@ -46,7 +46,7 @@ impl Metadata {
     /// Whether a chunk lacks members, or has some that shall leave it.
     pub fn is_unwell(&self, handle: ChunkHandle) -> bool {
         self.chunks.get(&handle).is_some_and(|c| {
-            let (members, staying) = (self.members_of(c).len(), self.staying(c).len());
+            let (members, staying) = (self.members_of(c).len(), self.staying(handle, c).len());
             staying != c.want as usize || staying < members
         })
     }
@@ -74,7 +74,7 @@ impl Metadata {
         let mut seen = 0;
         for (handle, chunk) in self.chunks.range(first..).take(limit) {
             let (live, all_stay) = standing_of(chunk.set);
-            if live != chunk.want as usize || !all_stay {
+            if live != chunk.want as usize || !all_stay || self.moving.contains_key(handle) {
                 found.push((*handle, live));
             }
             at = *handle;
@@ -105,8 +105,9 @@ impl Metadata {
     pub fn repair_target(&self, handle: ChunkHandle, epoch: Epoch, salt: u64) -> Answer<StoreId> {
         let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
         // The others leave when there are enough of these.
-        let staying = self.staying(chunk);
-        let room = self.members_of(chunk).len() < REPLICATION_MAX as usize;
+        let staying = self.staying(handle, chunk);
+        let members = self.members_of(chunk);
+        let room = members.len() < REPLICATION_MAX as usize;
         let due = chunk.epoch == epoch && staying.len() < chunk.want as usize && room;
         if !due || self.repairs.contains_key(&handle) {
             return Err(Refusal::new(Code::RepairVoid, handle));
@@ -114,7 +115,7 @@ impl Metadata {
         let wish = Wish { replicas: 1, chunk_bytes: chunk.length, label: "", near: "", salt };
         let stale: Vec<StoreId> = self.stale_of(handle);
         let busy = self.busy_targets();
-        let target = place_one(self, &wish, &staying, &stale, &busy);
+        let target = place_one(self, &wish, members, &staying, &stale, &busy);
         // A copy that must go is nothing to build on: it is waited for until it is gone.
         let ordered =
             |t: StoreId| self.orders.contains_key(&(t, handle)) || self.deletions.contains_key(&(t, handle));
@@ -159,6 +160,8 @@ impl Metadata {
     pub(crate) fn end_repair(&mut self, handle: ChunkHandle, attempt: u64) -> Answer<StoreReply> {
         if self.repairs.get(&handle).is_some_and(|r| r.attempt == attempt) {
             self.repairs.remove(&handle);
+            // If it was a move, another time perhaps.
+            self.moving.remove(&handle);
         }
         Ok(StoreReply::Done)
     }

@@ -48,6 +48,7 @@ enum Part {
     NextAttempt(u64),
     Stale(Vec<((ChunkHandle, StoreId), ())>),
     Draining(Vec<(ServerId, ())>),
+    Moving(Vec<(ChunkHandle, StoreId)>),
 }
 
 impl Metadata {
@@ -90,6 +91,7 @@ impl Metadata {
         out(Part::NextAttempt(self.next_attempt));
         parts(&self.stale, Part::Stale, &mut out);
         parts(&self.draining, Part::Draining, &mut out);
+        parts(&self.moving, Part::Moving, &mut out);
     }
 
     /// The state that `encode` made these parts of.
@@ -119,6 +121,7 @@ impl Metadata {
                 Part::NextAttempt(next) => state.next_attempt = next,
                 Part::Stale(list) => state.stale.extend(list),
                 Part::Draining(list) => state.draining.extend(list),
+                Part::Moving(list) => state.moving.extend(list),
             }
         }
         if headed { Ok(state) } else { Err(Code::BadBody) }

@@ -23,6 +23,8 @@ const ASK_LIMIT: Span = Span::from_ms(5000);
 const ASK_AGAIN: Span = Span::from_ms(50);
 /// How many answers to questions are lost on their way.
 const ANSWERS_LOST: f64 = 0.02;
+/// How often a chunk is moved for no reason.
+const MOVES: f64 = 0.002;
 /// Who makes the files.
 const MASTER_CLIENT: ClientId = ClientId(0xface);
 
@@ -321,8 +323,8 @@ impl World {
             return;
         }
         let chunk = self.masters.state.chunk(handle).expect("it is not deleted");
-        let (want, staying) = (chunk.want as usize, self.masters.state.staying(chunk));
-        let leaving = self.masters.state.leaving(chunk);
+        let (want, staying) = (chunk.want as usize, self.masters.state.staying(handle, chunk));
+        let leaving = self.masters.state.leaving(handle, chunk);
         if !leaving.is_empty() {
             let _ = self.reconfigure(handle, config.epoch, leaving, None);
             return;
@@ -339,6 +341,11 @@ impl World {
                     self.trace.push(format!("{} repair {handle} {repair:?}", self.now.0));
                     self.repairs_begun += 1;
                 }
+            }
+            None if self.faults_left > 0 && staying.len() == want && self.rng.random_bool(MOVES) => {
+                let from = config.members[self.rng.random_range(0..want)];
+                self.trace.push(format!("{} move {handle} off {from}", self.now.0));
+                self.apply(Command::Move { handle, epoch: config.epoch, from });
             }
             None => {}
         }

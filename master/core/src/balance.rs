@@ -1,0 +1,78 @@
+//! Moving chunks from full stores to empty ones: one member at a time gets a successor elsewhere,
+//! and leaves when that has joined.
+
+use crate::placement::{Wish, place_one};
+use crate::{Answer, Command, Metadata, Store};
+use common::limits::CHUNK_BYTES_MAX;
+use common::wire::chunk_master::StoreReply;
+use common::{ChunkHandle, Code, Epoch, Refusal, StoreId};
+use std::collections::BTreeSet;
+
+/// Chunks that are moved at a time.
+pub const MOVES_MAX: usize = 2;
+/// A cluster is balanced while its fullest and its emptiest store differ by less than this, in
+/// thousandths of their capacity,
+const BALANCED_PERMILLE: u64 = 100;
+/// or by less than this in bytes: what is told of their use lags behind the moves.
+const BALANCED_BYTES: u64 = 8 * CHUNK_BYTES_MAX;
+
+impl Metadata {
+    /// Chunks that are moved, and from where.
+    pub fn moving(&self) -> impl Iterator<Item = (ChunkHandle, StoreId)> {
+        self.moving.iter().map(|(handle, from)| (*handle, *from))
+    }
+
+    /// The next move that brings the cluster closer to balance, among the `limit` chunks after
+    /// `after`; and where to look next.
+    pub fn wanted_move(&self, after: ChunkHandle, limit: usize) -> (Option<Command>, ChunkHandle) {
+        let usable = |(id, s): &(StoreId, &Store)| s.session().is_some() && !self.is_drained(*id);
+        let full = |s: &Store| s.permille();
+        let Some((from, fullest)) = self.all_stores().filter(usable).max_by_key(|(_, s)| full(s)) else {
+            return (None, after);
+        };
+        let far = |s: &Store| {
+            full(fullest) >= full(s) + BALANCED_PERMILLE
+                && fullest.register.used >= s.register.used + BALANCED_BYTES
+        };
+        if self.moving.len() >= MOVES_MAX || !self.all_stores().filter(usable).any(|(_, s)| far(s)) {
+            return (None, after);
+        }
+        // Not to another full store.
+        let near: BTreeSet<StoreId> = self.all_stores().filter(|(_, s)| !far(s)).map(|(id, _)| id).collect();
+        let mut at = after;
+        for (handle, chunk) in self.chunks.range(ChunkHandle(after.0.saturating_add(1))..).take(limit) {
+            at = *handle;
+            let members = self.members_of(chunk);
+            let whole = members.len() == chunk.want as usize && members.iter().all(|m| self.is_up(*m));
+            if !members.contains(&from) || !whole || self.is_unwell(*handle) {
+                continue;
+            }
+            let others: Vec<StoreId> = members.iter().copied().filter(|m| *m != from).collect();
+            let wish = Wish { replicas: 1, chunk_bytes: chunk.length, label: "", near: "", salt: handle.0 };
+            if place_one(self, &wish, members, &others, &[], &near).is_some() {
+                return (Some(Command::Move { handle: *handle, epoch: chunk.epoch, from }), at);
+            }
+        }
+        let end = self.chunks.range(ChunkHandle(at.0.saturating_add(1))..).next().is_none();
+        (None, if end { ChunkHandle(0) } else { at })
+    }
+
+    /// Begins to move a chunk off a member.
+    pub(crate) fn begin_move(
+        &mut self,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        from: StoreId,
+    ) -> Answer<StoreReply> {
+        let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
+        let good = chunk.epoch == epoch
+            && self.members_of(chunk).contains(&from)
+            && !self.is_unwell(handle)
+            && self.moving.len() < MOVES_MAX;
+        if !good {
+            return Err(Refusal::new(Code::RepairVoid, handle));
+        }
+        self.moving.insert(handle, from);
+        Ok(StoreReply::Done)
+    }
+}
