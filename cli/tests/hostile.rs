@@ -384,6 +384,7 @@ impl Hostile {
             5 => MasterRequest::Trash { after: self.file(), limit: self.number() as u32 },
             6 => MasterRequest::Policy { path },
             7 => MasterRequest::Repairs,
+            8 => MasterRequest::Drains,
             _ => MasterRequest::Mutate {
                 request: self.request(),
                 lowest: if self.flag() { 1 } else { self.number() },
@@ -397,7 +398,7 @@ impl Hostile {
     fn mutation(&mut self) -> Mutation {
         let (path, file, mode) = (self.path(), self.file(), self.number() as u32);
         let (near, index) = (self.text(), self.number() as u32);
-        match self.rng.random_range(0..16) {
+        match self.rng.random_range(0..17) {
             0 => Mutation::Mkdir { path, parents: self.flag(), mode },
             1 => Mutation::Create {
                 path,
@@ -441,6 +442,8 @@ impl Hostile {
                 },
             },
             14 => Mutation::EmptyTrash { before_ns: self.number() },
+            // No server that there is: the kept file's chunk shall stay where it is.
+            15 => Mutation::Drain { server: ServerId(1000 + self.number() as u32 % 1000), on: self.flag() },
             _ => Mutation::EndClient,
         }
     }
