@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 /// an election, so that a leader that hangs has been replaced by then. Requests are carried out once,
 /// however often they are asked.
 const CALL_LIMIT: Duration = Duration::from_millis(1200);
+/// A change of the group of masters is answered within this.
+const CHANGE_LIMIT: Duration = Duration::from_secs(60);
 /// A connection to a master is made within this.
 const DIAL_LIMIT: Duration = Duration::from_millis(500);
 /// Between two tries, at first and at most.
@@ -112,7 +114,13 @@ impl Masters {
             }
             Err(e) => return Err(e.to_string()),
         };
-        let limit = CALL_LIMIT.min(deadline.saturating_duration_since(Instant::now()));
+        use MasterRequest::{AddMaster, RemoveMaster, TransferLeader};
+        let limit = match request {
+            // A new master may have to get a snapshot first.
+            AddMaster { .. } | RemoveMaster { .. } | TransferLeader { .. } => CHANGE_LIMIT,
+            _ => CALL_LIMIT,
+        };
+        let limit = limit.min(deadline.saturating_duration_since(Instant::now()));
         match conn.call::<_, MasterReply>(request, 0, vec![], limit).await {
             Ok((
                 MasterReply::Refused { code: code @ (Code::NotLeader | Code::Unavailable), leader, .. },

@@ -3,6 +3,7 @@
 
 mod full_disk;
 mod load;
+mod registers;
 mod storm;
 
 use crate::cluster::{Cluster, Spec, signal};
@@ -99,6 +100,8 @@ struct Sum {
     calm: BTreeMap<&'static str, Duration>,
     acked: u64,
     verified: u64,
+    /// Reads and writes of registers, all linearizable.
+    linear: u64,
     recovery: Vec<Duration>,
     /// From the blow until every chunk had all its members again.
     whole: Vec<Duration>,
@@ -252,7 +255,8 @@ async fn one(
     for name in down.iter().filter(|_| drill.hit != Hit::Lost) {
         cluster.start(name)?;
     }
-    let Report { gaps, calm, acked } = load.stop().await?;
+    let Report { gaps, calm, acked, registers } = load.stop().await?;
+    sum.linear += registers.check(cluster.dir())?;
     let client = match drill.hit {
         Hit::Lost => client,
         _ => cluster.healthy().await?,
@@ -505,7 +509,7 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
         }
         println!(
             "{}",
-            json!({"drill": drill.name, "acknowledged": sum.acked, "verified": sum.verified, "lost": 0, "duplicated": 0, "corrupt": 0, "all_members_ms_p50": quantile(&whole, 0.5), "all_members_ms_max": quantile(&whole, 1.0), "notes": sum.notes})
+            json!({"drill": drill.name, "acknowledged": sum.acked, "verified": sum.verified, "linearizable": sum.linear, "lost": 0, "duplicated": 0, "corrupt": 0, "all_members_ms_p50": quantile(&whole, 0.5), "all_members_ms_max": quantile(&whole, 1.0), "notes": sum.notes})
         );
         return;
     }
@@ -528,6 +532,7 @@ fn print(drill: &Drill, repeats: u32, sum: &Sum, json: bool) {
         quantile(&whole, 1.0) / 1e3
     );
     sum.notes.iter().for_each(|note| println!("  {note}"));
+    println!("  {} reads and writes of registers: linearizable", sum.linear);
     // When everything is killed nothing can answer: there errors are allowed, and not counted.
     let errors = if drill.hit == Hit::Everything { "errors allowed" } else { "errors 0" };
     println!(

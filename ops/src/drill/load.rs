@@ -1,6 +1,7 @@
 //! The load of a drill: record appenders, a stream of puts, a metadata loop, readers. Remembers
 //! what was acknowledged, and checks it.
 
+use super::registers::{REGISTERS, REST, Registers};
 use anyhow::{Context, bail};
 use client::{Client, Config};
 use common::limits::WRITE_BYTES_MAX;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 const APPENDERS: u64 = 8;
+/// Writers and readers of registers.
+const REGISTER_USERS: u64 = 6;
 const RECORD_BYTES: usize = 4096;
 /// An operation that takes longer than this is noted in the log.
 const SLOW: Duration = Duration::from_millis(300);
@@ -40,6 +43,8 @@ pub struct Report {
     pub calm: Vec<(&'static str, Duration)>,
     /// What was acknowledged.
     pub acked: Vec<Acked>,
+    /// What readers and writers of registers did.
+    pub registers: Registers,
 }
 
 struct Shared {
@@ -48,6 +53,7 @@ struct Shared {
     acked: Mutex<Vec<Acked>>,
     gaps: Mutex<BTreeMap<&'static str, Duration>>,
     calm: Mutex<BTreeMap<&'static str, Duration>>,
+    registers: Registers,
     /// Writes of each put.
     put_blocks: u64,
     /// Errors are allowed when everything is killed: then nothing can answer.
@@ -124,6 +130,7 @@ impl Load {
             acked: Mutex::default(),
             gaps: Mutex::default(),
             calm: Mutex::default(),
+            registers: Registers::new(),
             put_blocks,
             strict,
         });
@@ -135,7 +142,12 @@ impl Load {
         }
         file.finish(0o644, 0, false).await?;
         client.appender(&below(round, "log")).await?.append(&record(APPENDERS, 0)).await?;
+        Registers::make(&client, &below(round, "registers")).await?;
         let mut tasks = vec![];
+        for n in 0..REGISTER_USERS {
+            let client = Client::connect(config.clone()).await?;
+            tasks.push(tokio::spawn(registers(client, shared.clone(), round, n)));
+        }
         for n in 0..APPENDERS {
             tasks.push(tokio::spawn(append(
                 Client::connect(config.clone()).await?,
@@ -176,7 +188,9 @@ impl Load {
         };
         let (gaps, calm) = (list(&self.shared.gaps), list(&self.shared.calm));
         let acked = self.shared.acked.lock().expect("never poisoned").clone();
-        Ok(Report { gaps, calm, acked })
+        // All tasks have ended: nobody else has it.
+        let shared = Arc::into_inner(self.shared).context("the load goes on")?;
+        Ok(Report { gaps, calm, acked, registers: shared.registers })
     }
 }
 
@@ -271,6 +285,34 @@ async fn reads(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Resul
             }
             Err(error) => judge(&shared, "read", error)?,
         }
+    }
+    Ok(())
+}
+
+/// Every third of them writes, the others read, each register in turn.
+async fn registers(client: Client, shared: Arc<Shared>, round: u32, me: u64) -> anyhow::Result<()> {
+    let path = below(round, "registers");
+    let mut file = None;
+    let mut n = me;
+    while !shared.stopped() {
+        n += 1;
+        let register = n % REGISTERS;
+        if me.is_multiple_of(3) {
+            let done = shared.registers.write(&client, &path, register).await;
+            done.or_else(|error| judge(&shared, "write of a register", error))?;
+        } else if let Some(file) = &file {
+            let done = shared.registers.read(file, register).await;
+            done.or_else(|error| match error.downcast::<client::Error>() {
+                Ok(error) => judge(&shared, "read of a register", error),
+                Err(error) => Err(error),
+            })?;
+        } else {
+            file = match client.open(&path).await {
+                Ok(file) => Some(file),
+                Err(error) => judge(&shared, "open", error).map(|()| None)?,
+            };
+        }
+        tokio::time::sleep(REST).await;
     }
     Ok(())
 }
