@@ -116,23 +116,26 @@ async fn drain(
         items.retain(|i| server.is_none_or(|s| s == i.server));
         let left = items.iter().any(|i| i.chunks + i.copies > 0);
         if !wait || !left {
-            show_drains(&items, json);
+            show_drains(&items, &client.stores().await?, json);
             return Ok(());
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-fn show_drains(items: &[client::DrainItem], json: bool) {
+fn show_drains(items: &[client::DrainItem], stores: &[StoreInfo], json: bool) {
     for i in items {
+        // Its number is the masters': its addresses tell which it is.
+        let addrs = stores.iter().filter(|s| s.server == i.server).map(|s| s.addr.to_string());
+        let addrs = addrs.collect::<Vec<_>>().join(", ");
         let safe = i.chunks + i.copies == 0;
         match (json, safe) {
-            (true, _) => {
-                print(&json!({"server": i.server.0, "chunks": i.chunks, "copies": i.copies, "safe": safe}))
-            }
-            (false, true) => println!("server {}: holds nothing; it can be stopped for good", i.server),
+            (true, _) => print(
+                &json!({"server": i.server.0, "chunks": i.chunks, "copies": i.copies, "safe": safe, "addrs": addrs}),
+            ),
+            (false, true) => println!("{} at {addrs}: holds nothing; it can be stopped for good", i.server),
             (false, false) => println!(
-                "server {}: {} chunks have a replica there, {} old copies are still to go",
+                "{} at {addrs}: {} chunks have a replica there, {} old copies are still to go",
                 i.server, i.chunks, i.copies
             ),
         }

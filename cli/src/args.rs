@@ -302,7 +302,8 @@ pub enum Admin {
     },
     /// Move everything off a server, so that it can be stopped for good; says what is left.
     Drain {
-        /// Which, as `admin servers` shows it; all that are drained if not given.
+        /// Which, as `admin servers` shows it: cs2; all that are drained if not given.
+        #[arg(value_parser = server_id)]
         server: Option<u32>,
         /// Take it back: the server is used again.
         #[arg(long, requires = "server")]
@@ -394,4 +395,10 @@ impl From<Bench> for bench::Job {
             Bench::All => bench::Job::All,
         }
     }
+}
+
+/// The number of a server: `cs2`, or `2`.
+fn server_id(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix("cs").unwrap_or(text);
+    number.parse().map_err(|_| "a server is named as `admin servers` shows it: cs2".into())
 }

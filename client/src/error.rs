@@ -6,7 +6,7 @@ use common::{Code, Refusal};
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The cluster refuses; nothing was changed.
-    #[error("{0}")]
+    #[error(transparent)]
     Refused(#[from] Refusal),
     /// No answer within the deadline; whether it was done is not known.
     #[error("{action}: no answer within {ms} ms; whether it was done is not known (last: {last})")]
