@@ -65,7 +65,10 @@ fn hostile_frames_do_no_harm_to_any_port() {
         let many = hostile.rng.random_range(1..50);
         hostile.insult(addr, many);
         garbage += many;
-        assert_eq!(servers.exited(), None, "a process has died after {understood} frames");
+        if let Some(dead) = servers.exited() {
+            let logs = logs(&servers);
+            panic!("{dead} has died after {understood} frames\n{}", logs);
+        }
     }
     println!("{understood} frames decoded, {garbage} pieces of garbage sent");
     for (pid, before) in before {

@@ -37,6 +37,8 @@ pub struct Repairs {
     queue: BTreeSet<(usize, ChunkHandle)>,
     /// Where the next look for a chunk to move begins, and when.
     balance: (ChunkHandle, Option<Instant>),
+    /// Since when chunks are moved that no store copies yet.
+    idle_moves: BTreeMap<ChunkHandle, Instant>,
     /// Since when stores are down, by this leader's count.
     down_since: BTreeMap<StoreId, Instant>,
     /// Attempts under way, and since when by this leader's count.
@@ -112,6 +114,14 @@ impl Repairs {
             return None;
         }
         let state = leader.state.read().expect("never poisoned");
+        let idle: BTreeSet<ChunkHandle> =
+            state.moving().map(|(handle, _)| handle).filter(|h| state.repair(*h).is_none()).collect();
+        self.idle_moves.retain(|handle, _| idle.contains(handle));
+        for handle in idle {
+            if self.idle_moves.entry(handle).or_insert_with(Instant::now).elapsed() > ATTEMPT_LIMIT {
+                return Some(Command::EndMove { handle });
+            }
+        }
         // What lacks members comes first.
         if self.unwell.len() > state.moving().count() {
             return None;

@@ -31,8 +31,8 @@ impl Metadata {
             return (None, after);
         };
         let far = |s: &Store| {
-            full(fullest) >= full(s) + BALANCED_PERMILLE
-                && fullest.register.used >= s.register.used + BALANCED_BYTES
+            full(fullest).saturating_sub(full(s)) >= BALANCED_PERMILLE
+                && fullest.register.used.saturating_sub(s.register.used) >= BALANCED_BYTES
         };
         if self.moving.len() >= MOVES_MAX || !self.all_stores().filter(usable).any(|(_, s)| far(s)) {
             return (None, after);

@@ -107,15 +107,6 @@ pub enum Command {
         /// The member.
         store: StoreId,
     },
-    /// A chunk shall leave a member for a better place.
-    Move {
-        /// The chunk.
-        handle: ChunkHandle,
-        /// Its epoch.
-        epoch: Epoch,
-        /// The member.
-        from: StoreId,
-    },
     /// Drops what is old; bounded work.
     Expire {
         /// Trash that went in before this log time.
@@ -126,6 +117,20 @@ pub enum Command {
         clients_before_ns: u64,
         /// Most inodes to delete.
         budget: u32,
+    },
+    /// A chunk shall leave a member for a better place.
+    Move {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The member.
+        from: StoreId,
+    },
+    /// A move comes to nothing: the chunk stays where it is.
+    EndMove {
+        /// The chunk.
+        handle: ChunkHandle,
     },
 }
 

@@ -23,7 +23,7 @@ pub use namespace::{Body, Inode};
 pub use nodes::{Store, StoreState};
 pub use repair::Repair;
 
-use common::wire::chunk_master::Order;
+use common::wire::chunk_master::{Order, StoreReply};
 use common::wire::client_master::{MasterReply, Policy};
 use common::{ChunkHandle, ClientId, Epoch, FileId, Refusal, ServerId, SessionId, StoreId};
 use imbl::OrdMap;
@@ -166,6 +166,10 @@ impl Metadata {
             Command::Seal { handle, epoch, length } => store(self.seal(*handle, *epoch, *length)),
             Command::BeginRepair { handle, epoch } => store(self.begin_repair(*handle, *epoch, entry.salt)),
             Command::Move { handle, epoch, from } => store(self.begin_move(*handle, *epoch, *from)),
+            Command::EndMove { handle } => {
+                self.moving.remove(handle);
+                store(Ok(StoreReply::Done))
+            }
             Command::EndRepair { handle, attempt } => store(self.end_repair(*handle, *attempt)),
             Command::Join { handle, epoch, learner, attempt } => {
                 store(self.join(*handle, *epoch, *learner, *attempt))

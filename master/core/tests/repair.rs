@@ -227,6 +227,44 @@ fn a_drained_server_gets_nothing_and_its_replicas_move() {
 }
 
 #[test]
+fn a_full_store_shares_with_an_empty_one() {
+    let mut d = Driver::new();
+    let tib = 1 << 40;
+    d.servers(&["r1", "r2", "r3"], |_| tib / 2);
+    let chunks: Vec<ChunkConfig> = (0..10).map(|n| new_chunk(&mut d, &format!("/{n}"))).collect();
+    assert_eq!(d.state.wanted_move(ChunkHandle(0), 100).0, None, "all are alike");
+    d.apply(Command::Register(register(3, "r3", 0)));
+    let empty = d.state.store_by_uuid(4).unwrap().0;
+    let (Some(Command::Move { handle, epoch, from }), _) = d.state.wanted_move(ChunkHandle(0), 100) else {
+        panic!("nothing is moved")
+    };
+    let before = chunks.iter().find(|c| c.handle == handle).unwrap();
+    assert!(before.members.contains(&from));
+    assert_eq!(store(&mut d, Command::Move { handle, epoch, from }), Ok(StoreReply::Done));
+    assert_eq!(
+        store(&mut d, Command::Move { handle, epoch, from }),
+        Err(Code::RepairVoid),
+        "it is under way"
+    );
+    store(&mut d, begin(before)).unwrap();
+    let repair = d.state.repair(handle).unwrap();
+    assert_eq!(repair.target, empty);
+    let four = config(store(&mut d, join(before, empty, repair.attempt)));
+    assert_eq!(d.state.leaving(handle, d.state.chunk(handle).unwrap()), [from]);
+    let (epoch, remove) = (four.epoch, vec![from]);
+    let three = config(store(&mut d, Command::Reconfigure { handle, epoch, remove, primary: None }));
+    assert!(three.members.contains(&empty) && !three.members.contains(&from));
+    assert!(d.state.moving().next().is_none() && !d.state.is_unwell(handle));
+    // A move that comes to nothing leaves things as they are.
+    let (Some(Command::Move { handle, epoch, from }), _) = d.state.wanted_move(handle, 100) else { panic!() };
+    store(&mut d, Command::Move { handle, epoch, from }).unwrap();
+    assert!(d.state.is_unwell(handle));
+    store(&mut d, Command::EndMove { handle }).unwrap();
+    assert!(!d.state.is_unwell(handle));
+    d.state.check();
+}
+
+#[test]
 fn attempts_and_old_copies_survive_a_snapshot() {
     let (mut d, whole) = with_chunk();
     let (_, two) = lose_one(&mut d, &whole);
