@@ -342,7 +342,12 @@ impl World {
                     self.repairs_begun += 1;
                 }
             }
-            None if self.faults_left > 0 && staying.len() == want && self.rng.random_bool(MOVES) => {
+            // Only where there is another place: nobody gives a move up here.
+            None if self.faults_left > 0
+                && staying.len() == want
+                && self.servers.len() > want
+                && self.rng.random_bool(MOVES) =>
+            {
                 let from = config.members[self.rng.random_range(0..want)];
                 self.trace.push(format!("{} move {handle} off {from}", self.now.0));
                 self.apply(Command::Move { handle, epoch: config.epoch, from });
