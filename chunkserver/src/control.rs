@@ -353,9 +353,12 @@ async fn heartbeat(
                     let _ = shard.to.send(ToShard::Table(stores));
                 }
                 if !orders.is_empty() {
+                    let removed = orders.iter().any(|order| !order.discard);
                     done = carry_out(shard, orders, confirmed).await;
-                    // A primary may be waiting for just this.
-                    early.notify_one();
+                    if removed {
+                        // A primary may be waiting for just this.
+                        early.notify_one();
+                    }
                 }
                 let _ = shard.to.send(ToShard::Repairs(repairs));
                 let held = Span::from_ms(session_ms * (100 - DRIFT_PERCENT) / 100);

@@ -1,9 +1,22 @@
 //! Known mistakes that can be switched on, one at a time, to see that the simulator finds them.
 //! Without the feature `mutants` none is ever on, and nothing of them is compiled.
 
-/// A mistake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mutant {
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A mistake.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mutant {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &[Mutant] = &[$(Mutant::$name,)*];
+        }
+    };
+}
+
+mutants! {
     /// A group counts as durable before its flush.
     AckBeforeFlush,
     /// A group that names extents is a durable write without a flush.
@@ -53,36 +66,6 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    /// All of them.
-    pub const ALL: [Mutant; 23] = {
-        use Mutant::*;
-        [
-            AckBeforeFlush,
-            NoFlushOfExtents,
-            SelfAckEarly,
-            CommitAtFastest,
-            ForgetHold,
-            ServeAfterSession,
-            ConfirmOnce,
-            NoAnswers,
-            NoDedupInTail,
-            NoCut,
-            ReadUnresolved,
-            ReadWithoutAsking,
-            TailBeforeDurable,
-            FreeAtCommit,
-            FreeUnderRead,
-            PagesUnsynced,
-            HomeAnyway,
-            AdmitWhileJoining,
-            LastRoundWithTail,
-            NoAnswersCopied,
-            SinceRoundEnd,
-            CopyFromTail,
-            GoOnAfterAsked,
-        ]
-    };
-
     /// Whether this mistake is made.
     #[cfg(not(feature = "mutants"))]
     pub const fn on(self) -> bool {

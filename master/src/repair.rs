@@ -23,6 +23,8 @@ const THOUGHTS_MAX: usize = 1024;
 const PROPOSALS_MAX: usize = 64;
 /// An attempt that takes longer is given up, and begun elsewhere or anew.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(120);
+/// Chunks of which one to move is looked for in one go: for each a place is looked for, too.
+const MOVE_LOOK_AT: usize = 256;
 /// Chunks begin to be moved for balance at most this often.
 const MOVE_EVERY: Duration = Duration::from_millis(500);
 /// A chunk that could not be helped is looked at again after this.
@@ -126,7 +128,7 @@ impl Repairs {
         if self.unwell.len() > state.moving().count() {
             return None;
         }
-        let (command, next) = state.wanted_move(after, LOOK_AT);
+        let (command, next) = state.wanted_move(after, MOVE_LOOK_AT);
         self.balance = (next, Some(Instant::now()));
         command
     }
@@ -198,13 +200,16 @@ impl Repairs {
             .collect()
     }
 
-    /// What a chunk needs now: dead members leave, a dead primary is replaced; then a new member
-    /// is made. One that is down, but not dead yet, is waited for.
+    /// What a chunk needs now: dead members leave, or else those that shall; then a new member is
+    /// made. One that is down, but not dead yet, is waited for.
     fn step(&self, state: &Metadata, handle: ChunkHandle) -> Step {
         let Ok(config) = state.config(handle) else { return Step::Well };
         let Some(chunk) = state.chunk(handle) else { return Step::Well };
         let dead = self.dead();
-        let remove: Vec<StoreId> = config.members.iter().copied().filter(|m| dead.contains(m)).collect();
+        let mut remove: Vec<StoreId> = config.members.iter().copied().filter(|m| dead.contains(m)).collect();
+        if remove.is_empty() {
+            remove = state.leaving(handle, chunk);
+        }
         if !remove.is_empty() {
             return Step::Propose(Command::Reconfigure {
                 handle,
@@ -215,15 +220,6 @@ impl Repairs {
         }
         let is_up = |id: &StoreId| state.store(*id).is_some_and(|s| s.session().is_some());
         let waits = |id: &StoreId| !is_up(id) && !dead.contains(id);
-        let remove = state.leaving(handle, chunk);
-        if !remove.is_empty() {
-            return Step::Propose(Command::Reconfigure {
-                handle,
-                epoch: config.epoch,
-                remove,
-                primary: None,
-            });
-        }
         if state.staying(handle, chunk).len() >= chunk.want as usize {
             return Step::Well;
         }

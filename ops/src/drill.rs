@@ -2,6 +2,7 @@
 //! acknowledged byte is checked afterwards. Prints the gap that clients saw.
 
 mod full_disk;
+mod grow;
 mod load;
 mod registers;
 mod storm;
@@ -136,7 +137,7 @@ async fn run_to_end(name: &str, repeats: u32, dir: &Path, binary: &Path, json: b
             // One put must find its room zero-filled, or that is what the gap shows.
             if drill.long_puts() { 768 << 20 } else { 64 << 20 },
             // 0: what the disk has.
-            if drill.hit == Hit::Grow { GROW_CAPACITY } else { 0 },
+            if drill.hit == Hit::Grow { grow::CAPACITY } else { 0 },
         ),
         ..Spec::small(3, 5)
     };
@@ -235,7 +236,7 @@ async fn one(
     let struck = Instant::now();
     let down = match drill.hit {
         Hit::Grow => {
-            sum.notes.push(grow(cluster, spec, &client, round).await?);
+            sum.notes.push(grow::run(cluster, spec, &client, round).await?);
             vec![]
         }
         hit => strike(hit, cluster, &client, &load).await?,
@@ -379,58 +380,6 @@ async fn strike(
             }
             Ok(vec![])
         }
-    }
-}
-
-/// Bytes that a chunkserver may use in the drill of growth, and what fills them: files of 64 MiB.
-const GROW_CAPACITY: u64 = 3 << 30;
-const GROW_FILES: u64 = 20;
-const GROW_BLOCKS: u64 = 64;
-/// It has converged when the use of the fullest and of the emptiest store differ by less than this,
-/// in bytes.
-const GROW_SPREAD: u64 = 512 << 20;
-
-/// Fills the cluster, adds a server, and waits until the others have shared with it.
-async fn grow(
-    cluster: &mut Cluster,
-    spec: &Spec,
-    client: &client::Client,
-    round: u32,
-) -> anyhow::Result<String> {
-    let path = |n| format!("/drill-{round}/grow-{n}").into_bytes();
-    for n in 0..GROW_FILES {
-        let mut file = client.put(&path(n)).await?;
-        for i in 0..GROW_BLOCKS {
-            file.write_block(load::block(n * GROW_BLOCKS + i).into()).await?;
-        }
-        file.finish(0o644, 0, false).await?;
-    }
-    cluster.grow(spec)?;
-    cluster.healthy().await?;
-    let began = Instant::now();
-    let mut first = None;
-    loop {
-        let used: Vec<u64> = client.stores().await?.iter().filter(|s| s.up).map(|s| s.used).collect();
-        let (least, most) =
-            (used.iter().min().copied().unwrap_or(0), used.iter().max().copied().unwrap_or(0));
-        // What is told of their use lags behind.
-        let known = first.get_or_insert((least, most));
-        *known = (least.min(known.0), most.max(known.1));
-        if most - least < GROW_SPREAD && began.elapsed() > Duration::from_secs(4) {
-            let mib = |bytes: u64| bytes >> 20;
-            return Ok(format!(
-                "used by the emptiest and the fullest store: {} and {} MiB at first, {} and {} MiB after {:.0} s",
-                mib(known.0),
-                mib(known.1),
-                mib(least),
-                mib(most),
-                began.elapsed().as_secs_f64()
-            ));
-        }
-        if began.elapsed() > WHOLE_WITHIN {
-            bail!("it does not converge: {used:?}");
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

@@ -695,7 +695,7 @@ impl World {
             Event::Register { store, .. } => self.register(store),
             Event::Beat { store, session, .. } => self.beat(store, session),
             Event::Heard { store, life, session, sent, confirmed } => {
-                // A process that died meanwhile has said it all the same.
+                // Of one that died meanwhile the session is as good as over: nothing comes of it.
                 if self.servers[store].life == life {
                     self.heard(store, session, sent, confirmed);
                 }

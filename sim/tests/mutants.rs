@@ -30,8 +30,11 @@ fn every_known_mistake_is_found() {
     let variable = |name| std::env::var(name).ok();
     let runs = variable("RUNS").and_then(|v| v.parse().ok()).unwrap_or(RUNS);
     let only = variable("MUTANT");
-    let mutants: Vec<Mutant> =
-        Mutant::ALL.into_iter().filter(|m| only.as_ref().is_none_or(|o| *o == format!("{m:?}"))).collect();
+    let mutants: Vec<Mutant> = Mutant::ALL
+        .iter()
+        .copied()
+        .filter(|m| only.as_ref().is_none_or(|o| *o == format!("{m:?}")))
+        .collect();
     let next = std::sync::Mutex::new(mutants.into_iter());
     let missed = std::sync::Mutex::new(vec![]);
     std::thread::scope(|threads| {

@@ -9,7 +9,7 @@ use common::{ChunkHandle, Code, Epoch, Refusal, StoreId};
 use std::collections::BTreeSet;
 
 /// Chunks that are moved at a time.
-pub const MOVES_MAX: usize = 2;
+const MOVES_MAX: usize = 2;
 /// A cluster is balanced while its fullest and its emptiest store differ by less than this, in
 /// thousandths of their capacity,
 const BALANCED_PERMILLE: u64 = 100;

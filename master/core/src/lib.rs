@@ -16,7 +16,6 @@ mod sessions;
 mod snapshot;
 mod trash;
 
-pub use balance::MOVES_MAX;
 pub use chunks::Chunk;
 pub use command::{Command, Entry, Reply};
 pub use namespace::{Body, Inode};

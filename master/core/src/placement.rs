@@ -46,7 +46,7 @@ struct Score {
 /// only if there are not enough servers; empty if there is none.
 pub fn place(state: &Metadata, wish: &Wish) -> Vec<StoreId> {
     let candidates: Vec<(StoreId, &Store)> =
-        state.all_stores().filter(|(id, s)| usable(s, wish) && !state.is_drained(*id)).collect();
+        state.all_stores().filter(|(id, s)| usable(state, *id, s, wish)).collect();
     let total: u64 = candidates.iter().map(|(_, s)| s.permille()).sum();
     let average = total / candidates.len().max(1) as u64;
     let mut chosen: Vec<(StoreId, &Store)> = vec![];
@@ -88,8 +88,8 @@ pub fn place_one(
     let servers: BTreeSet<ServerId> = members.iter().filter_map(of).map(|s| s.server).collect();
     let racks: BTreeSet<&str> = staying.iter().filter_map(of).map(|s| s.register.rack.as_str()).collect();
     let taken = |s: &Store| racks.contains(s.register.rack.as_str());
-    let free = |id: StoreId, s: &Store| usable(s, wish) && !state.is_drained(id);
-    let left = || state.all_stores().filter(|(id, s)| free(*id, s) && !servers.contains(&s.server));
+    let free = |id: StoreId, s: &Store| usable(state, id, s, wish) && !servers.contains(&s.server);
+    let left = || state.all_stores().filter(|(id, s)| free(*id, s));
     let other_rack = left().any(|(_, s)| !taken(s));
     let allowed = left().filter(|(_, s)| !other_rack || !taken(s));
     let allowed = allowed.filter(|(id, _)| stale.contains(id) || !busy.contains(id));
@@ -103,12 +103,13 @@ pub fn place_one(
     allowed.min_by_key(|(id, s)| score(*id, s)).map(|(id, _)| id)
 }
 
-fn usable(store: &Store, wish: &Wish) -> bool {
+fn usable(state: &Metadata, id: StoreId, store: &Store, wish: &Wish) -> bool {
     let free = store.register.capacity.saturating_sub(store.register.used);
     store.session().is_some()
         && store.permille() < FULL_PERMILLE
         && free >= 2 * wish.chunk_bytes
         && store.register.rack.starts_with(wish.label)
+        && !state.is_drained(id)
 }
 
 fn mix(salt: u64, id: StoreId) -> u64 {

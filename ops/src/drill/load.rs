@@ -94,12 +94,16 @@ fn below(round: u32, name: &str) -> Vec<u8> {
 }
 
 /// A record says who wrote it and which it is; the rest follows from that.
-fn record(client: u64, n: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(RECORD_BYTES);
+pub fn record_of(client: u64, n: u64, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len);
     bytes.extend_from_slice(&client.to_le_bytes());
     bytes.extend_from_slice(&n.to_le_bytes());
-    fill(&mut bytes, client.wrapping_mul(31).wrapping_add(n), RECORD_BYTES);
+    fill(&mut bytes, client.wrapping_mul(31).wrapping_add(n), len);
     bytes
+}
+
+fn record(client: u64, n: u64) -> Vec<u8> {
+    record_of(client, n, RECORD_BYTES)
 }
 
 /// Bytes that follow from a number.

@@ -1,7 +1,7 @@
 //! Many appenders on one file while its primary and the leading master are killed, again and
 //! again: every acknowledged record is there exactly once, every other at most once.
 
-use super::load::fill;
+use super::load::record_of;
 use super::{report_exit, store_of};
 use crate::cluster::{Cluster, Spec, signal};
 use anyhow::{Context, bail};
@@ -34,11 +34,7 @@ pub(super) struct Outcome {
 }
 
 fn record(client: u64, n: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(RECORD_BYTES);
-    bytes.extend_from_slice(&client.to_le_bytes());
-    bytes.extend_from_slice(&n.to_le_bytes());
-    fill(&mut bytes, client.wrapping_mul(31).wrapping_add(n), RECORD_BYTES);
-    bytes
+    record_of(client, n, RECORD_BYTES)
 }
 
 /// What one appender was told: the offsets of its records, in order, and its longest wait.

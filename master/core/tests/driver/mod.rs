@@ -1,5 +1,4 @@
 //! A metadata state machine, driven by hand.
-#![allow(dead_code, reason = "each test uses a part of it")]
 
 use common::wire::chunk_master::Register;
 use common::wire::client_master::{MasterReply, Mutation};
