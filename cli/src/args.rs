@@ -47,16 +47,7 @@ pub enum Command {
     #[command(subcommand)]
     Bench(Bench),
     /// Kill or pause parts of a fresh cluster under load, and check every acknowledged byte.
-    Drill {
-        /// Which; `list` names them, `all` runs them all.
-        name: String,
-        /// How often.
-        #[arg(long, default_value_t = 1)]
-        repeats: u32,
-        /// Where its cluster lives meanwhile; the system's temporary directory if not given.
-        #[arg(long)]
-        dir: Option<PathBuf>,
-    },
+    Drill(Drill),
     /// Simulate clusters under disasters drawn from seeds, and check every promise in each.
     Sim(Sim),
     /// Speak the JSON-lines protocol on standard input and output.
@@ -66,6 +57,22 @@ pub enum Command {
         /// Which.
         shell: clap_complete::Shell,
     },
+}
+
+/// Which drill, and how.
+#[derive(Args)]
+pub struct Drill {
+    /// Which; `list` names them, `all` runs them all. Each makes a cluster of its own.
+    pub name: String,
+    /// How often.
+    #[arg(long, default_value_t = 1)]
+    pub repeats: u32,
+    /// Where its cluster lives meanwhile; the system's temporary directory if not given.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Write the table of what came of them into this Markdown file, in place of the one there.
+    #[arg(long)]
+    pub table: Option<PathBuf>,
 }
 
 #[derive(Args)]

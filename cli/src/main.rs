@@ -38,7 +38,7 @@ fn run(args: Cairn) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cairn::command(), "cairn", &mut std::io::stdout());
             Ok(())
         }
-        Command::Drill { name, repeats, dir } => drill(&name, repeats, dir, args.json),
+        Command::Drill(options) => drill(options, args.json),
         Command::Sim(options) => simulate::run(options, args.json),
         Command::Node => sim::jsonl::run(std::io::BufReader::new(std::io::stdin()), std::io::stdout()),
         Command::Fs(command) => with_client(&args.cluster, |client| fs::run(client, command, args.json)),
@@ -53,23 +53,36 @@ fn run(args: Cairn) -> anyhow::Result<()> {
     }
 }
 
-fn drill(name: &str, repeats: u32, dir: Option<std::path::PathBuf>, json: bool) -> anyhow::Result<()> {
-    if name == "list" {
-        ops::drill::DRILLS.iter().for_each(|d| println!("{:<16} {}", d.name, d.what));
-        return Ok(());
+fn drill(args: args::Drill, json: bool) -> anyhow::Result<()> {
+    use ops::drill::{DRILLS, Drill};
+    let chosen: Vec<&'static Drill> = match args.name.as_str() {
+        "list" => {
+            DRILLS.iter().for_each(|d| println!("{:<16} {}", d.name, d.what));
+            return Ok(());
+        }
+        "all" => DRILLS.iter().collect(),
+        one => vec![Drill::named(one)?],
+    };
+    if chosen.iter().any(|drill| drill.needs_network()) {
+        ops::net::enter()?;
     }
-    let dir = dir.unwrap_or_else(std::env::temp_dir);
+    let dir = args.dir.unwrap_or_else(std::env::temp_dir);
     let binary = std::env::current_exe()?;
     // Servers live as long as the thread that starts them: the main one, which polls the drill.
     let runtime = runtime()?;
-    let names: Vec<&str> = match name {
-        "all" => ops::drill::DRILLS.iter().map(|d| d.name).collect(),
-        one => vec![one],
-    };
-    for name in names {
-        runtime.block_on(ops::drill::run(name, repeats, &dir, &binary, json))?;
+    let mut outcomes = vec![];
+    for drill in chosen {
+        let outcome = runtime.block_on(ops::drill::run(drill, args.repeats, &dir, &binary))?;
+        match json {
+            true => println!("{}", outcome.json()),
+            false => print!("{}", outcome.text()),
+        }
+        outcomes.push(outcome);
     }
-    Ok(())
+    match args.table {
+        Some(path) => ops::drill::write_table(&path, &outcomes),
+        None => Ok(()),
+    }
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -1,5 +1,6 @@
 //! A local cluster of real processes in one directory: made, started, watched, stopped.
 
+use crate::net::Net;
 use anyhow::{Context, bail};
 use client::{Client, Config};
 use common::ClusterId;
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// The cluster is healthy within this after its start, or `up` gives up.
 pub const HEALTHY_WITHIN: Duration = Duration::from_secs(60);
+/// The port of masters that have an address each.
+const MASTER_PORT: u16 = 4600;
 /// Processes that were asked to stop have so long.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 
@@ -34,6 +37,12 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// The names of its servers, masters first.
+    pub fn names(&self) -> Vec<String> {
+        let masters = (1..=self.masters).map(|n| format!("m{n}"));
+        masters.chain((1..=self.chunkservers).map(|n| format!("cs{n}"))).collect()
+    }
+
     /// A cluster on loopback whose stores begin small: for tests and drills.
     pub fn small(masters: u32, chunkservers: u32) -> Spec {
         Spec {
@@ -97,12 +106,19 @@ pub struct Cluster {
     binary: PathBuf,
     /// Who runs.
     pub processes: Vec<Process>,
+    /// Where each server has a host of its own, if it has.
+    pub net: Option<Net>,
     _lock: File,
 }
 
 impl Cluster {
     /// Makes a cluster in a directory, or finds the one that is there.
     pub fn open(dir: &Path, spec: &Spec, binary: &Path) -> anyhow::Result<Cluster> {
+        Cluster::open_on(dir, spec, binary, None)
+    }
+
+    /// The same, with each server on a host of that network.
+    pub fn open_on(dir: &Path, spec: &Spec, binary: &Path, net: Option<Net>) -> anyhow::Result<Cluster> {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         let dir = dir.canonicalize()?;
         let path = dir.join("up.lock");
@@ -113,9 +129,9 @@ impl Cluster {
         lock.set_len(0)?;
         writeln!(lock, "{}", std::process::id())?;
         if !dir.join("cluster.toml").exists() {
-            make(&dir, spec)?;
+            make(&dir, spec, net.as_ref())?;
         }
-        Ok(Cluster { dir, binary: binary.into(), processes: vec![], _lock: lock })
+        Ok(Cluster { dir, binary: binary.into(), processes: vec![], net, _lock: lock })
     }
 
     /// Its directory.
@@ -145,7 +161,11 @@ impl Cluster {
         let role = if name.starts_with("cs") { Role::Chunkserver } else { Role::Master };
         let verb = if role == Role::Master { "master" } else { "chunkserver" };
         let log = OpenOptions::new().create(true).append(true).open(home.join("log.txt"))?;
-        let child = Command::new(&self.binary)
+        let mut command = match &self.net {
+            Some(_) => Net::command(name, &self.binary),
+            None => Command::new(&self.binary),
+        };
+        let child = command
             .arg(verb)
             .arg("--config")
             .arg(home.join("config.toml"))
@@ -241,7 +261,7 @@ impl Cluster {
     /// Makes one more chunkserver, like those of this specification, and starts it.
     pub fn grow(&mut self, spec: &Spec) -> anyhow::Result<()> {
         let n = self.names()?.iter().filter(|n| n.starts_with("cs")).count() as u32 + 1;
-        make_chunkserver(&self.dir, spec, n, &self.client_file()?.masters)?;
+        make_chunkserver(&self.dir, spec, n, &self.client_file()?.masters, self.net.as_ref())?;
         self.start(&format!("cs{n}"))
     }
 
@@ -312,15 +332,22 @@ pub fn running(dir: &Path) -> anyhow::Result<Option<u32>> {
     Ok(std::fs::read_to_string(&path)?.trim().parse().ok())
 }
 
-fn make(dir: &Path, spec: &Spec) -> anyhow::Result<()> {
-    let cluster: u64 = rand::random::<u64>().max(1);
+/// The addresses of masters: on loopback, ports that are free now.
+fn master_addrs(spec: &Spec, net: Option<&Net>) -> anyhow::Result<Vec<String>> {
+    if let Some(net) = net {
+        let addr = |n| SocketAddr::new(net.addr(&format!("m{n}")), MASTER_PORT).to_string();
+        return Ok((1..=spec.masters).map(addr).collect());
+    }
     // All are bound at a time, so that no port is given twice.
     let held: Vec<TcpListener> = (0..spec.masters)
         .map(|_| TcpListener::bind(SocketAddr::new(spec.bind, 0)))
         .collect::<Result<_, _>>()?;
-    let addrs: Vec<String> =
-        held.iter().map(|l| l.local_addr().map(|a| a.to_string())).collect::<Result<_, _>>()?;
-    drop(held);
+    Ok(held.iter().map(|l| l.local_addr().map(|a| a.to_string())).collect::<Result<_, _>>()?)
+}
+
+fn make(dir: &Path, spec: &Spec, net: Option<&Net>) -> anyhow::Result<()> {
+    let cluster: u64 = rand::random::<u64>().max(1);
+    let addrs = master_addrs(spec, net)?;
     let initial: Vec<String> =
         addrs.iter().zip(1..).map(|(addr, id)| format!("{{ id = {id}, addr = \"{addr}\" }}")).collect();
     for (addr, id) in addrs.iter().zip(1..) {
@@ -335,7 +362,7 @@ fn make(dir: &Path, spec: &Spec) -> anyhow::Result<()> {
         std::fs::write(home.join("config.toml"), text)?;
     }
     for n in 1..=spec.chunkservers {
-        make_chunkserver(dir, spec, n, &addrs)?;
+        make_chunkserver(dir, spec, n, &addrs, net)?;
     }
     let client = ClientFile { cluster: format!("{cluster:016x}"), masters: addrs };
     let tmp = dir.join("cluster.toml.tmp");
@@ -344,7 +371,13 @@ fn make(dir: &Path, spec: &Spec) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn make_chunkserver(dir: &Path, spec: &Spec, n: u32, masters: &[String]) -> anyhow::Result<()> {
+fn make_chunkserver(
+    dir: &Path,
+    spec: &Spec,
+    n: u32,
+    masters: &[String],
+    net: Option<&Net>,
+) -> anyhow::Result<()> {
     let home = dir.join(format!("cs{n}"));
     std::fs::create_dir_all(home.join("data"))?;
     let rack = (n - 1) % spec.racks + 1;
@@ -353,7 +386,7 @@ fn make_chunkserver(dir: &Path, spec: &Spec, n: u32, masters: &[String]) -> anyh
         "masters = [{}]\ndata = [{:?}]\nrack = \"r{rack}\"\nbind = \"{}\"\n{}",
         masters.join(", "),
         home.join("data"),
-        spec.bind,
+        net.map_or(spec.bind, |net| net.addr(&format!("cs{n}"))),
         spec.chunkserver_extra
     );
     Ok(std::fs::write(home.join("config.toml"), text)?)

@@ -4,3 +4,4 @@
 pub mod cluster;
 pub mod drill;
 pub mod linear;
+pub mod net;

@@ -1,13 +1,14 @@
 //! The disk fills up: a small file system of its own, on a loop device, with a whole cluster on
 //! it. What was acknowledged stays, what is refused is refused at once, and space comes back.
 
+use super::disk::LoopDisk;
 use super::load::block;
+use super::outcome::Outcome;
 use crate::cluster::{Cluster, Spec};
 use anyhow::{Context, bail};
 use client::{Client, Error};
 use common::Code;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Bytes of the file system.
@@ -18,47 +19,6 @@ const BLOCKS: u64 = 8;
 const FILES_MAX: u64 = 200;
 /// A refusal comes within this, and writes go again within this after space is made.
 const WITHIN: Duration = Duration::from_secs(20);
-
-/// What a repeat came to.
-pub(super) struct Outcome {
-    pub refused_after: Duration,
-    pub writable_after: Duration,
-    pub acked: u64,
-}
-
-/// A file system in a file; unmounted when dropped.
-struct LoopDisk {
-    mount: PathBuf,
-}
-
-impl LoopDisk {
-    fn new(home: &Path) -> anyhow::Result<LoopDisk> {
-        let (image, mount) = (home.join("disk.img"), home.join("disk"));
-        std::fs::create_dir_all(&mount)?;
-        std::fs::File::create(&image)?.set_len(DISK_BYTES)?;
-        tool(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
-        tool(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?;
-        Ok(LoopDisk { mount })
-    }
-}
-
-impl Drop for LoopDisk {
-    fn drop(&mut self) {
-        if let Err(error) = tool(Command::new("umount").arg(&self.mount)) {
-            tracing::warn!(%error, "the drill's disk stays mounted");
-        }
-    }
-}
-
-fn tool(command: &mut Command) -> anyhow::Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let out = command.output().with_context(|| format!("start {name}"))?;
-    if !out.status.success() {
-        let why = String::from_utf8_lossy(&out.stderr);
-        bail!("{name}: {}; this drill needs root, loop devices and mkfs.ext4", why.trim());
-    }
-    Ok(())
-}
 
 fn path(n: u64) -> Vec<u8> {
     format!("/full-{n}").into_bytes()
@@ -83,10 +43,23 @@ async fn verify(client: &Client, n: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One repeat.
-pub(super) async fn run(home: &Path, binary: &Path) -> anyhow::Result<Outcome> {
-    let disk = LoopDisk::new(home)?;
-    let mut cluster = Cluster::open(&disk.mount.join("cluster"), &Spec::small(1, 3), binary)?;
+/// All repeats.
+pub(super) async fn run(
+    home: &Path,
+    binary: &Path,
+    repeats: u32,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    for round in 0..repeats {
+        let home = home.join(round.to_string());
+        one(&home, binary, outcome).await.with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}
+
+async fn one(home: &Path, binary: &Path, outcome: &mut Outcome) -> anyhow::Result<()> {
+    let disk = LoopDisk::new(home, DISK_BYTES)?;
+    let mut cluster = Cluster::open(&disk.path().join("cluster"), &Spec::small(1, 3), binary)?;
     cluster.start_all()?;
     let client = cluster.healthy().await?;
     let mut acked = 0;
@@ -133,5 +106,8 @@ pub(super) async fn run(home: &Path, binary: &Path) -> anyhow::Result<Outcome> {
         verify(&client, n).await?;
     }
     cluster.stop()?;
-    Ok(Outcome { refused_after, writable_after, acked: acked + 1 })
+    outcome.count("files verified, before and after a restart on the full disk", acked + 1);
+    outcome.gap("refusals", refused_after);
+    outcome.gap("room again", writable_after);
+    Ok(())
 }

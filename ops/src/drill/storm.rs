@@ -2,6 +2,7 @@
 //! again: every acknowledged record is there exactly once, every other at most once.
 
 use super::load::record_of;
+use super::outcome::Outcome;
 use super::{report_exit, store_of};
 use crate::cluster::{Cluster, Spec, signal};
 use anyhow::{Context, bail};
@@ -17,21 +18,12 @@ use tokio::task::JoinHandle;
 /// Appenders.
 const APPENDERS: u64 = 16;
 /// Records of a repeat, of all appenders together.
-pub(super) const RECORDS: u64 = 100_000;
+const RECORDS: u64 = 100_000;
 /// Bytes of a record.
 const RECORD_BYTES: usize = 64;
 /// Time between two blows.
 const BLOW_EVERY: Duration = Duration::from_secs(3);
 const LOG: &[u8] = b"/storm";
-
-/// What it came to.
-pub(super) struct Outcome {
-    pub acked: u64,
-    pub primaries_killed: u32,
-    pub leaders_killed: u32,
-    pub longest: Duration,
-    pub took: Duration,
-}
 
 fn record(client: u64, n: u64) -> Vec<u8> {
     record_of(client, n, RECORD_BYTES)
@@ -54,8 +46,13 @@ async fn append(config: Config, me: u64, left: Arc<AtomicU64>) -> anyhow::Result
 }
 
 /// All repeats in one course.
-pub(super) async fn run(repeats: u32, home: &Path, binary: &Path) -> anyhow::Result<Outcome> {
-    let mut cluster = Cluster::open(home, &Spec::small(3, 5), binary)?;
+pub(super) async fn run(
+    home: &Path,
+    binary: &Path,
+    repeats: u32,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let mut cluster = Cluster::open(home, &Spec::small(3, 6), binary)?;
     cluster.start_all()?;
     let client = cluster.healthy().await?;
     client.appender(LOG).await?;
@@ -84,10 +81,14 @@ pub(super) async fn run(repeats: u32, home: &Path, binary: &Path) -> anyhow::Res
         told.push(task.await??);
     }
     let took = began.elapsed();
-    let longest = told.iter().map(|(_, longest)| *longest).max().unwrap_or_default();
+    told.iter().for_each(|(_, longest)| outcome.gap("appends", *longest));
     let acked = verify(&cluster.healthy().await?, &told).await?;
     cluster.stop()?;
-    Ok(Outcome { acked, primaries_killed, leaders_killed, longest, took })
+    outcome.count("records acknowledged, each found once and nothing else", acked);
+    outcome.count("primaries killed", primaries_killed);
+    outcome.count("leaders killed", leaders_killed);
+    outcome.notes.push(format!("{:.0} records/s", acked as f64 / took.as_secs_f64()));
+    Ok(())
 }
 
 async fn kill_leader(cluster: &mut Cluster, client: &Client) -> anyhow::Result<()> {

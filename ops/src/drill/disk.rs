@@ -1,0 +1,66 @@
+//! A file system in a file, on a loop device, that can be taken away.
+
+use crate::cluster::Cluster;
+use crate::net::tool;
+use anyhow::Context;
+use std::path::{Path, PathBuf};
+
+/// Unmounted when dropped.
+pub(super) struct LoopDisk {
+    image: PathBuf,
+    mount: PathBuf,
+}
+
+impl LoopDisk {
+    /// Makes one in a directory that is to be. Its file is sparse.
+    pub fn new(home: &Path, bytes: u64) -> anyhow::Result<LoopDisk> {
+        let disk = LoopDisk { image: home.join("disk.img"), mount: home.join("disk") };
+        std::fs::create_dir_all(&disk.mount).with_context(|| format!("make {}", disk.mount.display()))?;
+        std::fs::File::create(&disk.image)?.set_len(bytes)?;
+        tool("mkfs.ext4", &["-q", "-F", "-m", "0", &disk.image.to_string_lossy()])?;
+        disk.mount()?;
+        Ok(disk)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.mount
+    }
+
+    /// The data directory of a server lies on it from now on.
+    pub fn hold(&self, cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+        let (from, to) = (cluster.dir().join(name).join("data"), self.mount.join(name));
+        std::fs::create_dir_all(&to)?;
+        if from.exists() {
+            std::fs::remove_dir(&from)?;
+        }
+        std::os::unix::fs::symlink(&to, &from).with_context(|| format!("link {}", from.display()))
+    }
+
+    /// From now on every request is answered with an error, and what was not synced never gets to
+    /// the disk (EXT4_IOC_SHUTDOWN, without a flush of the journal).
+    pub fn pull(&self) -> anyhow::Result<()> {
+        tool("xfs_io", &["-x", "-c", "shutdown", &self.mount.to_string_lossy()])
+    }
+
+    /// Mounts it anew: the journal is replayed, as after a loss of power. Nobody may use it.
+    pub fn plug(&self) -> anyhow::Result<()> {
+        self.unmount()?;
+        self.mount()
+    }
+
+    fn mount(&self) -> anyhow::Result<()> {
+        tool("mount", &["-o", "loop", &self.image.to_string_lossy(), &self.mount.to_string_lossy()])
+    }
+
+    fn unmount(&self) -> anyhow::Result<()> {
+        tool("umount", &[&self.mount.to_string_lossy()])
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            tracing::warn!(%error, "the drill's disk stays mounted");
+        }
+    }
+}

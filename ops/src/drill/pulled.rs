@@ -1,0 +1,38 @@
+//! The disk of one chunkserver answers every request with an error: the store goes out of service
+//! by itself, its chunks get new members, and it comes back when the disk does.
+
+use super::disk::LoopDisk;
+use super::strike::whole;
+use super::{WHOLE_WITHIN, store_of};
+use crate::cluster::Cluster;
+use anyhow::bail;
+use client::Client;
+use std::time::{Duration, Instant};
+
+/// Bytes of the disk.
+pub(super) const DISK_BYTES: u64 = 8 << 30;
+/// Whose disk it is.
+pub(super) const VICTIM: &str = "cs1";
+
+pub(super) async fn run(cluster: &mut Cluster, disk: &LoopDisk, client: &Client) -> anyhow::Result<String> {
+    let store = store_of(cluster, VICTIM)?;
+    let began = Instant::now();
+    disk.pull()?;
+    while client.stores().await?.iter().any(|s| s.store == store && s.up) {
+        if began.elapsed() > WHOLE_WITHIN {
+            bail!("{store} is still in service");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let out = began.elapsed();
+    while cluster.exited().is_none_or(|name| name != VICTIM) {
+        if began.elapsed() > WHOLE_WITHIN {
+            bail!("{VICTIM} does not end without its disk");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    whole(client).await?;
+    disk.plug()?;
+    cluster.start(VICTIM)?;
+    Ok(format!("out of service after {} ms", out.as_millis()))
+}
