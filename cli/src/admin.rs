@@ -179,12 +179,16 @@ async fn servers(client: &Client, json: bool) -> anyhow::Result<()> {
         if json {
             print(
                 &json!({"store": s.store.0, "server": s.server.0, "rack": s.rack, "addr": s.addr.to_string(),
-                "up": s.up, "used": s.used, "capacity": s.capacity}),
+                "up": s.up, "doubted": s.doubted, "used": s.used, "capacity": s.capacity}),
             );
             continue;
         }
         let full = s.used as f64 * 100.0 / s.capacity.max(1) as f64;
-        let state = if s.up { "up" } else { "down" };
+        let state = match (s.up, s.doubted) {
+            (true, true) => "sick?",
+            (true, false) => "up",
+            (false, _) => "down",
+        };
         println!(
             "{:>6} {:>6} {:<10} {:<22} {state:<5} {:>12} {:>12} {full:>5.1}%",
             s.store.to_string(),

@@ -26,6 +26,13 @@ pub struct NotHere {
 /// A proposal or a round that takes longer has no quorum.
 const QUORUM_LIMIT: Duration = Duration::from_secs(3);
 
+/// A complaint that is not heard again for so long has ended. Primaries complain every 100 ms, of
+/// several members in turn; of rot twice a second.
+const PAUSE: Duration = Duration::from_millis(1500);
+
+/// A store that was judged to be sick is doubted for so long.
+const DOUBT: Duration = Duration::from_secs(10);
+
 #[derive(Default)]
 struct Sessions {
     /// Under which term these were counted.
@@ -35,8 +42,10 @@ struct Sessions {
     /// The log's time then.
     clock_ns: u64,
     renewed: BTreeMap<StoreId, (SessionId, Instant)>,
-    /// When a primary first complained of a store, lately.
-    complaints: BTreeMap<(StoreId, StoreId), Instant>,
+    /// When a primary began to complain of a store, and when it did so last.
+    complaints: BTreeMap<(StoreId, StoreId), (Instant, Instant)>,
+    /// Stores that were judged to be sick, and when that was last.
+    doubted: BTreeMap<StoreId, Instant>,
 }
 
 /// The leader's side of a master.
@@ -173,12 +182,66 @@ impl Leader {
         left.as_millis() as u64 + u64::from(!left.is_zero())
     }
 
-    /// For how long this primary has complained of that store without a pause.
+    /// A primary complains of a store. Gives for how long it has done so without a pause.
     pub fn complained_for(&self, accuser: StoreId, accused: StoreId) -> Duration {
-        const PAUSE: Duration = Duration::from_secs(3);
         let mut sessions = self.sessions.lock().expect("never poisoned");
-        sessions.complaints.retain(|_, since| since.elapsed() < PAUSE);
-        sessions.complaints.entry((accuser, accused)).or_insert_with(Instant::now).elapsed()
+        sessions.complaints.retain(|_, (_, last)| last.elapsed() < PAUSE);
+        let now = Instant::now();
+        let (since, last) = sessions.complaints.entry((accuser, accused)).or_insert((now, now));
+        *last = now;
+        since.elapsed()
+    }
+
+    /// A store was judged to be sick.
+    pub async fn doubt(&self, store: StoreId) {
+        self.sessions.lock().expect("never poisoned").doubted.insert(store, Instant::now());
+        self.tell_doubt(store, true).await;
+    }
+
+    /// Whether a store was judged to be sick lately.
+    pub fn doubts(&self, store: StoreId) -> bool {
+        let sessions = self.sessions.lock().expect("never poisoned");
+        sessions.doubted.get(&store).is_some_and(|at| at.elapsed() < DOUBT)
+    }
+
+    /// Takes back the doubts that nothing has confirmed for a while.
+    pub async fn end_doubts(&self) {
+        let doubted: Vec<StoreId> = {
+            let state = self.state.read().expect("never poisoned");
+            state.all_stores().filter(|(_, s)| s.doubted).map(|(id, _)| id).collect()
+        };
+        for store in doubted {
+            let since = {
+                let mut sessions = self.sessions.lock().expect("never poisoned");
+                // An older leader's count is not known: it begins anew.
+                *sessions.doubted.entry(store).or_insert_with(Instant::now)
+            };
+            if since.elapsed() > DOUBT {
+                tracing::info!(%store, "nobody complains of it any more");
+                self.tell_doubt(store, false).await;
+            }
+        }
+    }
+
+    async fn tell_doubt(&self, store: StoreId, doubted: bool) {
+        let differs = {
+            let state = self.state.read().expect("never poisoned");
+            state.store(store).is_some_and(|s| s.doubted != doubted)
+        };
+        if differs {
+            // Without a quorum nothing is decided; the next complaint tries again.
+            let _ = self.propose(Command::Doubt { store, doubted }, None).await;
+        }
+    }
+
+    /// The stores of which this primary, and nobody else, complains these days.
+    pub fn accused_only_by(&self, accuser: StoreId) -> Vec<StoreId> {
+        let sessions = self.sessions.lock().expect("never poisoned");
+        let lately = sessions.complaints.iter().filter(|(_, (_, last))| last.elapsed() < PAUSE);
+        let (own, others): (Vec<_>, Vec<_>) =
+            lately.map(|(pair, _)| *pair).partition(|(by, _)| *by == accuser);
+        let by_others = |id| others.iter().any(|(_, accused)| *accused == id);
+        own.into_iter().map(|(_, accused)| accused).filter(|id| !by_others(*id)).collect()
     }
 }
 

@@ -42,6 +42,7 @@ pub async fn run(leader: Arc<Leader>, usage: impl Fn() -> Vec<(common::StoreId, 
         if expired.elapsed() > EXPIRE_EVERY {
             expired = Instant::now();
             expire(&leader).await;
+            leader.end_doubts().await;
         }
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Lead {
     pub resolved: Serial,
     /// When something last moved.
     pub progress: Time,
+    /// Of whom the masters were last told that it does not answer.
+    pub accused: Option<StoreId>,
     /// A store is about to become a member; while it is, nothing is admitted.
     pub joining: Option<Joining>,
     /// Clients that wait for the seal; while there are any, nothing is admitted.
@@ -59,6 +61,7 @@ impl Lead {
             replies: BTreeMap::new(),
             resolved: Serial(0),
             progress: now,
+            accused: None,
             joining: None,
             sealing: vec![],
             told: Serial(0),
@@ -423,11 +426,13 @@ impl Node {
         let members = chunk.state.config.members.iter().copied();
         let late: Vec<StoreId> = members.filter(|m| *m != me && is_late(m)).collect();
         // In turn: one that only lags behind a hung one must not shield it.
-        let turn = now.0 / Span::from_ms(ASK_AGAIN_MS).0;
-        let late = late.get(turn as usize % late.len().max(1)).copied();
+        let after = |m: &&StoreId| lead.accused.is_some_and(|last| **m > last);
+        let accused = late.iter().filter(after).min().or(late.iter().min()).copied();
         let epoch = chunk.state.config.epoch;
-        if let Some(accused) = late {
+        if let Some(accused) = accused {
             self.ask(handle, Ask::Silent { epoch, accused }, out);
+            let lead = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut());
+            lead.expect("it led just now").accused = Some(accused);
         }
         self.timer(now + Span::from_ms(ASK_AGAIN_MS), Timer::Answers(handle));
     }

@@ -217,4 +217,6 @@ pub struct StoreInfo {
     pub capacity: u64,
     /// Bytes in use.
     pub used: u64,
+    /// It seems to be sick, though it is in service: placement takes it last.
+    pub doubted: bool,
 }

@@ -127,7 +127,8 @@ impl Metadata {
             return Err(Refusal::new(Code::Frozen, about));
         }
         let present = Some(chunk.primary).filter(|p| stay.contains(p));
-        let next_live = stay.iter().copied().find(|m| self.is_up(*m));
+        let live_ones = stay.iter().copied().filter(|m| self.is_up(*m));
+        let next_live = live_ones.min_by_key(|m| self.stores[m].doubted);
         let wanted = primary.filter(|p| stay.contains(p));
         let leads = wanted.or(present).or(next_live);
         chunk.primary = leads.ok_or_else(|| Refusal::new(Code::Frozen, handle))?;

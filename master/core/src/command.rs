@@ -132,6 +132,13 @@ pub enum Command {
         /// The chunk.
         handle: ChunkHandle,
     },
+    /// A store seems to be sick, though it has a session, or does so no more.
+    Doubt {
+        /// Which.
+        store: StoreId,
+        /// Whether it does.
+        doubted: bool,
+    },
 }
 
 /// The answer to an entry.

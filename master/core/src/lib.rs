@@ -162,6 +162,7 @@ impl Metadata {
             Command::Reconfigure { handle, epoch, remove, primary } => {
                 store(self.reconfigure(*handle, *epoch, remove, *primary))
             }
+            Command::Doubt { store: id, doubted } => store(self.doubt(*id, *doubted)),
             Command::Seal { handle, epoch, length } => store(self.seal(*handle, *epoch, *length)),
             Command::BeginRepair { handle, epoch } => store(self.begin_repair(*handle, *epoch, entry.salt)),
             Command::Move { handle, epoch, from } => store(self.begin_move(*handle, *epoch, *from)),

@@ -29,6 +29,8 @@ pub struct Store {
     pub recent: u32,
     /// Log time of the last halving.
     pub recent_ns: u64,
+    /// It seems to be sick, though it has a session: it comes last in every choice.
+    pub doubted: bool,
 }
 
 /// Recent creations count half after ten seconds.
@@ -90,6 +92,7 @@ impl Metadata {
             up: s.session().is_some(),
             capacity: s.register.capacity,
             used: s.register.used,
+            doubted: s.doubted,
         };
         self.stores.iter().map(info).collect()
     }
@@ -139,7 +142,7 @@ impl Metadata {
         let mut register = register.clone();
         register.store = Some(id);
         let state = StoreState::Up(session);
-        self.stores.insert(id, Store { server, register, state, recent, recent_ns });
+        self.stores.insert(id, Store { server, register, state, recent, recent_ns, doubted: false });
         self.table += 1;
         Ok(StoreReply::Registered { store: id, server, session })
     }
@@ -164,6 +167,15 @@ impl Metadata {
             self.table += 1;
             self.settle_removals(id);
         }
+        Ok(StoreReply::Done)
+    }
+
+    /// A store is doubted, or is so no more.
+    pub(crate) fn doubt(&mut self, id: StoreId, doubted: bool) -> Answer<StoreReply> {
+        let mut store = self.stores.get(&id).ok_or(Code::NoSuchStore)?.clone();
+        store.doubted = doubted;
+        self.stores.insert(id, store);
+        self.table += 1;
         Ok(StoreReply::Done)
     }
 

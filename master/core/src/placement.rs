@@ -30,6 +30,8 @@ pub struct Wish<'a> {
 /// The order of candidates: the fields, as declared, are the policy. The least is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Score {
+    /// It seems to be sick.
+    doubted: bool,
     /// The scatter of those already chosen would grow beyond its width.
     widens_scatter: bool,
     /// Fuller than the average.
@@ -57,6 +59,7 @@ pub fn place(state: &Metadata, wish: &Wish) -> Vec<StoreId> {
         let other_rack = left().any(|(_, s)| !racks.contains(s.register.rack.as_str()));
         let allowed = left().filter(|(_, s)| !other_rack || !racks.contains(s.register.rack.as_str()));
         let score = |id: StoreId, store: &Store| Score {
+            doubted: store.doubted,
             widens_scatter: chosen.iter().any(|(c, _)| state.widens_scatter(*c, id)),
             above_average: store.permille() > average + AVERAGE_SLACK_PERMILLE,
             recent: store.recent,
@@ -69,7 +72,7 @@ pub fn place(state: &Metadata, wish: &Wish) -> Vec<StoreId> {
         }
     }
     // The primary is the member that is closest to the client; the sort is stable.
-    chosen.sort_by_key(|(_, s)| wish.near.is_empty() || s.register.rack != wish.near);
+    chosen.sort_by_key(|(_, s)| (s.doubted, wish.near.is_empty() || s.register.rack != wish.near));
     chosen.into_iter().map(|(id, _)| id).collect()
 }
 
@@ -98,7 +101,15 @@ pub fn place_one(
     let score = |id: StoreId, store: &Store| {
         let widens = staying.iter().any(|m| state.widens_scatter(*m, id));
         let above = store.permille() > average + AVERAGE_SLACK_PERMILLE;
-        (!stale.contains(&id), widens, above, store.recent, store.permille(), mix(wish.salt, id))
+        (
+            store.doubted,
+            !stale.contains(&id),
+            widens,
+            above,
+            store.recent,
+            store.permille(),
+            mix(wish.salt, id),
+        )
     };
     allowed.min_by_key(|(id, s)| score(*id, s)).map(|(id, _)| id)
 }

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 
 /// A primary that goes on complaining of a live store for so long is believed.
 const BELIEVED: Duration = Duration::from_secs(2);
+/// One that goes on complaining of two live stores of which nobody else complains is the sick one.
+/// So long, too, is the way to the removal of one that was judged to be sick already.
+const SICK: Duration = Duration::from_secs(1);
 
 /// What stores report of their disks, until the steward puts it into the log: capacity, used.
 #[derive(Default)]
@@ -209,7 +212,8 @@ impl Rpc {
     }
 
     /// A primary says that members do not answer. The accuser can be the sick one: a store that
-    /// was heard of just now is removed only if the complaint goes on.
+    /// was heard of just now is removed only if the complaint goes on, and whoever is alone in
+    /// complaining of several goes itself.
     async fn silent(
         &self,
         store: StoreId,
@@ -220,25 +224,45 @@ impl Rpc {
         let term = self.leader.begin_if_new();
         let read = self.read(|state| {
             let config = state.config(handle)?;
-            let session = |id: &StoreId| state.store(*id).and_then(|s| s.session());
-            let sessions: Vec<_> = accused.iter().map(|id| (*id, session(id))).collect();
-            Ok((config, sessions))
+            let session = |id: &StoreId| (*id, state.store(*id).and_then(|s| s.session()));
+            let members: Vec<_> = config.members.iter().map(session).collect();
+            Ok((config, members))
         });
-        let (config, sessions) = match read.await {
+        let (config, members) = match read.await {
             Ok(read) => read,
             Err(reply) => return reply,
         };
         if config.epoch != epoch || config.primary != store {
             return self.with_wait(StoreReply::Config(config));
         }
-        let gone = |(id, session): &(StoreId, Option<SessionId>)| match session {
-            Some(session) => {
-                self.leader.complained_for(store, *id) > BELIEVED
-                    || self.leader.silent_for(*id, *session) > ALIVE
-            }
-            None => self.leader.led_for() > GRACE,
+        let live = |(id, session): &(StoreId, Option<SessionId>)| {
+            session.is_some_and(|session| self.leader.silent_for(*id, session) < ALIVE)
         };
-        let remove: Vec<StoreId> = sessions.iter().filter(|s| gone(s)).map(|(id, _)| *id).collect();
+        let mut remove = vec![];
+        let mut longest = Duration::ZERO;
+        for member in members.iter().filter(|(id, _)| accused.contains(id)) {
+            longest = longest.max(self.leader.complained_for(store, member.0));
+            let believed = if self.leader.doubts(member.0) { SICK } else { BELIEVED };
+            let gone = match member.1 {
+                Some(_) => longest > believed || !live(member),
+                None => self.leader.led_for() > GRACE,
+            };
+            remove.extend(gone.then_some(member.0));
+        }
+        // The others must do without the accuser.
+        let others = members.iter().filter(|m| m.0 != store && live(m)).count();
+        let alone = self.leader.accused_only_by(store);
+        let denied = members.iter().any(|m| live(m) && alone.contains(&m.0));
+        let sick = alone.len() > 1 && longest > SICK || self.leader.doubts(store);
+        if denied && sick && others >= MIN_REPLICAS {
+            tracing::warn!(%store, %handle, ?alone, "nobody else complains of these: the accuser goes");
+            self.leader.doubt(store).await;
+            remove = vec![store];
+        } else if longest > BELIEVED {
+            for store in &remove {
+                self.leader.doubt(*store).await;
+            }
+        }
         if remove.is_empty() {
             return refused(Refusal::new(Code::Busy, "the accused is in session; try again"));
         }
