@@ -5,6 +5,8 @@ use chunkserver_core::io::{DiskDone, DiskKind, DiskOp, FileRef};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 /// What the medium writes whole.
 const SECTOR: usize = 512;
@@ -13,9 +15,9 @@ const SECTOR: usize = 512;
 const PAGE: usize = 4096;
 
 /// A file's bytes; pages that were never written are zeros, and take no memory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 struct Sparse {
-    pages: BTreeMap<u64, Box<[u8]>>,
+    pages: BTreeMap<u64, Arc<[u8]>>,
     len: u64,
 }
 
@@ -27,10 +29,14 @@ impl Sparse {
         while !data.is_empty() {
             let skip = at as usize % PAGE;
             let (part, rest) = data.split_at(data.len().min(PAGE - skip));
-            let page = self.pages.entry(at / PAGE as u64).or_insert_with(|| vec![0; PAGE].into());
-            page[skip..skip + part.len()].copy_from_slice(part);
+            let (number, zeros) = (at / PAGE as u64, part.iter().all(|byte| *byte == 0));
             at += part.len() as u64;
             data = rest;
+            if zeros && !self.pages.contains_key(&number) {
+                continue;
+            }
+            let page = self.pages.entry(number).or_insert_with(|| vec![0; PAGE].into());
+            Arc::make_mut(page)[skip..skip + part.len()].copy_from_slice(part);
         }
     }
 
@@ -47,7 +53,7 @@ impl Sparse {
     }
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 struct FileBytes {
     /// What a read sees.
     seen: Sparse,
@@ -65,6 +71,13 @@ pub struct MemDisk {
     pub segments_max: Option<u32>,
     /// Flushes and durable writes so far.
     pub flushes: u64,
+}
+
+/// What is on it, and what of that is durable; how it came there does not count.
+impl Hash for MemDisk {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.files, &self.loose).hash(state);
+    }
 }
 
 impl MemDisk {
@@ -127,6 +140,14 @@ impl MemDisk {
         self.flushes += 1;
     }
 
+    /// Power was lost: nothing that was not flushed survives.
+    pub fn lose_unflushed(&mut self) {
+        for (file, offset, data) in std::mem::take(&mut self.loose) {
+            let bytes = self.files.entry(file).or_default();
+            bytes.seen.put(offset, &bytes.durable.get(offset, data.len()));
+        }
+    }
+
     /// Power was lost: of each loose write, nothing, all, or some sectors survive.
     pub fn power_lost(&mut self, rng: &mut StdRng) {
         let loose = std::mem::take(&mut self.loose);
@@ -144,10 +165,8 @@ impl MemDisk {
                 }
             }
         }
-        for (file, offset, data) in loose {
-            let bytes = self.files.entry(file).or_default();
-            bytes.seen.put(offset, &bytes.durable.get(offset, data.len()));
-        }
+        self.loose = loose;
+        self.lose_unflushed();
     }
 
     /// Flips one bit of a file, for good.

@@ -1,7 +1,8 @@
-//! The cores without their shells: a simulated disk, a world of chunk nodes under one seed, and
-//! the JSON-lines node.
+//! The cores without their shells: a simulated disk, a world of chunk nodes under one seed, a model
+//! check, and the JSON-lines node.
 
 pub mod disk;
 pub mod jsonl;
+pub mod model;
 pub mod run;
 pub mod world;

@@ -57,12 +57,19 @@ fn keep_panics() {
     });
 }
 
+/// Does some work; a panic in it is an outcome, and not printed.
+pub(crate) fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    keep_panics();
+    QUIET.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    QUIET.set(false);
+    outcome.map_err(|_| SAID.with(|said| std::mem::take(&mut *said.borrow_mut())))
+}
+
 /// Runs a plan: to the end, and once more after everything was killed there.
 pub fn run(plan: &Plan) -> Result<Done, Failure> {
-    keep_panics();
     let mut world = None;
-    QUIET.set(true);
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
+    let outcome = quietly(|| {
         let world = world.insert(World::new(plan.clone()));
         world.run();
         world.check_promises();
@@ -74,12 +81,8 @@ pub fn run(plan: &Plan) -> Result<Done, Failure> {
             repairs: world.repairs_begun,
             ms: world.ms(),
         }
-    }));
-    QUIET.set(false);
-    outcome.map_err(|_| Failure {
-        what: SAID.with(|said| std::mem::take(&mut *said.borrow_mut())),
-        trace: world.map(|w| w.trace).unwrap_or_default(),
-    })
+    });
+    outcome.map_err(|what| Failure { what, trace: world.map(|w| w.trace).unwrap_or_default() })
 }
 
 /// Takes out of a failing plan what it does not need to fail: faults, one after another, and writes.

@@ -161,7 +161,7 @@ pub enum Ask {
 }
 
 /// A file of the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FileRef {
     /// A slot of the log's ring.
     Log(u32),
