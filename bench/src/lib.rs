@@ -2,6 +2,7 @@
 
 mod limits;
 mod load;
+mod memory;
 mod report;
 
 use client::Config;
@@ -44,6 +45,11 @@ pub enum Job {
     },
     /// All of these, with their defaults.
     All,
+}
+
+/// What the masters' state takes in memory; needs no cluster.
+pub fn memory(files: u64, json: bool) -> anyhow::Result<()> {
+    memory::run(files, json)
 }
 
 /// Measures, and prints a table or JSON.

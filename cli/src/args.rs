@@ -388,7 +388,13 @@ pub enum Bench {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
-    /// All of these.
+    /// What the masters' state takes in memory, a file and a chunk. Needs no cluster.
+    Memory {
+        /// Files, and as many with a chunk.
+        #[arg(long, default_value_t = 1_000_000)]
+        files: u64,
+    },
+    /// All of these that need a cluster.
     All,
 }
 
@@ -399,6 +405,7 @@ impl From<Bench> for bench::Job {
             Bench::Get { mib, streams } => bench::Job::Get { mib, streams },
             Bench::Append { bytes, clients, seconds } => bench::Job::Append { bytes, clients, seconds },
             Bench::Meta { clients, bytes, seconds } => bench::Job::Meta { clients, bytes, seconds },
+            Bench::Memory { .. } => unreachable!("it needs no cluster"),
             Bench::All => bench::Job::All,
         }
     }

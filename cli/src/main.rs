@@ -45,6 +45,7 @@ fn run(args: Cairn) -> anyhow::Result<()> {
         Command::Admin { command } => {
             with_client(&args.cluster, |client| admin::run(client, command, args.json))
         }
+        Command::Bench(args::Bench::Memory { files }) => bench::memory(files, args.json),
         Command::Bench(command) => {
             let config = up::find(&args.cluster)?;
             let dir = up::cluster_dir(&args.cluster);

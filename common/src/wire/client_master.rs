@@ -280,7 +280,7 @@ pub enum Mutation {
 }
 
 /// What a directory asks for its files. `None` is inherited from the parent.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub struct Policy {
     /// Replicas of a chunk, 1-5.
     pub replication: Option<u8>,

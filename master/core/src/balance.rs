@@ -40,20 +40,20 @@ impl Metadata {
         // Not to another full store.
         let near: BTreeSet<StoreId> = self.all_stores().filter(|(_, s)| !far(s)).map(|(id, _)| id).collect();
         let mut at = after;
-        for (handle, chunk) in self.chunks.range(ChunkHandle(after.0.saturating_add(1))..).take(limit) {
-            at = *handle;
+        for (handle, chunk) in self.chunks.from(ChunkHandle(after.0.saturating_add(1))).take(limit) {
+            at = handle;
             let members = self.members_of(chunk);
             let whole = members.len() == chunk.want as usize && members.iter().all(|m| self.is_up(*m));
-            if !members.contains(&from) || !whole || self.is_unwell(*handle) {
+            if !members.contains(&from) || !whole || self.is_unwell(handle) {
                 continue;
             }
             let others: Vec<StoreId> = members.iter().copied().filter(|m| *m != from).collect();
             let wish = Wish { replicas: 1, chunk_bytes: chunk.length, label: "", near: "", salt: handle.0 };
             if place_one(self, &wish, members, &others, &[], &near).is_some() {
-                return (Some(Command::Move { handle: *handle, epoch: chunk.epoch, from }), at);
+                return (Some(Command::Move { handle, epoch: chunk.epoch, from }), at);
             }
         }
-        let end = self.chunks.range(ChunkHandle(at.0.saturating_add(1))..).next().is_none();
+        let end = self.chunks.from(ChunkHandle(at.0.saturating_add(1))).next().is_none();
         (None, if end { ChunkHandle(0) } else { at })
     }
 

@@ -83,8 +83,20 @@ impl Metadata {
         let primary = members[0];
         let epoch = Epoch::first(self.generation);
         let set = self.intern(members);
-        self.chunks.insert(handle, Chunk { epoch, length: 0, file, set, primary, want, sealed: false });
+        self.put_chunk(handle, Chunk { epoch, length: 0, file, set, primary, want, sealed: false });
         Ok(handle)
+    }
+
+    /// The only way in for a chunk: counts those that lack members.
+    pub(crate) fn put_chunk(&mut self, handle: ChunkHandle, chunk: Chunk) {
+        self.degraded += u64::from(self.lacks_members(&chunk));
+        if let Some(before) = self.chunks.insert(handle, chunk) {
+            self.degraded -= u64::from(self.lacks_members(&before));
+        }
+    }
+
+    pub(crate) fn lacks_members(&self, chunk: &Chunk) -> bool {
+        self.members_of(chunk).len() < chunk.want as usize
     }
 
     pub(crate) fn intern(&mut self, members: Vec<StoreId>) -> u32 {
@@ -135,7 +147,7 @@ impl Metadata {
         chunk.epoch = epoch.next();
         chunk.set = self.intern(stay);
         let now = chunk.epoch;
-        self.chunks.insert(handle, chunk);
+        self.put_chunk(handle, chunk);
         self.repairs.remove(&handle);
         self.moving.remove(&handle);
         for id in leaving {
@@ -163,7 +175,7 @@ impl Metadata {
         chunk.length = length;
         chunk.sealed |= sealed;
         let file = chunk.file;
-        self.chunks.insert(handle, chunk);
+        self.put_chunk(handle, chunk);
         if let Some(mut inode) = self.inodes.get(&file).cloned() {
             inode.file_mut().set_length(handle, length);
             self.inodes.insert(file, inode);
@@ -175,6 +187,7 @@ impl Metadata {
         let Some(chunk) = self.chunks.remove(&handle) else {
             return;
         };
+        self.degraded -= u64::from(self.lacks_members(&chunk));
         for id in self.sets[&chunk.set].clone() {
             self.order(id, handle, Epoch::DELETED);
         }

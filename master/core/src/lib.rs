@@ -8,8 +8,10 @@ mod balance;
 mod chunks;
 pub mod command;
 mod drain;
+mod name;
 mod namespace;
 mod nodes;
+mod packed;
 pub mod placement;
 mod repair;
 mod sessions;
@@ -26,6 +28,8 @@ use common::wire::chunk_master::{Order, StoreReply};
 use common::wire::client_master::{MasterReply, Policy};
 use common::{ChunkHandle, ClientId, Epoch, FileId, Refusal, ServerId, SessionId, StoreId};
 use imbl::OrdMap;
+use name::Name;
+use packed::{Number, Packed};
 
 /// A refusal, or what was asked for.
 pub type Answer<T> = Result<T, Refusal>;
@@ -53,10 +57,15 @@ pub struct Metadata {
     next_set: u32,
     /// Rises with every change that clients see in the store table.
     table: u64,
-    inodes: OrdMap<FileId, Inode>,
-    dentries: OrdMap<(FileId, Vec<u8>), FileId>,
+    inodes: Packed<FileId, Inode>,
+    dentries: OrdMap<(FileId, Name), FileId>,
     policies: OrdMap<FileId, Policy>,
-    chunks: OrdMap<ChunkHandle, Chunk>,
+    /// What files were created with, interned. Never forgotten; few are different.
+    file_policies: OrdMap<u32, Policy>,
+    file_policy_ids: OrdMap<Policy, u32>,
+    chunks: Packed<ChunkHandle, Chunk>,
+    /// Chunks that have fewer members than they want.
+    degraded: u64,
     /// Replica sets, interned: a chunk names its members by 4 bytes.
     sets: OrdMap<u32, Vec<StoreId>>,
     set_ids: OrdMap<Vec<StoreId>, u32>,
@@ -86,6 +95,24 @@ pub struct Metadata {
     stale: OrdMap<(ChunkHandle, StoreId), ()>,
 }
 
+impl Number for FileId {
+    fn number(self) -> u64 {
+        self.0
+    }
+    fn of(number: u64) -> FileId {
+        FileId(number)
+    }
+}
+
+impl Number for ChunkHandle {
+    fn number(self) -> u64 {
+        self.0
+    }
+    fn of(number: u64) -> ChunkHandle {
+        ChunkHandle(number)
+    }
+}
+
 /// The digest is kept at each multiple of so many entries, for comparison between masters.
 pub const DIGEST_EVERY: u64 = 256;
 
@@ -98,7 +125,7 @@ impl Default for Metadata {
 impl Metadata {
     /// The state before the first entry: an empty root.
     pub fn new() -> Metadata {
-        let mut inodes = OrdMap::new();
+        let mut inodes = Packed::new();
         inodes.insert(ROOT, Inode::directory(0o755, 0));
         Metadata {
             clock_ns: 0,
@@ -116,7 +143,10 @@ impl Metadata {
             inodes,
             dentries: OrdMap::new(),
             policies: OrdMap::new(),
-            chunks: OrdMap::new(),
+            file_policies: OrdMap::new(),
+            file_policy_ids: OrdMap::new(),
+            chunks: Packed::new(),
+            degraded: 0,
             sets: OrdMap::new(),
             set_ids: OrdMap::new(),
             partners: OrdMap::new(),
@@ -194,8 +224,7 @@ impl Metadata {
 
     /// Files, chunks, and chunks with fewer members than they want.
     pub fn counts(&self) -> (u64, u64, u64) {
-        let degraded = self.chunks.values().filter(|c| self.members_of(c).len() < c.want as usize);
-        (self.inodes.len() as u64, self.chunks.len() as u64, degraded.count() as u64)
+        (self.inodes.len() as u64, self.chunks.len() as u64, self.degraded)
     }
 
     /// Panics if an invariant does not hold. For tests and the simulator: it walks everything.
@@ -207,15 +236,15 @@ impl Metadata {
         for (id, inode) in self.inodes.iter() {
             match &inode.body {
                 Body::Directory { entries } => {
-                    let range = (*id, vec![])..=(FileId(id.0 + 1), vec![]);
-                    let count = self.dentries.range(range).filter(|((p, _), _)| p == id).count();
+                    let range = (id, Name::new(&[]))..=(FileId(id.0 + 1), Name::new(&[]));
+                    let count = self.dentries.range(range).filter(|((p, _), _)| *p == id).count();
                     assert_eq!(*entries, count as u64, "{id} counts its entries wrongly");
                 }
                 Body::File(file) => {
                     file.check();
                     for part in file.parts() {
                         if part.handle != ChunkHandle::HOLE {
-                            assert_eq!(self.chunks[&part.handle].file, *id);
+                            assert_eq!(self.chunks[&part.handle].file, id);
                         }
                     }
                 }
@@ -227,6 +256,8 @@ impl Metadata {
             assert!(!members.is_empty(), "{handle} has no members");
             assert!(members.contains(&chunk.primary), "{handle}: its primary is no member");
         }
+        let degraded = self.chunks.values().filter(|c| self.lacks_members(c)).count() as u64;
+        assert_eq!(self.degraded, degraded, "chunks that lack members are counted");
         for (handle, repair) in self.repairs.iter() {
             let chunk = self.chunks.get(handle).expect("what is repaired exists");
             assert_eq!(chunk.epoch, repair.epoch, "{handle}: a repair of an older epoch");

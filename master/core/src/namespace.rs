@@ -1,5 +1,6 @@
 //! Names: directories, files, symlinks, and every change of them.
 
+use crate::name::Name;
 use crate::{Answer, Entry, Metadata, ROOT};
 use bincode::{Decode, Encode};
 use common::limits::{CHUNK_BYTES_MAX, LAYOUT_PAGE_MAX, LIST_PAGE_MAX, PATH_BYTES_MAX, REPLICATION_DEFAULT};
@@ -35,18 +36,31 @@ pub enum Body {
     /// A target.
     Symlink {
         /// Where it points.
-        target: Vec<u8>,
+        target: Box<[u8]>,
     },
 }
 
 /// The chunks of a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct FileBody {
+    parts: Parts,
+    /// Policy at creation, interned.
+    policy: u32,
+}
+
+/// Most files have one chunk: it lies here, without memory of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+enum Parts {
+    None,
+    One(Part),
+    Many(Box<Many>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct Many {
     parts: Vec<Part>,
     /// Bytes in all.
     length: u64,
-    /// Policy at creation.
-    policy: Policy,
 }
 
 /// One chunk of a file, or a hole.
@@ -61,24 +75,70 @@ pub struct Part {
 impl FileBody {
     /// The chunks, in order.
     pub fn parts(&self) -> &[Part] {
-        &self.parts
+        match &self.parts {
+            Parts::None => &[],
+            Parts::One(part) => std::slice::from_ref(part),
+            Parts::Many(many) => &many.parts,
+        }
+    }
+
+    /// Bytes in all.
+    pub fn length(&self) -> u64 {
+        match &self.parts {
+            Parts::None => 0,
+            Parts::One(part) => part.length,
+            Parts::Many(many) => many.length,
+        }
     }
 
     pub(crate) fn set_length(&mut self, handle: ChunkHandle, length: u64) {
-        // Almost always the last one.
-        if let Some(part) = self.parts.iter_mut().rev().find(|p| p.handle == handle) {
-            self.length = self.length - part.length + length;
-            part.length = length;
+        match &mut self.parts {
+            Parts::One(part) if part.handle == handle => part.length = length,
+            Parts::None | Parts::One(_) => {}
+            Parts::Many(many) => {
+                // Almost always the last one.
+                if let Some(part) = many.parts.iter_mut().rev().find(|p| p.handle == handle) {
+                    many.length = many.length - part.length + length;
+                    part.length = length;
+                }
+            }
         }
     }
 
     fn push(&mut self, handle: ChunkHandle, length: u64) {
-        self.parts.push(Part { handle, length });
-        self.length += length;
+        let part = Part { handle, length };
+        match &mut self.parts {
+            Parts::None => self.parts = Parts::One(part),
+            Parts::One(first) => {
+                let length = first.length + length;
+                self.parts = Parts::Many(Box::new(Many { parts: vec![*first, part], length }));
+            }
+            Parts::Many(many) => {
+                many.parts.push(part);
+                many.length += length;
+            }
+        }
+    }
+
+    /// Keeps the first so many chunks, the last of them with this length.
+    fn keep(&mut self, count: usize, last: Option<u64>) {
+        let mut parts = self.parts()[..count].to_vec();
+        if let (Some(part), Some(length)) = (parts.last_mut(), last) {
+            part.length = length;
+        }
+        self.parts = match parts[..] {
+            [] => Parts::None,
+            [one] => Parts::One(one),
+            _ => {
+                let length = parts.iter().map(|p| p.length).sum();
+                Parts::Many(Box::new(Many { parts, length }))
+            }
+        };
     }
 
     pub(crate) fn check(&self) {
-        assert_eq!(self.length, self.parts.iter().map(|p| p.length).sum::<u64>());
+        assert_eq!(self.length(), self.parts().iter().map(|p| p.length).sum::<u64>());
+        assert!(!matches!(&self.parts, Parts::Many(many) if many.parts.len() < 2));
     }
 }
 
@@ -87,8 +147,8 @@ impl Inode {
         Inode { mode, uid: 0, gid: 0, mtime_ns, body: Body::Directory { entries: 0 } }
     }
 
-    fn file(mode: u32, mtime_ns: i64, policy: Policy) -> Inode {
-        let body = Body::File(FileBody { policy, ..FileBody::default() });
+    fn file(mode: u32, mtime_ns: i64, policy: u32) -> Inode {
+        let body = Body::File(FileBody { parts: Parts::None, policy });
         Inode { mode, uid: 0, gid: 0, mtime_ns, body }
     }
 
@@ -183,7 +243,7 @@ impl Metadata {
             if !matches!(self.inodes[&at].body, Body::Directory { .. }) {
                 return refuse(Code::NotADirectory, path);
             }
-            match self.dentries.get(&(at, name.to_vec())) {
+            match self.dentries.get(&(at, Name::new(name))) {
                 Some(child) => at = *child,
                 None => return refuse(Code::NotFound, path),
             }
@@ -200,7 +260,7 @@ impl Metadata {
         let mut at = ROOT;
         let mut missing = dirs.len();
         for (i, name) in dirs.iter().enumerate() {
-            match self.dentries.get(&(at, name.to_vec())) {
+            match self.dentries.get(&(at, Name::new(name))) {
                 Some(child) if self.is_directory(*child) => at = *child,
                 Some(_) => return refuse(Code::NotADirectory, path),
                 None if make => {
@@ -230,13 +290,13 @@ impl Metadata {
     }
 
     pub(crate) fn link(&mut self, parent: FileId, name: Vec<u8>, child: FileId) {
-        let before = self.dentries.insert((parent, name), child);
+        let before = self.dentries.insert((parent, Name::new(&name)), child);
         assert!(before.is_none(), "the name was taken");
         self.count_entry(parent, 1);
     }
 
     pub(crate) fn unlink_entry(&mut self, parent: FileId, name: &[u8]) -> FileId {
-        let child = self.dentries.remove(&(parent, name.to_vec()));
+        let child = self.dentries.remove(&(parent, Name::new(name)));
         self.count_entry(parent, -1);
         child.expect("the caller looked the name up")
     }
@@ -253,7 +313,7 @@ impl Metadata {
             return if parents { Ok(MasterReply::Attr(self.attr(ROOT))) } else { refuse(Code::Exists, path) };
         }
         let (parent, name) = self.parent_of(path, parents)?;
-        match self.dentries.get(&(parent, name.clone())).copied() {
+        match self.dentries.get(&(parent, Name::new(&name))).copied() {
             Some(id) if parents && self.is_directory(id) => Ok(MasterReply::Attr(self.attr(id))),
             Some(_) => refuse(Code::Exists, path),
             None => {
@@ -274,12 +334,12 @@ impl Metadata {
         now: i64,
     ) -> Answer<MasterReply> {
         let (parent, name) = self.parent_of(path, parents)?;
-        let id = match self.dentries.get(&(parent, name.clone())).copied() {
+        let id = match self.dentries.get(&(parent, Name::new(&name))).copied() {
             Some(_) if exclusive => return refuse(Code::Exists, path),
             Some(id) if self.is_directory(id) => return refuse(Code::IsADirectory, path),
             Some(id) => id,
             None => {
-                let policy = self.policy_at(path)?;
+                let policy = self.intern_policy(self.policy_at(path)?);
                 let id = self.new_inode(Inode::file(mode & 0o7777, now, policy));
                 if let Err(refusal) = self.first_chunk(id, chunk) {
                     self.inodes.remove(&id);
@@ -294,7 +354,7 @@ impl Metadata {
     }
 
     fn create_unnamed(&mut self, like: &[u8], chunk: Option<(&str, u64)>, now: i64) -> Answer<MasterReply> {
-        let policy = self.policy_at(like)?;
+        let policy = self.intern_policy(self.policy_at(like)?);
         let id = self.new_inode(Inode::file(0o600, now, policy));
         if let Err(refusal) = self.first_chunk(id, chunk) {
             self.inodes.remove(&id);
@@ -312,10 +372,10 @@ impl Metadata {
         let Body::File(file) = &self.inodes[&id].body else {
             return Err(Code::BadArgument.into());
         };
-        if !file.parts.is_empty() {
+        if !file.parts().is_empty() {
             return Ok(());
         }
-        let policy = file.policy.clone();
+        let policy = self.file_policies[&file.policy].clone();
         let handle = self.new_chunk(id, &policy, near, salt)?;
         self.push_part(id, handle, 0);
         Ok(())
@@ -328,7 +388,7 @@ impl Metadata {
     }
 
     fn opened(&self, id: FileId) -> Answer<MasterReply> {
-        let count = self.file(id).map_or(0, |f| f.parts.len());
+        let count = self.file(id).map_or(0, |f| f.parts().len());
         let chunk = match count {
             0 => None,
             n => Some(self.chunk_info(id, n - 1)?),
@@ -351,8 +411,8 @@ impl Metadata {
             return refuse(Code::NoSuchFileId, path);
         }
         let body = self.file(file).expect("unnamed inodes are files");
-        let before: u64 = body.parts.iter().rev().skip(1).map(|p| p.length).sum();
-        let last = body.parts.last().copied();
+        let before: u64 = body.parts().iter().rev().skip(1).map(|p| p.length).sum();
+        let last = body.parts().last().copied();
         let fits = match last {
             Some(_) => length >= before && length - before <= CHUNK_BYTES_MAX,
             None => length == 0,
@@ -361,7 +421,7 @@ impl Metadata {
             return refuse(Code::BadArgument, path);
         }
         let (parent, name) = self.parent_of(path, parents)?;
-        if let Some(old) = self.dentries.get(&(parent, name.clone())).copied() {
+        if let Some(old) = self.dentries.get(&(parent, Name::new(&name))).copied() {
             if self.is_directory(old) {
                 return refuse(Code::IsADirectory, path);
             }
@@ -396,7 +456,7 @@ impl Metadata {
         salt: u64,
     ) -> Answer<MasterReply> {
         let file = self.file(id).ok_or(Code::NoSuchFileId)?;
-        let (count, policy) = (file.parts.len(), file.policy.clone());
+        let (count, policy) = (file.parts().len(), self.file_policies[&file.policy].clone());
         if (index as usize) < count {
             return Ok(MasterReply::Chunk(self.chunk_info(id, index as usize)?));
         }
@@ -406,7 +466,7 @@ impl Metadata {
                 format!("the file has {count} chunks, not {index}"),
             ));
         }
-        if let Some(last) = file.parts.last().copied().filter(|p| p.handle != ChunkHandle::HOLE) {
+        if let Some(last) = file.parts().last().copied().filter(|p| p.handle != ChunkHandle::HOLE) {
             let chunk = &self.chunks[&last.handle];
             match declare {
                 Some(length) if !chunk.sealed && length <= CHUNK_BYTES_MAX => {
@@ -428,10 +488,10 @@ impl Metadata {
 
     fn add_hole(&mut self, id: FileId, index: u32, length: u64) -> Answer<MasterReply> {
         let file = self.file(id).ok_or(Code::NoSuchFileId)?;
-        let count = file.parts.len();
+        let count = file.parts().len();
         let last_open =
-            file.parts.last().is_some_and(|p| self.chunks.get(&p.handle).is_some_and(|c| !c.sealed));
-        if index as usize != count || last_open || length > i64::MAX as u64 - file.length {
+            file.parts().last().is_some_and(|p| self.chunks.get(&p.handle).is_some_and(|c| !c.sealed));
+        if index as usize != count || last_open || length > i64::MAX as u64 - file.length() {
             return Err(Refusal::new(
                 Code::WrongChunkIndex,
                 format!("the file has {count} chunks, not {index}"),
@@ -465,12 +525,12 @@ impl Metadata {
         let names = split_path(to).expect("parent_of split it");
         let mut at = ROOT;
         for name in &names[..names.len() - 1] {
-            at = self.dentries[&(at, name.to_vec())];
+            at = self.dentries[&(at, Name::new(name))];
             if at == id {
                 return refuse(Code::BadArgument, to);
             }
         }
-        if let Some(old) = self.dentries.get(&(to_parent, to_name.clone())).copied() {
+        if let Some(old) = self.dentries.get(&(to_parent, Name::new(&to_name))).copied() {
             if !replace {
                 return refuse(Code::Exists, to);
             }
@@ -511,13 +571,13 @@ impl Metadata {
         if length > i64::MAX as u64 {
             return Err(Refusal::new(Code::BadArgument, "a file has at most 2^63 - 1 bytes"));
         }
-        if file.parts.last().is_some_and(|p| self.chunks.get(&p.handle).is_some_and(|c| !c.sealed)) {
+        if file.parts().last().is_some_and(|p| self.chunks.get(&p.handle).is_some_and(|c| !c.sealed)) {
             return Err(Refusal::new(Code::BadArgument, "the last chunk is not sealed"));
         }
         let mut start = 0;
         let mut keep = 0;
         let mut cut = None;
-        for part in &file.parts {
+        for part in file.parts() {
             if start >= length {
                 break;
             }
@@ -527,20 +587,16 @@ impl Metadata {
             }
             start += part.length;
         }
-        let dropped: Vec<Part> = file.parts[keep..].to_vec();
-        let last = keep.checked_sub(1).map(|i| file.parts[i]);
+        let dropped: Vec<Part> = file.parts()[keep..].to_vec();
+        let last = keep.checked_sub(1).map(|i| file.parts()[i]);
         let mut inode = self.inodes[&id].clone();
         let body = inode.file_mut();
-        body.parts.truncate(keep);
-        body.length = start;
+        body.keep(keep, cut);
         if let (Some(cut), Some(last)) = (cut, last) {
-            let end = body.parts.last_mut().expect("something was cut");
-            body.length -= end.length - cut;
-            end.length = cut;
             if last.handle != ChunkHandle::HOLE {
                 let mut chunk = self.chunks[&last.handle].clone();
                 chunk.length = cut;
-                self.chunks.insert(last.handle, chunk);
+                self.put_chunk(last.handle, chunk);
             }
         } else if length > start {
             body.push(ChunkHandle::HOLE, length - start);
@@ -558,14 +614,14 @@ impl Metadata {
             return refuse(Code::BadName, path);
         }
         let (parent, name) = self.parent_of(path, parents)?;
-        if let Some(old) = self.dentries.get(&(parent, name.clone())).copied() {
+        if let Some(old) = self.dentries.get(&(parent, Name::new(&name))).copied() {
             if !parents || self.is_directory(old) {
                 return refuse(Code::Exists, path);
             }
             self.unlink_entry(parent, &name);
             self.move_to_grave(old);
         }
-        let body = Body::Symlink { target: target.to_vec() };
+        let body = Body::Symlink { target: target.into() };
         let id = self.new_inode(Inode { mode: 0o777, uid: 0, gid: 0, mtime_ns: now, body });
         self.link(parent, name, id);
         Ok(MasterReply::Attr(self.attr(id)))
@@ -590,7 +646,7 @@ impl Metadata {
         let names = split_path(path).or_else(|code| refuse(code, path))?;
         for name in std::iter::once(None).chain(names.into_iter().map(Some)) {
             if let Some(name) = name {
-                at = at.and_then(|at| self.dentries.get(&(at, name.to_vec())).copied());
+                at = at.and_then(|at| self.dentries.get(&(at, Name::new(name))).copied());
             }
             if let Some(own) = at.and_then(|at| self.policies.get(&at)) {
                 policy.replication = own.replication.or(policy.replication);
@@ -600,6 +656,17 @@ impl Metadata {
             }
         }
         Ok(policy)
+    }
+
+    /// A policy by a number; few are different.
+    fn intern_policy(&mut self, policy: Policy) -> u32 {
+        if let Some(id) = self.file_policy_ids.get(&policy) {
+            return *id;
+        }
+        let id = self.file_policies.len() as u32;
+        self.file_policies.insert(id, policy.clone());
+        self.file_policy_ids.insert(policy, id);
+        id
     }
 
     pub(crate) fn file(&self, id: FileId) -> Option<&FileBody> {
@@ -627,17 +694,17 @@ impl Metadata {
         };
         match &inode.body {
             Body::File(file) => {
-                attr.length = file.length;
-                attr.count = file.parts.len() as u64;
-                let last = file.parts.last().map(|p| p.handle);
+                attr.length = file.length();
+                attr.count = file.parts().len() as u64;
+                let last = file.parts().last().map(|p| p.handle);
                 attr.open = last.filter(|h| self.chunks.get(h).is_some_and(|c| !c.sealed));
-                attr.chunk_bytes = file.policy.chunk_bytes.unwrap_or(CHUNK_BYTES_MAX);
+                attr.chunk_bytes = self.file_policies[&file.policy].chunk_bytes.unwrap_or(CHUNK_BYTES_MAX);
             }
             Body::Directory { entries } => (attr.kind, attr.count) = (FileKind::Directory, *entries),
             Body::Symlink { target } => {
                 attr.kind = FileKind::Symlink;
                 attr.length = target.len() as u64;
-                attr.target = target.clone();
+                attr.target = target.to_vec();
             }
         }
         attr
@@ -652,14 +719,14 @@ impl Metadata {
             return refuse(Code::NotADirectory, path);
         }
         let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
-        let rest = self.dentries.range((id, after.to_vec())..).take_while(|((parent, _), _)| *parent == id);
-        let mut rest = rest.filter(|((_, name), _)| after.is_empty() || name.as_slice() != after);
+        let rest = self.dentries.range((id, Name::new(after))..).take_while(|((parent, _), _)| *parent == id);
+        let mut rest = rest.filter(|((_, name), _)| after.is_empty() || name.bytes() != after);
         let mut entries = vec![];
         let mut bytes = 0;
         for ((_, name), child) in rest.by_ref() {
             let attr = self.attr(*child);
-            bytes += name.len() + attr.target.len() + 128;
-            entries.push(Entry { name: name.clone(), attr });
+            bytes += name.bytes().len() + attr.target.len() + 128;
+            entries.push(Entry { name: name.bytes().to_vec(), attr });
             if entries.len() == limit || bytes > PAGE_BYTES_MAX {
                 break;
             }
@@ -671,12 +738,12 @@ impl Metadata {
     /// A page of a file's chunks.
     pub fn layout(&self, id: FileId, from: u32, limit: u32) -> Answer<MasterReply> {
         let file = self.file(id).ok_or_else(|| Refusal::new(Code::NoSuchFileId, id))?;
-        let count = file.parts.len();
+        let count = file.parts().len();
         let from = (from as usize).min(count);
         let to = (from + limit.clamp(1, LAYOUT_PAGE_MAX) as usize).min(count);
-        let mut start: u64 = file.parts[..from].iter().map(|p| p.length).sum();
+        let mut start: u64 = file.parts()[..from].iter().map(|p| p.length).sum();
         let mut chunks = vec![];
-        for (at, part) in file.parts[from..to].iter().enumerate() {
+        for (at, part) in file.parts()[from..to].iter().enumerate() {
             chunks.push(self.info(part, from + at, start)?);
             start += part.length;
         }
@@ -685,8 +752,8 @@ impl Metadata {
 
     fn chunk_info(&self, id: FileId, index: usize) -> Answer<ChunkInfo> {
         let file = self.file(id).ok_or(Code::NoSuchFileId)?;
-        let start = file.length - file.parts[index..].iter().map(|p| p.length).sum::<u64>();
-        self.info(&file.parts[index], index, start)
+        let start = file.length() - file.parts()[index..].iter().map(|p| p.length).sum::<u64>();
+        self.info(&file.parts()[index], index, start)
     }
 
     fn info(&self, part: &Part, index: usize, start: u64) -> Answer<ChunkInfo> {

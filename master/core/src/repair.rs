@@ -72,12 +72,12 @@ impl Metadata {
         let mut at = after;
         let first = ChunkHandle(after.0.saturating_add(1));
         let mut seen = 0;
-        for (handle, chunk) in self.chunks.range(first..).take(limit) {
+        for (handle, chunk) in self.chunks.from(first).take(limit) {
             let (live, all_stay) = standing_of(chunk.set);
-            if live != chunk.want as usize || !all_stay || self.moving.contains_key(handle) {
-                found.push((*handle, live));
+            if live != chunk.want as usize || !all_stay || self.moving.contains_key(&handle) {
+                found.push((handle, live));
             }
-            at = *handle;
+            at = handle;
             seen += 1;
         }
         (found, (seen == limit).then_some(at))
@@ -195,7 +195,7 @@ impl Metadata {
         members.push(learner);
         chunk.epoch = epoch.next();
         chunk.set = self.intern(members);
-        self.chunks.insert(handle, chunk);
+        self.put_chunk(handle, chunk);
         self.stale.remove(&(handle, learner));
         self.discard_stale(handle);
         Ok(StoreReply::Config(self.config(handle)?))

@@ -1,5 +1,7 @@
 //! The state as bytes, and back. Made from a clone, in the background.
 
+use crate::name::Name;
+use crate::packed::Packed;
 use crate::trash::Trashed;
 use crate::{Chunk, Inode, Metadata, Repair, Store, sessions};
 use bincode::{Decode, Encode};
@@ -49,6 +51,7 @@ enum Part {
     Stale(Vec<((ChunkHandle, StoreId), ())>),
     Draining(Vec<(ServerId, ())>),
     Moving(Vec<(ChunkHandle, StoreId)>),
+    FilePolicies(Vec<(u32, Policy)>),
 }
 
 impl Metadata {
@@ -72,32 +75,35 @@ impl Metadata {
             ),
             table: self.table,
         }));
-        parts(&self.inodes, Part::Inodes, &mut out);
-        parts(&self.dentries, Part::Dentries, &mut out);
-        parts(&self.policies, Part::Policies, &mut out);
-        parts(&self.chunks, Part::Chunks, &mut out);
-        parts(&self.sets, Part::Sets, &mut out);
-        parts(&self.stores, Part::Stores, &mut out);
-        parts(&self.servers, Part::Servers, &mut out);
+        parts(self.inodes.iter(), Part::Inodes, &mut out);
+        let entries =
+            self.dentries.iter().map(|((parent, name), child)| ((*parent, name.bytes().to_vec()), child));
+        parts(entries, Part::Dentries, &mut out);
+        parts(all(&self.policies), Part::Policies, &mut out);
+        parts(self.chunks.iter(), Part::Chunks, &mut out);
+        parts(all(&self.file_policies), Part::FilePolicies, &mut out);
+        parts(all(&self.sets), Part::Sets, &mut out);
+        parts(all(&self.stores), Part::Stores, &mut out);
+        parts(all(&self.servers), Part::Servers, &mut out);
         for client in &self.clients {
             // One by one: a client may remember many answers.
             out(Part::Clients(vec![(*client.0, client.1.clone())]));
         }
-        parts(&self.trash, Part::Trash, &mut out);
-        parts(&self.unnamed, Part::Unnamed, &mut out);
-        parts(&self.orders, Part::Orders, &mut out);
-        parts(&self.deletions, Part::Deletions, &mut out);
-        parts(&self.repairs, Part::Repairs, &mut out);
+        parts(all(&self.trash), Part::Trash, &mut out);
+        parts(all(&self.unnamed), Part::Unnamed, &mut out);
+        parts(all(&self.orders), Part::Orders, &mut out);
+        parts(all(&self.deletions), Part::Deletions, &mut out);
+        parts(all(&self.repairs), Part::Repairs, &mut out);
         out(Part::NextAttempt(self.next_attempt));
-        parts(&self.stale, Part::Stale, &mut out);
-        parts(&self.draining, Part::Draining, &mut out);
-        parts(&self.moving, Part::Moving, &mut out);
+        parts(all(&self.stale), Part::Stale, &mut out);
+        parts(all(&self.draining), Part::Draining, &mut out);
+        parts(all(&self.moving), Part::Moving, &mut out);
     }
 
     /// The state that `encode` made these parts of.
     pub fn decode<'a>(bytes: impl Iterator<Item = &'a [u8]>) -> Result<Metadata, Code> {
         let mut state = Metadata::new();
-        state.inodes = OrdMap::new();
+        state.inodes = Packed::new();
         let mut headed = false;
         for bytes in bytes {
             match common::wire::from_slice::<Part>(bytes)? {
@@ -106,7 +112,11 @@ impl Metadata {
                     state.restore_head(head);
                 }
                 Part::Inodes(list) => state.inodes.extend(list),
-                Part::Dentries(list) => state.dentries.extend(list),
+                Part::Dentries(list) => {
+                    let named =
+                        list.into_iter().map(|((parent, name), child)| ((parent, Name::new(&name)), child));
+                    state.dentries.extend(named);
+                }
                 Part::Policies(list) => state.policies.extend(list),
                 Part::Chunks(list) => state.chunks.extend(list),
                 Part::Sets(list) => state.restore_sets(list),
@@ -122,8 +132,14 @@ impl Metadata {
                 Part::Stale(list) => state.stale.extend(list),
                 Part::Draining(list) => state.draining.extend(list),
                 Part::Moving(list) => state.moving.extend(list),
+                Part::FilePolicies(list) => {
+                    state.file_policy_ids.extend(list.iter().map(|(id, policy)| (policy.clone(), *id)));
+                    state.file_policies.extend(list);
+                }
             }
         }
+        // Sets come after the chunks that name them.
+        state.degraded = state.chunks.values().filter(|c| state.lacks_members(c)).count() as u64;
         if headed { Ok(state) } else { Err(Code::BadBody) }
     }
 
@@ -164,14 +180,18 @@ impl Metadata {
     }
 }
 
-fn parts<K, V>(map: &OrdMap<K, V>, part: fn(Vec<(K, V)>) -> Part, out: &mut impl FnMut(Part))
-where
-    K: Ord + Clone,
-    V: Clone,
-{
+fn all<K: Ord + Clone, V: Clone>(map: &OrdMap<K, V>) -> impl Iterator<Item = (K, &V)> {
+    map.iter().map(|(key, value)| (key.clone(), value))
+}
+
+fn parts<'a, K, V: Clone + 'a>(
+    entries: impl Iterator<Item = (K, &'a V)>,
+    part: fn(Vec<(K, V)>) -> Part,
+    out: &mut impl FnMut(Part),
+) {
     let mut list = vec![];
-    for (k, v) in map {
-        list.push((k.clone(), v.clone()));
+    for (key, value) in entries {
+        list.push((key, value.clone()));
         if list.len() == PART_ENTRIES {
             out(part(std::mem::take(&mut list)));
         }

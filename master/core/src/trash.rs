@@ -1,5 +1,6 @@
 //! The trash: what was deleted stays for a while, then goes in bounded steps.
 
+use crate::name::Name;
 use crate::namespace::Body;
 use crate::{Answer, Metadata};
 use bincode::{Decode, Encode};
@@ -43,7 +44,7 @@ impl Metadata {
         let newest = self.trash.iter().rev().find(|(_, t)| same(t)).map(|(key, _)| *key);
         let key = newest.ok_or_else(|| Refusal::new(Code::NotInTrash, String::from_utf8_lossy(path)))?;
         let (parent, name) = self.parent_of(to, true)?;
-        if self.dentries.contains_key(&(parent, name.clone())) {
+        if self.dentries.contains_key(&(parent, Name::new(&name))) {
             return Err(Refusal::new(Code::Exists, String::from_utf8_lossy(to)));
         }
         self.trash.remove(&key);
@@ -85,11 +86,11 @@ impl Metadata {
             return;
         };
         if let Body::Directory { entries: 1.. } = inode.body {
-            let range = (file, vec![])..;
+            let range = (file, Name::new(&[]))..;
             let child = self.dentries.range(range).next().map(|(k, v)| (k.clone(), *v));
             let ((parent, name), child) = child.expect("a directory that counts entries has one");
             assert_eq!(parent, file);
-            self.unlink_entry(parent, &name);
+            self.unlink_entry(parent, name.bytes());
             self.move_to_grave(child);
             return;
         }
