@@ -45,7 +45,7 @@ pub enum Body {
 pub struct FileBody {
     parts: Parts,
     /// Policy at creation, interned.
-    policy: u32,
+    pub(crate) policy: u32,
 }
 
 /// Most files have one chunk: it lies here, without memory of its own.

@@ -3,7 +3,7 @@
 use crate::name::Name;
 use crate::packed::Packed;
 use crate::trash::Trashed;
-use crate::{Chunk, Inode, Metadata, Repair, Store, sessions};
+use crate::{Body, Chunk, Inode, Metadata, Repair, Store, sessions};
 use bincode::{Decode, Encode};
 use common::wire::client_master::Policy;
 use common::{ChunkHandle, ClientId, Code, Epoch, FileId, ServerId, SessionId, StoreId};
@@ -138,9 +138,18 @@ impl Metadata {
                 }
             }
         }
-        // Sets come after the chunks that name them.
+        // What is interned comes after what names it.
+        let policy_is_there = |inode: &Inode| match &inode.body {
+            Body::File(file) => state.file_policies.contains_key(&file.policy),
+            _ => true,
+        };
+        let sound = state.chunks.values().all(|c| state.sets.contains_key(&c.set))
+            && state.inodes.values().all(policy_is_there);
+        if !headed || !sound {
+            return Err(Code::BadBody);
+        }
         state.degraded = state.chunks.values().filter(|c| state.lacks_members(c)).count() as u64;
-        if headed { Ok(state) } else { Err(Code::BadBody) }
+        Ok(state)
     }
 
     fn restore_head(&mut self, head: Head) {
