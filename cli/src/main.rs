@@ -61,7 +61,7 @@ fn drill(args: args::Drill, json: bool) -> anyhow::Result<()> {
             DRILLS.iter().for_each(|d| println!("{:<16} {}", d.name, d.what));
             return Ok(());
         }
-        "all" => DRILLS.iter().collect(),
+        "all" => DRILLS.iter().filter(|drill| drill.in_all()).collect(),
         one => vec![Drill::named(one)?],
     };
     if chosen.iter().any(|drill| drill.needs_network()) {

@@ -5,6 +5,7 @@ mod disk;
 mod full_disk;
 mod grow;
 mod load;
+mod many;
 mod outcome;
 mod pulled;
 mod registers;
@@ -73,6 +74,11 @@ pub const DRILLS: &[Drill] = &[
         Hit::Storm,
         "16 appenders, 100,000 records a repeat, while primaries and leaders are killed",
     ),
+    drill(
+        "many-chunks",
+        Hit::Many,
+        "with a million chunks a chunkserver is killed and restarted, then the leader is killed (not of `all`)",
+    ),
     drill("full-disk", Hit::FullDisk, "everything on one small disk, until it is full"),
 ];
 
@@ -87,6 +93,11 @@ impl Drill {
     /// Whether it must run in a network of its own.
     pub fn needs_network(&self) -> bool {
         matches!(self.hit, Hit::Cut | Hit::CutLeader | Hit::CutRack | Hit::CutOneWay | Hit::CutPrimary)
+    }
+
+    /// Whether `all` runs it.
+    pub fn in_all(&self) -> bool {
+        self.hit != Hit::Many
     }
 
     /// Whether its load puts files of 1 GiB.
@@ -142,6 +153,7 @@ pub async fn run(drill: &'static Drill, repeats: u32, dir: &Path, binary: &Path)
         let mut outcome = Outcome::new(drill, repeats);
         match drill.hit {
             Hit::FullDisk => full_disk::run(&home, binary, repeats, &mut outcome).await,
+            Hit::Many => many::run(&home, binary, repeats, &mut outcome).await,
             Hit::Storm => storm::run(&home, binary, repeats, &mut outcome).await,
             _ => under_load(drill, &home, binary, repeats, &mut outcome).await,
         }

@@ -293,7 +293,7 @@ impl Node {
         let learner = self.learners.get_mut(&handle).expect("it is whole");
         let answers = learner.answers.take().expect("it is whole");
         if !Mutant::NoAnswersCopied.on() {
-            learner.state.answers = answers.into_iter().map(|a| (a.client, a)).collect();
+            learner.state.set_answers(answers);
         }
         // It serves nothing until an epoch says that it is a member.
         learner.state.removed = true;
@@ -314,7 +314,7 @@ impl Node {
         if let Some(old) = old {
             (chunk.waiting, chunk.asking) = (old.waiting, old.asking);
         }
-        self.chunks.insert(handle, chunk);
+        self.chunks.insert(handle, Box::new(chunk));
     }
 
     /// The record of a whole copy is durable: the primary may propose it.

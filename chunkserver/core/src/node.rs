@@ -79,6 +79,19 @@ impl Chunk {
         self.lead.as_ref().is_some_and(|lead| serving(lead) && resolved(lead))
     }
 
+    /// Gives back the memory that a burst took: chunks are many, and most are at rest.
+    pub(crate) fn rest(&mut self) {
+        if self.waiting.is_empty() {
+            self.waiting = vec![];
+        }
+        if self.reads.is_empty() {
+            self.reads = vec![];
+        }
+        if self.follow.queue.is_empty() {
+            self.follow.queue = Default::default();
+        }
+    }
+
     pub(crate) fn state_mut(&mut self) -> &mut ChunkState {
         Arc::make_mut(&mut self.state)
     }
@@ -148,7 +161,7 @@ pub struct Node {
     pub(crate) now: Time,
     session: Option<(SessionId, Time)>,
     pub(crate) store: Store,
-    pub(crate) chunks: BTreeMap<ChunkHandle, Chunk>,
+    pub(crate) chunks: BTreeMap<ChunkHandle, Box<Chunk>>,
     pub(crate) floors: BTreeMap<ChunkHandle, Epoch>,
     pub(crate) held: HeldPieces,
     pub(crate) reads: BTreeMap<u64, ReadFor>,
@@ -177,7 +190,7 @@ const HELD_CHECK_MS: u64 = 1000;
 impl Node {
     /// A node on a recovered store.
     pub fn new(id: StoreId, recovered: Recovered) -> Node {
-        let chunks = recovered.chunks.into_iter().map(|(h, s)| (h, Chunk::new(s))).collect();
+        let chunks = recovered.chunks.into_iter().map(|(h, s)| (h, Box::new(Chunk::new(s)))).collect();
         Node {
             id,
             now: Time(0),
@@ -445,7 +458,7 @@ impl Node {
             sealed: None,
             wait_ms: 0,
         };
-        self.chunks.insert(handle, Chunk::new(Arc::new(ChunkState::new(config))));
+        self.chunks.insert(handle, Box::new(Chunk::new(Arc::new(ChunkState::new(config)))));
         self.park(handle, ask, out);
         self.ask(handle, Ask::Confirm, out);
     }
@@ -459,7 +472,7 @@ impl Node {
             chunk.waiting = old.waiting;
             chunk.asking = old.asking;
         }
-        self.chunks.insert(handle, chunk);
+        self.chunks.insert(handle, Box::new(chunk));
     }
 
     /// Takes over a configuration, durably with the next group.

@@ -212,7 +212,7 @@ impl Node {
     /// The answer that a write had, or why it can have none; `None` if it is new.
     fn answered(&self, handle: ChunkHandle, request: RequestId) -> Option<Result<ClientChunkReply, Code>> {
         let chunk = &self.chunks[&handle];
-        let known = chunk.state.answers.get(&request.client)?;
+        let known = chunk.state.answers_of(request.client)?;
         if let Ok(at) = known.answers.binary_search_by_key(&request.seq, |a| a.seq) {
             let a = known.answers[at];
             let replicas = chunk.state.config.members.len() as u8;
@@ -385,6 +385,9 @@ impl Node {
             return;
         };
         let Some(lead) = &mut chunk.lead else { return };
+        if lead.replies.is_empty() {
+            lead.replies = BTreeMap::new();
+        }
         let committed = chunk.state.committed();
         if lead.told >= committed || !matches!(lead.phase, Phase::Serving) {
             return;
@@ -398,6 +401,7 @@ impl Node {
                 data: vec![],
             });
         }
+        chunk.rest();
         if chunk.logged_commit < committed {
             chunk.logged_commit = committed;
             self.store.record(&Record::Committed { handle, serial: committed }, Ticket::None);

@@ -41,8 +41,8 @@ pub(crate) struct Fetch {
 /// What came from the primary and is not in the log yet.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Follow {
-    queue: VecDeque<QueuedApply>,
-    pub fetch: Option<Fetch>,
+    pub queue: VecDeque<QueuedApply>,
+    pub fetch: Option<Box<Fetch>>,
 }
 
 impl Node {
@@ -262,8 +262,8 @@ impl Node {
     ) {
         self.end_fetch(handle);
         let chunk = self.chunks.get_mut(&handle).expect("fetched for a chunk that is here");
-        chunk.follow.fetch =
-            Some(Fetch { from, serial, index: 0, op: None, blocks: None, writing: false, crcs: vec![] });
+        let fetch = Fetch { from, serial, index: 0, op: None, blocks: None, writing: false, crcs: vec![] };
+        chunk.follow.fetch = Some(Box::new(fetch));
         let epoch = chunk.config().epoch;
         out.push(Output::Peer {
             to: from,
@@ -336,7 +336,7 @@ impl Node {
         out: &mut Outbox,
     ) {
         let chunk = self.chunks.get_mut(&handle);
-        let stands = |f: &&mut Fetch| (f.serial, f.index, f.blocks) == (serial, index, Some(blocks));
+        let stands = |f: &&mut Box<Fetch>| (f.serial, f.index, f.blocks) == (serial, index, Some(blocks));
         let fetch = chunk.and_then(|c| c.follow.fetch.as_mut()).filter(stands);
         let Some((fetch, op)) = fetch.and_then(|f| f.op.clone().map(|op| (f, op))) else {
             // The fetch ended while its bytes were on their way to the disk.
@@ -373,7 +373,7 @@ impl Node {
     /// Drops a fetch. Blocks that are being written come back when that is done.
     fn end_fetch(&mut self, handle: ChunkHandle) {
         let fetch = self.chunks.get_mut(&handle).and_then(|c| c.follow.fetch.take());
-        if let Some(Fetch { blocks: Some(blocks), writing: false, .. }) = fetch {
+        if let Some(blocks) = fetch.filter(|f| !f.writing).and_then(|f| f.blocks) {
             self.store.free(vec![blocks]);
         }
     }
@@ -418,6 +418,7 @@ impl Node {
         self.advance(handle, committed);
         let chunk = self.chunks.get_mut(&handle).expect("it was here");
         let now_committed = chunk.state.committed();
+        chunk.rest();
         if chunk.state.tail.is_empty() && chunk.logged_commit < now_committed {
             // Lazily: it rides with the next group, and spares the next start a question.
             chunk.logged_commit = now_committed;

@@ -8,7 +8,7 @@ use common::limits::{CHUNK_ANSWERS_MAX, CHUNK_CLIENTS_MAX};
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::{Answer, Answers, LogPoint, WriteOp};
 use common::{ClientId, RequestId, Serial};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// About so many bytes of extents go into one entry of a checkpoint.
 const DUMP_BYTES: usize = 256 * 1024;
@@ -35,8 +35,8 @@ pub struct ChunkState {
     pub last: LogPoint,
     /// Where the committed bytes are.
     pub extents: Extents,
-    /// Remembered answers of committed writes.
-    pub answers: BTreeMap<ClientId, Answers>,
+    /// Remembered answers of committed writes, by client.
+    pub answers: Vec<Answers>,
     /// Records after `last`, by serial, without a gap.
     pub tail: VecDeque<TailRecord>,
 }
@@ -50,7 +50,7 @@ impl ChunkState {
             length: 0,
             last: LogPoint::default(),
             extents: Extents::default(),
-            answers: BTreeMap::new(),
+            answers: vec![],
             tail: VecDeque::new(),
         }
     }
@@ -96,6 +96,10 @@ impl ChunkState {
             self.last = (op.origin, op.serial);
             self.remember(&op);
         }
+        if self.tail.is_empty() {
+            // Chunks are many, and most are at rest.
+            self.tail = VecDeque::new();
+        }
         freed
     }
 
@@ -111,7 +115,12 @@ impl ChunkState {
 
     fn remember(&mut self, op: &WriteOp) {
         let RequestId { client, seq } = op.request;
-        let of_client = self.answers.entry(client).or_insert(Answers { client, lowest: 1, answers: vec![] });
+        let at = self.answers.partition_point(|a| a.client < client);
+        if self.answers.get(at).is_none_or(|a| a.client != client) {
+            self.answers.reserve_exact(1);
+            self.answers.insert(at, Answers { client, lowest: 1, answers: Vec::with_capacity(1) });
+        }
+        let of_client = &mut self.answers[at];
         of_client.lowest = of_client.lowest.max(op.lowest.min(seq));
         let floor = of_client.lowest;
         of_client.answers.retain(|a| a.seq >= floor);
@@ -123,8 +132,8 @@ impl ChunkState {
         }
         if self.answers.len() > CHUNK_CLIENTS_MAX {
             let newest = |a: &Answers| a.answers.last().map_or(Serial(0), |a| a.serial);
-            let idle = self.answers.values().min_by_key(|a| newest(a)).map(|a| a.client);
-            self.answers.remove(&idle.expect("there are clients"));
+            let idle = (0..self.answers.len()).min_by_key(|at| newest(&self.answers[*at]));
+            self.answers.remove(idle.expect("there are clients"));
         }
     }
 
@@ -141,7 +150,7 @@ impl ChunkState {
             removed: self.removed,
             length: self.length,
             last: self.last,
-            answers: self.answers.values().cloned().collect(),
+            answers: self.answers.clone(),
         })];
         let mut part = vec![];
         let mut bytes = 0;
@@ -180,14 +189,27 @@ impl ChunkState {
 
     /// From a checkpoint; extents and tail follow.
     pub fn restore(dump: ChunkDump) -> ChunkState {
-        let answers = dump.answers.into_iter().map(|a| (a.client, a)).collect();
-        ChunkState {
+        let mut state = ChunkState {
             removed: dump.removed,
             length: dump.length,
             last: dump.last,
-            answers,
             ..ChunkState::new(dump.config)
-        }
+        };
+        state.set_answers(dump.answers);
+        state
+    }
+
+    /// The answers of a checkpoint or a copy; they are sought by client.
+    pub fn set_answers(&mut self, mut answers: Vec<Answers>) {
+        answers.sort_by_key(|a| a.client);
+        answers.dedup_by_key(|a| a.client);
+        self.answers = answers;
+    }
+
+    /// The answers of one client.
+    pub fn answers_of(&self, client: ClientId) -> Option<&Answers> {
+        let at = self.answers.binary_search_by_key(&client, |a| a.client).ok()?;
+        Some(&self.answers[at])
     }
 
     /// The next record of the tail, from a checkpoint; false if it cannot be.

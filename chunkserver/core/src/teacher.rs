@@ -152,7 +152,7 @@ impl Node {
             return self.refuse_copy(to, copy, Code::Reconfiguring, out);
         }
         let all = &self.chunks[&copy.handle].state.answers;
-        let mut rest = all.values().filter(|a| after.is_none_or(|after| a.client > after));
+        let mut rest = all.iter().filter(|a| after.is_none_or(|after| a.client > after));
         let answers = rest.by_ref().take(COPY_ANSWERS_MAX).cloned().collect();
         let more = rest.next().is_some();
         out.push(Output::Peer { to, msg: Peer::CopiedAnswers { copy, nonce, answers, more }, data: vec![] });

@@ -31,6 +31,7 @@ pub(super) enum Hit {
     Lost,
     FullDisk,
     Storm,
+    Many,
 }
 
 /// A process is paused, or a cable pulled, for so long.
@@ -117,7 +118,7 @@ impl Scene<'_> {
                     self.cluster.kill(&name)?;
                 }
             }
-            Hit::Grow | Hit::Pulled | Hit::FullDisk | Hit::Storm => {
+            Hit::Grow | Hit::Pulled | Hit::FullDisk | Hit::Storm | Hit::Many => {
                 unreachable!("{hit:?} has a course of its own")
             }
         }

@@ -223,6 +223,10 @@ impl Extents {
             parts.extend(left);
             parts.extend(right);
         }
+        if self.0.is_empty() {
+            // Most chunks have one extent.
+            self.0.reserve_exact(1);
+        }
         let at = parts.iter().take_while(|p| p.offset < new.offset).count();
         parts.insert(at, new);
         self.0.splice(first..last, parts);
