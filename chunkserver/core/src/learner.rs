@@ -223,9 +223,9 @@ impl Node {
             return self.copy_round_ends(copy.handle, committed, length, out);
         };
         let Ok(blocks) = self.store.take(piece.len, Sort::New) else {
-            // No room here. The order comes again until the attempt's time is over; then the masters
-            // look for another place.
-            return self.end_copy(copy.handle);
+            // No room now: zero-filling may be behind, so it asks for these bytes again. On a full disk
+            // it does so until the attempt's time is over; then the masters look for another place.
+            return;
         };
         let run = Run { segment: blocks.segment, block: blocks.block, len: piece.len, crcs: piece.crcs };
         let learner = self.learners.get_mut(&copy.handle).expect("just found");
