@@ -3,7 +3,7 @@
 use crate::placement::{Wish, place};
 use crate::{Answer, Metadata};
 use bincode::{Decode, Encode};
-use common::limits::MIN_REPLICAS;
+use common::limits::{CHUNK_BYTES_MAX, MIN_REPLICAS};
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::StoreReply;
 use common::wire::client_master::Policy;
@@ -163,6 +163,9 @@ impl Metadata {
         if !chunk.sealed {
             if chunk.epoch != epoch {
                 return Err(Refusal::new(Code::StaleEpoch, handle));
+            }
+            if length > CHUNK_BYTES_MAX {
+                return Err(Refusal::new(Code::BadArgument, "a chunk has at most 64 MiB"));
             }
             self.set_length(handle, length, true);
         }

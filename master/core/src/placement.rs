@@ -118,7 +118,7 @@ fn usable(state: &Metadata, id: StoreId, store: &Store, wish: &Wish) -> bool {
     let free = store.register.capacity.saturating_sub(store.register.used);
     store.session().is_some()
         && store.permille() < FULL_PERMILLE
-        && free >= 2 * wish.chunk_bytes
+        && free / 2 >= wish.chunk_bytes
         && store.register.rack.starts_with(wish.label)
         && !state.is_drained(id)
 }
