@@ -599,6 +599,11 @@ impl World {
                 self.trace.push(format!("{} {from}->{to} {}", self.now.0, name(&msg)));
                 self.deliver(n, to_n, msg.is_bulk(), Input::Peer { from, msg, data });
             }
+            Output::Reply { ref msg, .. }
+                if common::wire::to_vec(msg).len() > Kind::ClientChunkReply.body_bytes_max() =>
+            {
+                panic!("an answer does not fit its frame: {msg:?}");
+            }
             Output::Reply { conn: check::CHECKER, request, msg, data } => {
                 self.checker_is_answered(request, msg, data)
             }

@@ -72,8 +72,7 @@ impl ReadJob {
         if let Some(code) = self.failed {
             return Err(code);
         }
-        let mut pieces = vec![];
-        let mut data = vec![];
+        let mut read = Gathered::default();
         for part in self.parts {
             let (piece, bytes) = match part {
                 Part::Zeros(len) => {
@@ -85,10 +84,43 @@ impl ReadJob {
                     cut(&extent, run, &crcs)?
                 }
             };
-            pieces.push(piece);
-            data.push(bytes);
+            read.add(piece, bytes);
         }
-        Ok((pieces, data))
+        read.flush();
+        Ok((read.pieces, read.data))
+    }
+}
+
+/// Verified pieces, in order. Neighbours that are smaller than a block become one piece with
+/// checksums of its own: records can be a byte each, and an answer must fit its frame.
+#[derive(Default)]
+struct Gathered {
+    pieces: Vec<Piece>,
+    data: Vec<Bytes>,
+    small: Vec<(Piece, Bytes)>,
+}
+
+impl Gathered {
+    fn add(&mut self, piece: Piece, bytes: Bytes) {
+        if bytes.len() < BLOCK_BYTES {
+            return self.small.push((piece, bytes));
+        }
+        self.flush();
+        self.pieces.push(piece);
+        self.data.push(bytes);
+    }
+
+    fn flush(&mut self) {
+        let small = std::mem::take(&mut self.small);
+        if small.len() < 2 {
+            let (pieces, data): (Vec<_>, Vec<_>) = small.into_iter().unzip();
+            self.pieces.extend(pieces);
+            self.data.extend(data);
+            return;
+        }
+        let bytes: Vec<u8> = small.iter().flat_map(|(_, bytes)| bytes).copied().collect();
+        self.pieces.push(Piece::of(&bytes));
+        self.data.push(bytes.into());
     }
 }
 
@@ -130,4 +162,31 @@ fn cut(extent: &Extent, run: Bytes, crcs: &[u32]) -> Result<(Piece, Bytes), Code
         false => Piece::of(&bytes),
     };
     Ok((piece, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A read of many records of a byte each fits its frame, and is what was written.
+    #[test]
+    fn small_neighbours_travel_as_one() {
+        let mut read = Gathered::default();
+        let mut wanted = vec![];
+        for n in 0..300_000u32 {
+            let len = if n % 100_000 == 99_999 { BLOCK_BYTES } else { 1 };
+            let bytes = Bytes::from(vec![n as u8; len]);
+            wanted.extend_from_slice(&bytes);
+            read.add(Piece::of(&bytes), bytes);
+        }
+        read.flush();
+        assert_eq!(read.pieces.len(), 6);
+        assert_eq!(read.data.concat(), wanted);
+        let mut at = 0;
+        for piece in &read.pieces {
+            let end = at + piece.len as usize;
+            piece.verify(&wanted[at..end]).expect("its checksums are its own");
+            at = end;
+        }
+    }
 }
