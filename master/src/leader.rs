@@ -5,8 +5,8 @@ use crate::raft::state_machine::Shared;
 use crate::raft::{Logged, Raft};
 use common::limits::SESSION_MS;
 use common::wire::client_master::RepairItem;
-use common::{Code, SessionId, StoreId};
-use master_core::{Command, Entry, Reply};
+use common::{Code, SessionId, StoreId, Time};
+use master_core::{Command, Entry, Reply, Standing, Suspicion};
 use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{BasicNode, ReadPolicy};
 use std::collections::BTreeMap;
@@ -26,13 +26,6 @@ pub struct NotHere {
 /// A proposal or a round that takes longer has no quorum.
 const QUORUM_LIMIT: Duration = Duration::from_secs(3);
 
-/// A complaint that is not heard again for so long has ended. Primaries complain every 100 ms, of
-/// several members in turn; of rot twice a second.
-const PAUSE: Duration = Duration::from_millis(1500);
-
-/// A store that was judged to be sick is doubted for so long.
-const DOUBT: Duration = Duration::from_secs(10);
-
 #[derive(Default)]
 struct Sessions {
     /// Under which term these were counted.
@@ -42,10 +35,8 @@ struct Sessions {
     /// The log's time then.
     clock_ns: u64,
     renewed: BTreeMap<StoreId, (SessionId, Instant)>,
-    /// When a primary began to complain of a store, and when it did so last.
-    complaints: BTreeMap<(StoreId, StoreId), (Instant, Instant)>,
-    /// Stores that were judged to be sick, and when that was last.
-    doubted: BTreeMap<StoreId, Instant>,
+    /// What primaries complain of.
+    suspicion: Suspicion,
 }
 
 /// The leader's side of a master.
@@ -57,6 +48,7 @@ pub struct Leader {
     /// Chunks that lack members, and how many there are: as the steward last saw it.
     pub repairs: Mutex<(Vec<RepairItem>, u64)>,
     sessions: Mutex<Sessions>,
+    born: Instant,
     waiting: Mutex<Vec<oneshot::Sender<Result<(), NotHere>>>>,
     wake: Notify,
 }
@@ -69,6 +61,7 @@ impl Leader {
             state,
             repairs: Mutex::default(),
             sessions: Mutex::default(),
+            born: Instant::now(),
             waiting: Mutex::default(),
             wake: Notify::new(),
         });
@@ -182,26 +175,35 @@ impl Leader {
         left.as_millis() as u64 + u64::from(!left.is_zero())
     }
 
-    /// A primary complains of a store. Gives for how long it has done so without a pause.
-    pub fn complained_for(&self, accuser: StoreId, accused: StoreId) -> Duration {
+    /// The time by which complaints are counted.
+    fn now(&self) -> Time {
+        Time(self.born.elapsed().as_nanos() as u64)
+    }
+
+    /// A member's copy has rotted, it says: whether it has said so for long enough.
+    pub fn rot_is_believed(&self, store: StoreId) -> bool {
         let mut sessions = self.sessions.lock().expect("never poisoned");
-        sessions.complaints.retain(|_, (_, last)| last.elapsed() < PAUSE);
-        let now = Instant::now();
-        let (since, last) = sessions.complaints.entry((accuser, accused)).or_insert((now, now));
-        *last = now;
-        since.elapsed()
+        sessions.suspicion.rot_is_believed(self.now(), store)
     }
 
-    /// A store was judged to be sick.
-    pub async fn doubt(&self, store: StoreId) {
-        self.sessions.lock().expect("never poisoned").doubted.insert(store, Instant::now());
-        self.tell_doubt(store, true).await;
-    }
-
-    /// Whether a store was judged to be sick lately.
-    pub fn doubts(&self, store: StoreId) -> bool {
-        let sessions = self.sessions.lock().expect("never poisoned");
-        sessions.doubted.get(&store).is_some_and(|at| at.elapsed() < DOUBT)
+    /// A primary complains of members of a chunk: who goes.
+    pub async fn judge(
+        &self,
+        accuser: StoreId,
+        accused: &[StoreId],
+        members: &[StoreId],
+        standing: &BTreeMap<StoreId, Standing>,
+    ) -> Vec<StoreId> {
+        let verdict = {
+            let mut sessions = self.sessions.lock().expect("never poisoned");
+            let of = |id| standing.get(&id).copied().unwrap_or(Standing::Gone);
+            sessions.suspicion.judge(self.now(), accuser, accused, members, of)
+        };
+        for store in verdict.doubt {
+            tracing::warn!(%store, %accuser, ?accused, "it seems to be sick");
+            self.tell_doubt(store, true).await;
+        }
+        verdict.remove
     }
 
     /// Takes back the doubts that nothing has confirmed for a while.
@@ -211,12 +213,11 @@ impl Leader {
             state.all_stores().filter(|(_, s)| s.doubted).map(|(id, _)| id).collect()
         };
         for store in doubted {
-            let since = {
+            let over = {
                 let mut sessions = self.sessions.lock().expect("never poisoned");
-                // An older leader's count is not known: it begins anew.
-                *sessions.doubted.entry(store).or_insert_with(Instant::now)
+                sessions.suspicion.doubt_is_over(self.now(), store)
             };
-            if since.elapsed() > DOUBT {
+            if over {
                 tracing::info!(%store, "nobody complains of it any more");
                 self.tell_doubt(store, false).await;
             }
@@ -232,16 +233,6 @@ impl Leader {
             // Without a quorum nothing is decided; the next complaint tries again.
             let _ = self.propose(Command::Doubt { store, doubted }, None).await;
         }
-    }
-
-    /// The stores of which this primary, and nobody else, complains these days.
-    pub fn accused_only_by(&self, accuser: StoreId) -> Vec<StoreId> {
-        let sessions = self.sessions.lock().expect("never poisoned");
-        let lately = sessions.complaints.iter().filter(|(_, (_, last))| last.elapsed() < PAUSE);
-        let (own, others): (Vec<_>, Vec<_>) =
-            lately.map(|(pair, _)| *pair).partition(|(by, _)| *by == accuser);
-        let by_others = |id| others.iter().any(|(_, accused)| *accused == id);
-        own.into_iter().map(|(_, accused)| accused).filter(|id| !by_others(*id)).collect()
     }
 }
 

@@ -9,13 +9,13 @@
 
 use crate::disk::MemDisk;
 use crate::run::quietly;
-use crate::world::{empty_disk, open, small_store};
+use crate::world::{empty_disk, open, register, small_store};
 use bytes::Bytes;
 use chunkserver_core::Node;
 use chunkserver_core::io::{Ask, DiskOp, Input, MasterAsk, Output};
 use chunkserver_core::store::StoreConfig;
 use common::limits::ORDERS_MAX;
-use common::wire::chunk_master::{Register, StoreReply};
+use common::wire::chunk_master::StoreReply;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{MasterReply, Mutation};
 use common::wire::{ChunkConfig, Piece};
@@ -282,7 +282,7 @@ impl State {
         let asks: Vec<_> = self.asks.iter().filter(|(_, queue)| !queue.is_empty()).collect();
         let replies: Vec<_> = self.replies.iter().filter(|(_, queue)| !queue.is_empty()).collect();
         let answers: Vec<_> = self.answers.iter().filter(|(_, queue)| !queue.is_empty()).collect();
-        let handle = ChunkHandle::new(0, 1);
+        let handle = self.handle();
         let masters = (self.masters.chunk(handle), self.masters.repair(handle), self.masters.store_table());
         hash_of(&(
             (self.now, servers, wires, asks, replies, answers, masters),
@@ -375,18 +375,7 @@ impl State {
         let recovered = recovered.unwrap_or_else(|e| panic!("{store}: {e}"));
         server.node = Some(Node::new(store, recovered));
         let (life, known) = (server.life, server.session != SessionId(0));
-        let register = Register {
-            store: known.then_some(store),
-            uuid: 7000 + n as u128,
-            server_uuid: 9000 + n as u128,
-            incarnation: life,
-            boot_id: 1,
-            dev_ino: (1, n as u64),
-            rack: format!("r{n}"),
-            addr: ([127, 0, 0, 1], 1000 + n as u16).into(),
-            capacity: 1 << 40,
-            used: 0,
-        };
+        let register = register(n, known.then_some(store), life);
         let Reply::Store(StoreReply::Registered { session, .. }) = self.apply(Command::Register(register))
         else {
             panic!("refused");

@@ -20,7 +20,7 @@ use chunkserver_core::store::{Recovered, StoreConfig};
 use common::limits::LOG_GROUP_BYTES_MAX;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::Peer;
-use common::wire::chunk_master::{Order, RepairOrder};
+use common::wire::chunk_master::{Order, Register, RepairOrder};
 use common::wire::client_master::{MasterReply, Mutation, Policy};
 use common::wire::frame::Kind;
 use common::{ChunkHandle, ClientId, Code, Refusal, RequestId, SessionId, Span, StoreId, Time};
@@ -54,6 +54,22 @@ pub fn empty_disk(config: &StoreConfig) -> MemDisk {
         disk = disk.with_file(FileRef::Log(slot), &[], config.log_segment_bytes);
     }
     disk
+}
+
+/// How the n-th store registers: each is a server of its own, in a rack of its own.
+pub fn register(n: usize, store: Option<StoreId>, incarnation: u64) -> Register {
+    Register {
+        store,
+        uuid: 7000 + n as u128,
+        server_uuid: 9000 + n as u128,
+        incarnation,
+        boot_id: 1,
+        dev_ino: (1, n as u64),
+        rack: format!("r{n}"),
+        addr: ([127, 0, 0, 1], 1000 + n as u16).into(),
+        capacity: 1 << 40,
+        used: 0,
+    }
 }
 
 /// Recovers a store from a disk, as a server does: what a killed process wrote is made durable first.

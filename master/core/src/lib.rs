@@ -16,6 +16,7 @@ pub mod placement;
 mod repair;
 mod sessions;
 mod snapshot;
+mod suspicion;
 mod trash;
 
 pub use chunks::Chunk;
@@ -23,6 +24,7 @@ pub use command::{Command, Entry, Reply};
 pub use namespace::{Body, Inode};
 pub use nodes::{Store, StoreState};
 pub use repair::Repair;
+pub use suspicion::{Standing, Suspicion, Verdict};
 
 use common::wire::chunk_master::{Order, StoreReply};
 use common::wire::client_master::{MasterReply, Policy};

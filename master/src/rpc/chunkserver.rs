@@ -7,16 +7,10 @@ use common::limits::{MIN_REPLICAS, ORDERS_MAX, SESSION_MS};
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::{Beat, StoreReply, StoreRequest};
 use common::{ChunkHandle, Code, Epoch, Refusal, SessionId, StoreId};
-use master_core::{Command, Metadata, Reply, StoreState};
+use master_core::{Command, Metadata, Reply, Standing, StoreState};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
-
-/// A primary that goes on complaining of a live store for so long is believed.
-const BELIEVED: Duration = Duration::from_secs(2);
-/// One that goes on complaining of two live stores of which nobody else complains is the sick one.
-/// So long, too, is the way to the removal of one that was judged to be sick already.
-const SICK: Duration = Duration::from_secs(1);
+use std::time::Instant;
 
 /// What stores report of their disks, until the steward puts it into the log: capacity, used.
 #[derive(Default)]
@@ -191,7 +185,7 @@ impl Rpc {
         if heard.count() < MIN_REPLICAS.min(want) {
             return refused(Refusal::new(Code::Frozen, handle));
         }
-        if self.leader.complained_for(store, store) < BELIEVED {
+        if !self.leader.rot_is_believed(store) {
             return refused(Refusal::new(Code::Busy, handle));
         }
         tracing::warn!(%store, %handle, "a copy does not match its checksums: it is made anew");
@@ -211,9 +205,8 @@ impl Rpc {
         self.propose(command, None).await
     }
 
-    /// A primary says that members do not answer. The accuser can be the sick one: a store that
-    /// was heard of just now is removed only if the complaint goes on, and whoever is alone in
-    /// complaining of several goes itself.
+    /// A primary says that members do not answer. The accuser can be the sick one: who goes is
+    /// for `Suspicion` to say.
     async fn silent(
         &self,
         store: StoreId,
@@ -223,46 +216,23 @@ impl Rpc {
     ) -> StoreReply {
         let term = self.leader.begin_if_new();
         let read = self.read(|state| {
-            let config = state.config(handle)?;
-            let session = |id: &StoreId| (*id, state.store(*id).and_then(|s| s.session()));
-            let members: Vec<_> = config.members.iter().map(session).collect();
-            Ok((config, members))
+            let sessions: Vec<_> = state.all_stores().map(|(id, s)| (id, s.session())).collect();
+            Ok((state.config(handle)?, sessions))
         });
-        let (config, members) = match read.await {
+        let (config, sessions) = match read.await {
             Ok(read) => read,
             Err(reply) => return reply,
         };
         if config.epoch != epoch || config.primary != store {
             return self.with_wait(StoreReply::Config(config));
         }
-        let live = |(id, session): &(StoreId, Option<SessionId>)| {
-            session.is_some_and(|session| self.leader.silent_for(*id, session) < ALIVE)
+        let standing = |(id, session): (StoreId, Option<SessionId>)| match session {
+            Some(session) if self.leader.silent_for(id, session) < ALIVE => (id, Standing::Live),
+            None if self.leader.led_for() <= GRACE => (id, Standing::Expected),
+            _ => (id, Standing::Gone),
         };
-        let mut remove = vec![];
-        let mut longest = Duration::ZERO;
-        for member in members.iter().filter(|(id, _)| accused.contains(id)) {
-            longest = longest.max(self.leader.complained_for(store, member.0));
-            let believed = if self.leader.doubts(member.0) { SICK } else { BELIEVED };
-            let gone = match member.1 {
-                Some(_) => longest > believed || !live(member),
-                None => self.leader.led_for() > GRACE,
-            };
-            remove.extend(gone.then_some(member.0));
-        }
-        // The others must do without the accuser.
-        let others = members.iter().filter(|m| m.0 != store && live(m)).count();
-        let alone = self.leader.accused_only_by(store);
-        let denied = members.iter().any(|m| live(m) && alone.contains(&m.0));
-        let sick = alone.len() > 1 && longest > SICK || self.leader.doubts(store);
-        if denied && sick && others >= MIN_REPLICAS {
-            tracing::warn!(%store, %handle, ?alone, "nobody else complains of these: the accuser goes");
-            self.leader.doubt(store).await;
-            remove = vec![store];
-        } else if longest > BELIEVED {
-            for store in &remove {
-                self.leader.doubt(*store).await;
-            }
-        }
+        let standing = sessions.into_iter().map(standing).collect();
+        let remove = self.leader.judge(store, &accused, &config.members, &standing).await;
         if remove.is_empty() {
             return refused(Refusal::new(Code::Busy, "the accused is in session; try again"));
         }

@@ -1,23 +1,19 @@
 //! The masters: the real state machine under a log that never fails, and around it what a leader
 //! counts by its own clock - sessions, complaints - as `master/src/rpc` and its steward do.
 
-use super::{Carrying, Event, World};
+use super::{Carrying, Event, World, register};
 use chunkserver_core::io::{Ask, Input, MasterAsk};
 use common::limits::{DRIFT_PERCENT, HEARTBEAT_MS, ORDERS_MAX, SESSION_MS};
 use common::wire::ChunkConfig;
-use common::wire::chunk_master::{Order, Register, RepairOrder, StoreReply};
+use common::wire::chunk_master::{Order, RepairOrder, StoreReply};
 use common::wire::client_master::{MasterReply, Mutation};
 use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, SessionId, Span, StoreId, Time};
-use master_core::{Command, Entry, Metadata, Reply, StoreState};
+use master_core::{Command, Entry, Metadata, Reply, Standing, Store, StoreState, Suspicion, Verdict};
 use rand::RngExt;
 use std::collections::BTreeMap;
 
 /// A store that was heard of within this is not taken for dead at once.
 const ALIVE: Span = Span::from_ms(600);
-/// A primary that goes on complaining for so long is believed.
-const BELIEVED: Span = Span::from_ms(2000);
-/// A complaint that is older began anew.
-const COMPLAINT: Span = Span::from_ms(3000);
 /// A question is given up after this, and asked again after that.
 const ASK_LIMIT: Span = Span::from_ms(5000);
 const ASK_AGAIN: Span = Span::from_ms(50);
@@ -37,7 +33,7 @@ pub(super) struct Masters {
     began: Time,
     pub away_until: Time,
     renewed: BTreeMap<StoreId, (SessionId, Time)>,
-    complaints: BTreeMap<(StoreId, StoreId), Time>,
+    suspicion: Suspicion,
 }
 
 impl World {
@@ -76,7 +72,7 @@ impl World {
         self.masters.away_until = self.masters.away_until.max(self.now + Span::from_ms(ms));
         self.masters.began = self.masters.away_until;
         self.masters.renewed.clear();
-        self.masters.complaints.clear();
+        self.masters.suspicion = Suspicion::default();
     }
 
     fn silent_for(&self, store: StoreId, session: SessionId) -> Span {
@@ -112,18 +108,8 @@ impl World {
         if !self.masters_lead() || self.is_deaf(n) {
             return self.at(self.now + ASK_AGAIN, Event::Register { store: n, life });
         }
-        let register = Register {
-            store: (life > 1 || self.servers[n].session != SessionId(0)).then_some(id),
-            uuid: 7000 + n as u128,
-            server_uuid: 9000 + n as u128,
-            incarnation: life,
-            boot_id: 1,
-            dev_ino: (1, n as u64),
-            rack: format!("r{n}"),
-            addr: ([127, 0, 0, 1], 1000 + n as u16).into(),
-            capacity: 1 << 40,
-            used: 0,
-        };
+        let known = life > 1 || self.servers[n].session != SessionId(0);
+        let register = register(n, known.then_some(id), life);
         let Reply::Store(StoreReply::Registered { store, session, .. }) =
             self.apply(Command::Register(register))
         else {
@@ -242,10 +228,13 @@ impl World {
             Ask::Takeover { epoch } if theirs(epoch) => Ok(config),
             Ask::Silent { epoch, .. } if theirs(epoch) => Ok(config),
             Ask::Takeover { epoch } => self.reconfigure(handle, epoch, vec![], Some(store)),
-            Ask::Silent { epoch, accused } => match self.is_gone(store, accused) {
-                true => self.reconfigure(handle, epoch, vec![accused], None),
-                false => Err(Refusal::new(Code::Busy, "it is alive")),
-            },
+            Ask::Silent { epoch, accused } => {
+                let remove = self.judge(store, accused, &config.members);
+                match remove.is_empty() {
+                    true => Err(Refusal::new(Code::Busy, "it is alive")),
+                    false => self.reconfigure(handle, epoch, remove, None),
+                }
+            }
             Ask::Corrupt { epoch } => panic!("{store} finds rot at {epoch}, and there is none"),
             Ask::Join { epoch, learner, attempt } => {
                 self.config_of(Command::Join { handle, epoch, learner, attempt })
@@ -265,12 +254,18 @@ impl World {
         self.reconfigure(handle, epoch, vec![primary], None).unwrap_or(config)
     }
 
-    fn is_gone(&mut self, accuser: StoreId, accused: StoreId) -> bool {
-        let Some(session) = self.masters.state.store(accused).and_then(|s| s.session()) else { return true };
-        let now = self.now;
-        self.masters.complaints.retain(|_, since| now.since(*since) < COMPLAINT);
-        let since = *self.masters.complaints.entry((accuser, accused)).or_insert(now);
-        now.since(since) > BELIEVED || self.silent_for(accused, session) > ALIVE
+    fn judge(&mut self, accuser: StoreId, accused: StoreId, members: &[StoreId]) -> Vec<StoreId> {
+        let standing = |(id, store): (StoreId, &Store)| match store.session() {
+            Some(session) if self.silent_for(id, session) < ALIVE => (id, Standing::Live),
+            _ => (id, Standing::Gone),
+        };
+        let standing: BTreeMap<_, _> = self.masters.state.all_stores().map(standing).collect();
+        let Verdict { remove, doubt } =
+            self.masters.suspicion.judge(self.now, accuser, &[accused], members, |id| standing[&id]);
+        for store in doubt {
+            self.apply(Command::Doubt { store, doubted: true });
+        }
+        remove
     }
 
     pub(super) fn reconfigure(
@@ -307,6 +302,12 @@ impl World {
             if self.silent_for(store, session) > Span::from_ms(SESSION_MS) {
                 self.trace.push(format!("{} lapse {store}", self.now.0));
                 self.apply(Command::StoreDown { store, session });
+            }
+        }
+        let doubted = self.masters.state.all_stores().filter(|(_, s)| s.doubted).map(|(id, _)| id);
+        for store in doubted.collect::<Vec<_>>() {
+            if self.masters.suspicion.doubt_is_over(self.now, store) {
+                self.apply(Command::Doubt { store, doubted: false });
             }
         }
         for handle in self.handles.clone() {
