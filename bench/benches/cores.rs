@@ -204,6 +204,7 @@ fn store(c: &mut Criterion) {
                 create: Some(chunk()),
             };
             one.step(Input::Client {
+                snapshot: 0,
                 conn: 1,
                 request: seq,
                 epoch: Epoch::first(0),
@@ -215,7 +216,14 @@ fn store(c: &mut Criterion) {
     c.bench_function("store: read of 256 KiB", |b| {
         b.iter(|| {
             let msg = ClientChunk::Read { handle: ChunkHandle(1), offset: 0, len: 256 * 1024, stale: false };
-            one.step(Input::Client { conn: 1, request: 1, epoch: Epoch::first(0), msg, data: Bytes::new() });
+            one.step(Input::Client {
+                conn: 1,
+                request: 1,
+                epoch: Epoch::first(0),
+                snapshot: 0,
+                msg,
+                data: Bytes::new(),
+            });
         })
     });
 }

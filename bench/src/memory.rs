@@ -82,13 +82,18 @@ pub(crate) fn run(files: u64, json: bool) -> anyhow::Result<()> {
     let (_, chunks, _) = masters.state.counts();
     anyhow::ensure!(chunks == files, "{chunks} chunks were made");
     let chunk = both - file;
+    let began = Instant::now();
+    masters.mutate(Mutation::Snapshot { path: b"/full".to_vec(), name: b"now".to_vec() });
+    let snapshot_us = began.elapsed().as_micros() as u64;
+    anyhow::ensure!(masters.state.last_snapshot() == 1, "no snapshot was taken");
     match json {
         true => println!(
             "{}",
-            json!({"files": 2 * files, "chunks": chunks, "bytes_a_file": file, "bytes_a_chunk": chunk, "applied_s": rate})
+            json!({"files": 2 * files, "chunks": chunks, "bytes_a_file": file, "bytes_a_chunk": chunk, "applied_s": rate,
+                   "snapshot_us": snapshot_us})
         ),
         false => println!(
-            "{} files of 14-byte names, {chunks} with a chunk: {file:.0} bytes a file, {chunk:.0} bytes a chunk; {rate:.0} creates/s applied",
+            "{} files of 14-byte names, {chunks} with a chunk: {file:.0} bytes a file, {chunk:.0} bytes a chunk; {rate:.0} creates/s applied; a snapshot of {files} files in {snapshot_us} us",
             2 * files
         ),
     }

@@ -208,6 +208,11 @@ async fn answer_shard(
                             config.wait_ms += began.elapsed().as_millis() as u64 * DRIFT_PERCENT / 100;
                             Ok(config)
                         }
+                        Some(StoreReply::Fork { to: fork, snapshot }) => {
+                            let Ask::Fork { epoch } = ask.what else { return };
+                            let _ = to.send(ToShard::Fork(ask.handle, epoch, fork, snapshot));
+                            return;
+                        }
                         Some(StoreReply::Refused { refusal, .. }) => Err(refusal),
                         Some(other) => Err(Refusal::new(Code::Unexpected, format!("{other:?}"))),
                         None => Err(Code::Unavailable.into()),
@@ -239,6 +244,8 @@ fn request_of(ask: MasterAsk, store: StoreId, session: SessionId) -> StoreReques
         Ask::Join { epoch, learner, attempt } => {
             StoreRequest::Join { store, handle, epoch, learner, attempt }
         }
+        Ask::Fork { epoch } => StoreRequest::Fork { store, handle, epoch },
+        Ask::Forked { epoch, to, length } => StoreRequest::Forked { store, handle, epoch, to, length },
         Ask::Seal { epoch, length, serial } => StoreRequest::Seal { store, handle, epoch, length, serial },
     }
 }
@@ -344,10 +351,17 @@ async fn heartbeat(
             used: report.stats.used_bytes,
             confirmed: done.clone(),
             table,
+            snapshot: report.stats.snapshot,
         };
         match masters.try_ask(&StoreRequest::Heartbeat(beat)).await {
-            Some(StoreReply::Renewed { session_ms, orders, repairs, table: version, stores }) => {
+            Some(StoreReply::Renewed { session_ms, orders, repairs, table: version, stores, snapshot }) => {
                 done.clear();
+                // Before the deadline moves: what is admitted after it comes after the snapshot.
+                if snapshot > report.stats.snapshot {
+                    let _ = shard.to.send(ToShard::Snapshot(snapshot));
+                    // Somebody waits until all stores know.
+                    early.notify_one();
+                }
                 if let Some(stores) = stores {
                     table = version;
                     let _ = shard.to.send(ToShard::Table(stores));

@@ -283,11 +283,11 @@ async fn frames(
             }
             (_, Kind::ClientChunk) => {
                 let msg: ClientChunk = wire::decode(&frame.body)?;
-                let Header { request, epoch, .. } = frame.header;
+                let Header { request, epoch, snapshot, .. } = frame.header;
                 match verify_client(&msg, &frame.payload) {
                     Ok(()) => {
                         let epoch = Epoch(epoch);
-                        shard.feed(Input::Client { conn, request, epoch, msg, data: frame.payload })
+                        shard.feed(Input::Client { conn, request, epoch, snapshot, msg, data: frame.payload })
                     }
                     Err(code) => {
                         let refused = ClientChunkReply::Refused(code.into());

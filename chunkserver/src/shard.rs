@@ -12,7 +12,7 @@ use chunkserver_core::io::{ConnId, DiskDone, Input, MasterAsk, Output};
 use chunkserver_core::{Node, Stats};
 use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::{self, ChunkConfig, StoreInfo};
-use common::{ChunkHandle, ClusterId, Refusal, SessionId, StoreId, Time};
+use common::{ChunkHandle, ClusterId, Epoch, Refusal, SessionId, StoreId, Time};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -32,6 +32,10 @@ pub enum ToShard {
     Table(Vec<StoreInfo>),
     /// The session holds until then.
     Session(SessionId, Time),
+    /// The last snapshot that was taken.
+    Snapshot(u64),
+    /// Whether a chunk must be forked.
+    Fork(ChunkHandle, Epoch, Option<ChunkConfig>, u64),
     /// To be carried out; answered by `FromShard::Confirmed`.
     Orders(Vec<Order>),
     /// Chunks of which the store shall become a member.
@@ -209,6 +213,10 @@ async fn run(
                 shard.table_told.notify_waiters();
             }
             ToShard::Session(session, until) => shard.feed(Input::Session { session, until }),
+            ToShard::Snapshot(number) => shard.feed(Input::Snapshot(number)),
+            ToShard::Fork(handle, epoch, to, snapshot) => {
+                shard.feed(Input::Fork { handle, epoch, to, snapshot })
+            }
             ToShard::Orders(orders) => shard.feed(Input::Orders(orders)),
             ToShard::Repairs(repairs) => shard.feed(Input::Repairs(repairs)),
             ToShard::Master(handle, answer) => shard.feed(Input::Master { handle, answer }),
@@ -264,7 +272,8 @@ impl Shard {
                 // A client that is gone wants no answer.
                 if let Some(queue) = self.conns.borrow().get(&conn) {
                     let len = data.iter().map(|d| d.len()).sum();
-                    queue.push(wire::frame(self.cluster, request, 0, &msg, len), data);
+                    let frame = wire::frame(self.cluster, request, 0, &msg, len);
+                    queue.push(wire::stamp(frame, self.node.borrow().snapshot()), data);
                 }
             }
             Output::Peer { to, msg, data } => links::send(self, to, &msg, data),

@@ -38,6 +38,11 @@ pub enum Command {
     Chunkserver(Server),
     #[command(flatten)]
     Fs(Fs),
+    /// Keep what a directory's tree holds now, and look at it later.
+    Snapshot {
+        #[command(subcommand)]
+        command: Snapshot,
+    },
     /// Look after a cluster.
     Admin {
         #[command(subcommand)]
@@ -260,6 +265,32 @@ pub enum Fs {
         path: Option<OsString>,
         /// The path it shall have.
         to: Option<OsString>,
+    },
+}
+
+/// Snapshots of directories. One is seen as DIR/.snapshot/NAME, which `ls`, `get`, `cat`, `stat`, `du`
+/// and `tree` take like any path. It costs nothing to take; later, what is written over or deleted
+/// stays as long as a snapshot needs it.
+#[derive(Subcommand)]
+pub enum Snapshot {
+    /// Take one: all that was acknowledged before is in it, nothing that is written after.
+    Create {
+        /// The directory.
+        dir: OsString,
+        /// Its name; the time if not given.
+        name: Option<OsString>,
+    },
+    /// List them, oldest first, with what only they keep.
+    List {
+        /// Those of this directory only.
+        dir: Option<OsString>,
+    },
+    /// Give some up: what only they needed is deleted.
+    Delete {
+        /// The directory.
+        dir: OsString,
+        /// Their names.
+        names: Vec<OsString>,
     },
 }
 

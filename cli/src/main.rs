@@ -6,6 +6,7 @@ mod fs;
 mod output;
 mod servers;
 mod simulate;
+mod snapshot;
 mod transfer;
 mod up;
 
@@ -42,6 +43,9 @@ fn run(args: Cairn) -> anyhow::Result<()> {
         Command::Sim(options) => simulate::run(options, args.json),
         Command::Node => sim::jsonl::run(std::io::BufReader::new(std::io::stdin()), std::io::stdout()),
         Command::Fs(command) => with_client(&args.cluster, |client| fs::run(client, command, args.json)),
+        Command::Snapshot { command } => {
+            with_client(&args.cluster, |client| snapshot::run(client, command, args.json))
+        }
         Command::Admin { command } => {
             with_client(&args.cluster, |client| admin::run(client, command, args.json))
         }

@@ -159,6 +159,57 @@ fn trees_of_strange_names_come_back_as_they_went() {
 }
 
 #[test]
+fn a_snapshot_stays_as_it_was_through_writes_and_restarts() {
+    let mut c = Running::start(3, 4);
+    let from = c.dir.path().join("from");
+    std::fs::create_dir_all(from.join("sub")).unwrap();
+    std::fs::write(from.join("sub/large"), random(3_000_000, 1)).unwrap();
+    std::fs::write(from.join("small"), b"small").unwrap();
+    c.ok(&["put".as_ref(), "-r".as_ref(), from.as_os_str(), "/t".as_ref()]);
+    c.ok(&["append", "/t/log", "one\n"]);
+    let taken: serde_json::Value =
+        serde_json::from_slice(&c.ok(&["--json", "snapshot", "create", "/t", "s"])).unwrap();
+    assert_eq!(taken["seen_as"], "/t/.snapshot/s");
+    let before = c.dir.path().join("before");
+    c.ok(&["get".as_ref(), "-r".as_ref(), "/t/.snapshot/s".as_ref(), before.as_os_str()]);
+    assert_eq!(std::fs::read(before.join("log")).unwrap(), b"one\n");
+    // Everything changes: appended to, written over in place and as a whole, cut, moved, deleted.
+    c.ok(&["append", "/t/log", "two\n"]);
+    c.runtime.block_on(c.client.write_at(b"/t/sub/large", 1_000_000, &random(600_000, 2))).unwrap();
+    c.ok(&["truncate", "/t/small", "2"]);
+    c.ok(&["mv", "/t/sub", "/elsewhere"]);
+    c.ok(&["rm", "/t/small"]);
+    c.ok(&["admin", "empty-trash"]);
+    let again = |c: &Running, name: &str| {
+        let to = c.dir.path().join(name);
+        c.ok(&["get".as_ref(), "-r".as_ref(), "/t/.snapshot/s".as_ref(), to.as_os_str()]);
+        assert_eq!(tree(&before), tree(&to), "{name}");
+    };
+    again(&c, "after");
+    assert_eq!(c.ok(&["cat", "/t/log"]), b"one\ntwo\n");
+    // Masters and stores find all of it again.
+    for name in c.cluster.names().unwrap() {
+        c.cluster.kill(&name).unwrap();
+    }
+    c.cluster.start_all().unwrap();
+    c.client = c.runtime.block_on(c.cluster.healthy()).unwrap();
+    again(&c, "restarted");
+    let refused = c.cairn(&["rm", "-r", "/t"]);
+    assert!(!refused.status.success());
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("cairn snapshot delete"), "{said}");
+    c.ok(&["snapshot", "delete", "/t", "s"]);
+    assert!(c.ok(&["--json", "snapshot", "list"]).is_empty());
+    c.ok(&["rm", "-r", "/t", "/elsewhere"]);
+    c.ok(&["admin", "empty-trash"]);
+    let end = Instant::now() + Duration::from_secs(30);
+    while c.runtime.block_on(c.client.stores()).unwrap().iter().any(|s| s.used > 0) {
+        assert!(Instant::now() < end, "space does not come back");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
 fn commands_do_what_their_help_says() {
     let c = Running::start(1, 3);
     c.ok(&["mkdir", "-p", "/a/b"]);

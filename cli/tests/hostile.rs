@@ -179,7 +179,7 @@ impl Hostile {
     }
 
     fn path(&mut self) -> Vec<u8> {
-        let parts = ["a", "b", "..", ".", "", "\0", "\u{fffd}", "long"];
+        let parts = ["a", "b", "..", ".", "", "\0", "\u{fffd}", "long", ".snapshot"];
         let mut path = String::from("/nonsense");
         for _ in 0..self.rng.random_range(0..6) {
             path.push('/');
@@ -295,7 +295,7 @@ impl Hostile {
         let code = *Code::ALL.choose(&mut self.rng).unwrap();
         let copy = CopyId { handle, epoch, attempt: self.number() };
         let (nonce, committed) = (self.number(), (self.op().origin, serial));
-        let msg = match self.rng.random_range(0..19) {
+        let msg = match self.rng.random_range(0..21) {
             0 => {
                 payload = vec![9; self.rng.random_range(1..5000)];
                 Peer::Forward {
@@ -360,6 +360,8 @@ impl Hostile {
             }
             16 => Peer::Copied { copy, point: committed },
             17 => Peer::CopyRefused { copy, code },
+            18 => Peer::Fork { handle, epoch, point: committed, config: self.config() },
+            19 => Peer::Forked { handle, epoch, to: self.handle() },
             _ => match self.flag() {
                 true => Peer::Fetch { handle, epoch, serial, index: self.number() as u16 },
                 false => {
@@ -374,7 +376,7 @@ impl Hostile {
 
     fn master_request(&mut self) -> Vec<u8> {
         let path = self.path();
-        let msg = match self.rng.random_range(0..12) {
+        let msg = match self.rng.random_range(0..13) {
             0 => MasterRequest::Stat { path },
             1 => MasterRequest::List { path, after: vec![b'z'; 300], limit: self.number() as u32 },
             2 => MasterRequest::Layout {
@@ -382,12 +384,13 @@ impl Hostile {
                 from: self.number() as u32,
                 limit: self.number() as u32,
             },
-            3 => MasterRequest::Config { handle: self.handle() },
+            3 => MasterRequest::Config { handle: self.handle(), snapshot: self.number() },
             4 => MasterRequest::PrimarySilent { handle: self.handle(), epoch: self.epoch() },
             5 => MasterRequest::Trash { after: self.file(), limit: self.number() as u32 },
             6 => MasterRequest::Policy { path },
             7 => MasterRequest::Repairs,
             8 => MasterRequest::Drains,
+            9 => MasterRequest::Snapshots { after: self.number(), limit: self.number() as u32 },
             _ => MasterRequest::Mutate {
                 request: self.request(),
                 lowest: if self.flag() { 1 } else { self.number() },
@@ -401,7 +404,7 @@ impl Hostile {
     fn mutation(&mut self) -> Mutation {
         let (path, file, mode) = (self.path(), self.file(), self.number() as u32);
         let (near, index) = (self.text(), self.number() as u32);
-        match self.rng.random_range(0..17) {
+        match self.rng.random_range(0..19) {
             0 => Mutation::Mkdir { path, parents: self.flag(), mode },
             1 => Mutation::Create {
                 path,
@@ -446,6 +449,8 @@ impl Hostile {
             },
             14 => Mutation::EmptyTrash { before_ns: self.number() },
             // No server that there is: the kept file's chunk shall stay where it is.
+            16 => Mutation::Snapshot { path, name: self.text().into_bytes() },
+            17 => Mutation::DeleteSnapshot { path, name: self.text().into_bytes() },
             15 => Mutation::Drain { server: ServerId(1000 + self.number() as u32 % 1000), on: self.flag() },
             _ => Mutation::EndClient,
         }
@@ -454,7 +459,7 @@ impl Hostile {
     fn store_request(&mut self) -> Vec<u8> {
         let (store, session, handle, epoch) =
             (self.store(), SessionId(self.number()), self.handle(), self.epoch());
-        let msg = match self.rng.random_range(0..8) {
+        let msg = match self.rng.random_range(0..10) {
             0 => StoreRequest::Heartbeat(Beat {
                 store,
                 session,
@@ -462,6 +467,7 @@ impl Hostile {
                 used: self.number(),
                 confirmed: vec![Order { handle, epoch, discard: self.flag() }],
                 table: self.number(),
+                snapshot: self.number(),
             }),
             1 => StoreRequest::Exited { uuid: self.number() as u128, incarnation: self.number() },
             2 => StoreRequest::Confirm { store, session, handle },
@@ -469,6 +475,8 @@ impl Hostile {
             4 => StoreRequest::Silent { store, handle, epoch, accused: self.stores() },
             5 => StoreRequest::Corrupt { store, handle, epoch },
             6 => StoreRequest::Join { store, handle, epoch, learner: self.store(), attempt: self.number() },
+            7 => StoreRequest::Fork { store, handle, epoch },
+            8 => StoreRequest::Forked { store, handle, epoch, to: self.handle(), length: self.number() },
             _ => StoreRequest::Seal { store, handle, epoch, length: self.number(), serial: self.serial() },
         };
         let id = self.rng.random_range(1000..u64::MAX);
@@ -489,6 +497,7 @@ impl Hostile {
             cluster: if rng.random_bool(0.97) { self.cluster } else { ClusterId(rng.random()) },
             request: rng.random(),
             epoch: rng.random_range(0..4),
+            snapshot: if rng.random() { 0 } else { rng.random() },
             body_len: body.len() as u32,
             payload_len: payload.len() as u32,
             body_crc: checksum::crc32c(&body),

@@ -95,6 +95,8 @@ impl Client {
         let inline = (data.len() <= INLINE_BYTES_MAX).then(|| Piece::of(&data));
         let mut pushed = inline.is_some();
         let mut committing = false;
+        // The bytes were refused for good, after a commit whose answer did not come.
+        let mut refused = None;
         loop {
             let tried = async {
                 if !pushed {
@@ -116,13 +118,17 @@ impl Client {
             if let (Next::GiveUp, false, Some(refusal)) = (miss.next, committing, &miss.refusal) {
                 return Err(refusal.clone().into());
             }
-            if Instant::now() + pause >= deadline {
+            if let (Next::GiveUp, Some(refusal)) = (miss.next, &miss.refusal) {
+                // Perhaps it was done: the commit alone, once more, is answered if so.
+                pushed = true;
+                refused = Some(refusal.clone());
+                continue;
+            }
+            let lost = refused.is_some() && miss.next == Next::PushAgain;
+            if lost || Instant::now() + pause >= deadline {
+                let last = refused.map_or(miss.last, |r| r.to_string());
                 let action = format!("write {} bytes to {}", data.len(), config.handle);
-                return Err(Error::Unknown {
-                    action,
-                    ms: began.elapsed().as_millis() as u64,
-                    last: miss.last,
-                });
+                return Err(Error::Unknown { action, ms: began.elapsed().as_millis() as u64, last });
             }
             match miss.next {
                 Next::PushAgain => {
@@ -134,9 +140,9 @@ impl Client {
                 }
                 Next::Refresh => {
                     let before = (config.epoch, config.primary);
-                    self.refresh(config, miss.silent, deadline).await?;
+                    self.refresh(config, 0, miss.silent, deadline).await?;
                     if config.primary != before.1 {
-                        pushed = inline.is_some();
+                        pushed = inline.is_some() || refused.is_some();
                     }
                     if config.epoch != before.0 {
                         // Who left the epoch is no link of the chain any more.
@@ -243,19 +249,25 @@ impl Client {
         }
     }
 
-    /// Asks the masters how a chunk stands now; with `silent`, its primary could not be reached.
+    /// Asks the masters how a chunk stands now, or what has its bytes as of a snapshot, if that is not
+    /// 0; with `silent`, its primary could not be reached.
     pub(crate) async fn refresh(
         &self,
         config: &mut ChunkConfig,
+        snapshot: u64,
         silent: bool,
         deadline: Instant,
     ) -> Result<()> {
         let handle = config.handle;
         let request = match silent {
             true => MasterRequest::PrimarySilent { handle, epoch: config.epoch },
-            false => MasterRequest::Config { handle },
+            false => MasterRequest::Config { handle, snapshot },
         };
-        match self.inner.masters.ask(&request, deadline).await {
+        let mut answer = self.inner.masters.ask(&request, deadline).await;
+        if silent && snapshot > 0 && answer.is_ok() {
+            answer = self.inner.masters.ask(&MasterRequest::Config { handle, snapshot }, deadline).await;
+        }
+        match answer {
             Ok(MasterReply::Config(now)) => {
                 let sealed = config.sealed.or(now.sealed);
                 *config = ChunkConfig { sealed, ..now };
@@ -272,7 +284,14 @@ impl Client {
     }
 
     /// Reads a range of a chunk; shorter where the chunk ends. Every byte is verified here.
-    pub(crate) async fn read_chunk(&self, config: &ChunkConfig, offset: u64, len: u32) -> Result<Vec<Bytes>> {
+    /// What has the chunk's bytes as of a snapshot is read, if that is not 0.
+    pub(crate) async fn read_chunk(
+        &self,
+        config: &ChunkConfig,
+        snapshot: u64,
+        offset: u64,
+        len: u32,
+    ) -> Result<Vec<Bytes>> {
         let deadline = Instant::now() + self.inner.config.deadline;
         let mut config = config.clone();
         let mut pause = RETRY.0;
@@ -291,7 +310,7 @@ impl Client {
             if Instant::now() + pause >= deadline {
                 return Err(Error::Unreadable { what: config.handle.to_string(), last });
             }
-            self.refresh(&mut config, false, deadline).await?;
+            self.refresh(&mut config, snapshot, false, deadline).await?;
             // No replica answered: the servers may have started anew, at other addresses.
             self.stores().await?;
             tokio::time::sleep(pause).await;
@@ -368,7 +387,7 @@ impl Client {
     }
 
     /// The committed length of an open chunk, from its primary.
-    pub(crate) async fn chunk_length(&self, config: &ChunkConfig) -> Result<u64> {
+    pub(crate) async fn chunk_length(&self, config: &ChunkConfig, snapshot: u64) -> Result<u64> {
         let began = Instant::now();
         let deadline = began + self.inner.config.deadline;
         let mut config = config.clone();
@@ -386,7 +405,7 @@ impl Client {
                 let action = format!("ask for the length of {}", config.handle);
                 return Err(Error::Unknown { action, ms: began.elapsed().as_millis() as u64, last });
             }
-            self.refresh(&mut config, silent, deadline).await?;
+            self.refresh(&mut config, snapshot, silent, deadline).await?;
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY.1);
         }
@@ -457,7 +476,7 @@ impl Client {
                     last: miss.last,
                 });
             }
-            self.refresh(&mut config, miss.silent, deadline).await?;
+            self.refresh(&mut config, 0, miss.silent, deadline).await?;
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY.1);
         }

@@ -5,6 +5,7 @@ use common::{ClusterId, Code, StoreId};
 use common_net::{Conn, NetError};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,9 +29,15 @@ pub(crate) struct Conns {
     table: Mutex<HashMap<StoreId, (SocketAddr, String)>>,
     slots: Mutex<HashMap<(StoreId, Class), Slot>>,
     suspects: Mutex<HashMap<StoreId, Instant>>,
+    /// The last snapshot that this client has heard of: what it writes comes after that.
+    snapshot: Arc<AtomicU64>,
 }
 
 impl Conns {
+    pub fn new(snapshot: Arc<AtomicU64>) -> Conns {
+        Conns { snapshot, ..Conns::default() }
+    }
+
     pub fn set_table(&self, stores: &[StoreInfo]) {
         let table = stores.iter().map(|s| (s.store, (s.addr, s.rack.clone()))).collect();
         *self.table.lock().expect("never poisoned") = table;
@@ -62,7 +69,8 @@ impl Conns {
         let Some(addr) = known else {
             return Err(NetError::Refused { addr: store.to_string(), refusal: Code::NoSuchStore.into() });
         };
-        let conn = Conn::dial(&addr.to_string(), Caller::Client, cluster, DIAL_LIMIT).await?;
+        let (addr, snapshot) = (addr.to_string(), self.snapshot.clone());
+        let conn = Conn::dial_after(&addr, Caller::Client, cluster, DIAL_LIMIT, snapshot).await?;
         *slot = Some(conn.clone());
         Ok(conn)
     }

@@ -78,7 +78,7 @@ async fn read_span(client: &Client, layout: &Layout, span: Span) -> Result<Vec<B
     let config = &layout.chunks()[span.chunk].config;
     let mut parts = match config.handle {
         ChunkHandle::HOLE => vec![],
-        _ => client.read_chunk(config, span.offset, span.len as u32).await?,
+        _ => client.read_chunk(config, layout.snapshot(), span.offset, span.len as u32).await?,
     };
     let got: u64 = parts.iter().map(|p| p.len() as u64).sum();
     if got < span.len {
@@ -323,7 +323,7 @@ impl Appender {
     /// Tells the masters the length, so that listings show it.
     pub async fn close(self) -> Result<()> {
         if let Some(last) = self.last.filter(|c| c.config.sealed.is_none()) {
-            let length = self.client.chunk_length(&last.config).await?;
+            let length = self.client.chunk_length(&last.config, 0).await?;
             self.client.mutate(Mutation::ReportLength { handle: last.config.handle, length }).await?;
         }
         Ok(())

@@ -8,7 +8,7 @@ mod masters;
 mod requests;
 
 pub use common::wire::client_master::{
-    Attr, ChunkInfo, DrainItem, Entry, FileKind, Policy, RepairItem, Status, TrashEntry,
+    Attr, ChunkInfo, DrainItem, Entry, FileKind, Policy, RepairItem, SnapshotInfo, Status, TrashEntry,
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
@@ -76,8 +76,8 @@ impl Client {
         }
         let masters = Masters::new(&config);
         let inner = Inner {
+            conns: Conns::new(masters.snapshot()),
             masters,
-            conns: Conns::default(),
             writes: Requests::new(CHUNK_CLIENT_WINDOW),
             hedge: Mutex::default(),
             config,
@@ -189,6 +189,35 @@ impl Client {
             MasterReply::Drains(items) => Ok(items),
             _ => Err(Error::unexpected("drains")),
         }
+    }
+
+    /// Takes a snapshot of a directory's tree: what was acknowledged before is in it, and nothing that
+    /// is begun after this returns. It is seen as `path/.snapshot/name`.
+    pub async fn take_snapshot(&self, path: &[u8], name: &[u8]) -> Result<SnapshotInfo> {
+        let mutation = Mutation::Snapshot { path: path.into(), name: name.into() };
+        match self.mutate(mutation).await? {
+            MasterReply::Snapshots(mut taken) if taken.len() == 1 => Ok(taken.remove(0)),
+            _ => Err(Error::unexpected("snapshot")),
+        }
+    }
+
+    /// All snapshots, oldest first.
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
+        let mut all: Vec<SnapshotInfo> = vec![];
+        loop {
+            let after = all.last().map_or(0, |s| s.number);
+            match self.ask(MasterRequest::Snapshots { after, limit: LIST_PAGE_MAX }).await? {
+                MasterReply::Snapshots(page) if page.is_empty() => return Ok(all),
+                MasterReply::Snapshots(page) => all.extend(page),
+                _ => return Err(Error::unexpected("snapshots")),
+            }
+        }
+    }
+
+    /// Gives a snapshot up: what only it needed is deleted.
+    pub async fn delete_snapshot(&self, path: &[u8], name: &[u8]) -> Result<()> {
+        let mutation = Mutation::DeleteSnapshot { path: path.into(), name: name.into() };
+        self.mutate(mutation).await.map(drop)
     }
 
     /// Empties the trash for good.
@@ -318,9 +347,10 @@ impl Client {
                 break;
             }
         }
-        let mut layout = client_core::Layout::new(chunks);
+        let snapshot = file.seen().0;
+        let mut layout = client_core::Layout::new(chunks, snapshot);
         if let Some(last) = layout.chunks().last().filter(|c| c.config.sealed.is_none()).cloned() {
-            let length = self.chunk_length(&last.config).await?;
+            let length = self.chunk_length(&last.config, snapshot).await?;
             layout.set_last_length(length.max(last.length));
         }
         Ok(layout)
@@ -369,7 +399,7 @@ impl Client {
 
     /// The configuration of a chunk.
     pub async fn config(&self, handle: ChunkHandle) -> Result<common::wire::ChunkConfig> {
-        match self.ask(MasterRequest::Config { handle }).await? {
+        match self.ask(MasterRequest::Config { handle, snapshot: 0 }).await? {
             MasterReply::Config(config) => Ok(config),
             _ => Err(Error::unexpected("config")),
         }

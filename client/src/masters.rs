@@ -8,8 +8,8 @@ use common::wire::Caller;
 use common::wire::client_master::{MasterReply, MasterRequest, Mutation, Status};
 use common::{ClusterId, Code, Refusal};
 use common_net::{Conn, NetError};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// One master answers within this, or another is asked, which names the leader: a little longer than
@@ -30,6 +30,8 @@ pub(crate) struct Masters {
     leader: tokio::sync::Mutex<Option<Conn>>,
     next: AtomicUsize,
     requests: Requests,
+    /// The last snapshot that this client has heard of.
+    snapshot: Arc<AtomicU64>,
 }
 
 impl Masters {
@@ -40,7 +42,17 @@ impl Masters {
             leader: tokio::sync::Mutex::new(None),
             next: AtomicUsize::new(0),
             requests: Requests::new(CLIENT_WINDOW),
+            snapshot: Arc::default(),
         }
+    }
+
+    /// The number of the last snapshot that was heard of, for connections to stores.
+    pub fn snapshot(&self) -> Arc<AtomicU64> {
+        self.snapshot.clone()
+    }
+
+    async fn dial(&self, addr: &str) -> std::result::Result<Conn, NetError> {
+        Conn::dial_after(addr, Caller::Client, self.cluster(), DIAL_LIMIT, self.snapshot()).await
     }
 
     /// The cluster; 0 before the first answer.
@@ -57,7 +69,7 @@ impl Masters {
             let addrs = self.addrs.lock().expect("never poisoned");
             addrs[self.next.fetch_add(1, Ordering::Relaxed) % addrs.len()].clone()
         };
-        let conn = Conn::dial(&addr, Caller::Client, self.cluster(), DIAL_LIMIT).await?;
+        let conn = self.dial(&addr).await?;
         *self.cluster.lock().expect("never poisoned") = conn.cluster();
         *leader = Some(conn.clone());
         Ok(conn)
@@ -76,7 +88,7 @@ impl Masters {
                 addrs.push(addr.clone());
                 *self.addrs.lock().expect("never poisoned") = addrs;
             }
-            *leader = Conn::dial(&addr, Caller::Client, self.cluster(), DIAL_LIMIT).await.ok();
+            *leader = self.dial(&addr).await.ok();
         }
     }
 
@@ -147,7 +159,7 @@ impl Masters {
 
     /// What one master says of itself.
     pub async fn status_of(&self, addr: &str) -> Option<Status> {
-        let conn = Conn::dial(addr, Caller::Client, self.cluster(), DIAL_LIMIT).await.ok()?;
+        let conn = self.dial(addr).await.ok()?;
         match conn.call::<_, MasterReply>(&MasterRequest::Status, 0, vec![], DIAL_LIMIT).await {
             Ok((MasterReply::Status(status), _)) => Some(status),
             _ => None,

@@ -54,6 +54,9 @@ codes! {
     WrongChunkIndex = 28, "the chunk index does not follow the file's last chunk";
     NotInTrash = 29, "nothing in the trash matches";
     QuotaExceeded = 30, "the quota is used up";
+    ReadOnly = 31, "snapshots are never changed; `cairn snapshot delete` gives one up";
+    HasSnapshots = 32, "it holds snapshots; `cairn snapshot delete` gives them up";
+    TooManySnapshots = 33, "there cannot be more snapshots";
     // Raft and sessions of clients.
     NotLeader = 40, "this master does not lead";
     Unavailable = 41, "no quorum of masters answers";

@@ -39,6 +39,23 @@ impl Serial {
     }
 }
 
+impl FileId {
+    /// Those above tell the snapshot in which the file is seen; 0: none.
+    const BITS: u32 = 40;
+    /// The highest number that a snapshot can have.
+    pub const SNAPSHOT_MAX: u64 = u64::MAX >> Self::BITS;
+
+    /// The file as it is seen in a snapshot.
+    pub fn seen_in(self, snapshot: u64) -> FileId {
+        FileId(snapshot << Self::BITS | self.0)
+    }
+
+    /// The snapshot in which the file is seen, and the file.
+    pub fn seen(self) -> (u64, FileId) {
+        (self.0 >> Self::BITS, FileId(self.0 & ((1 << Self::BITS) - 1)))
+    }
+}
+
 /// Names the cluster; 64 random bits, made once by `cairn up` or the first master.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct ClusterId(pub u64);

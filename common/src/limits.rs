@@ -103,6 +103,12 @@ pub const APPLY_TIMEOUT_MS: u64 = 500;
 pub const DEAD_MS: u64 = 20_000;
 /// Chunks that are copied to a store at a time.
 pub const LEARNERS_MAX: usize = 8;
+/// Chunks of which a store is the source of copies at a time.
+pub const TAUGHT_MAX: usize = 8;
+/// Bytes that a store copies in a second at least, however busy clients keep it.
+pub const COPY_FLOOR_BYTES_PER_S: u64 = 8 << 20;
+/// An attempt to make a replica that takes longer is given up, and begun elsewhere or anew.
+pub const REPAIR_ATTEMPT_MS: u64 = 180_000;
 /// A primary stops admitting for so long while a new member gets the rest.
 pub const HALT_MS: u64 = 500;
 /// Every byte of a store is read and verified within this, by default: 14 days, in seconds.
@@ -115,6 +121,8 @@ pub const CLIENT_DEADLINE_MS: u64 = 30_000;
 pub const TRASH_MS: u64 = 24 * 3600 * 1000;
 /// Most orders in one answer to a heartbeat.
 pub const ORDERS_MAX: usize = 1024;
+/// Most snapshots of a cluster.
+pub const SNAPSHOTS_MAX: usize = 1024;
 /// Most chunkserver stores of a cluster (bounds the store table on the wire).
 pub const STORES_MAX: usize = 4096;
 
@@ -135,5 +143,11 @@ const _: () = assert!((CHUNK_CLIENT_WINDOW as usize) < CHUNK_ANSWERS_MAX);
 // leader dies right before it would renew is longer than an election and its first commit.
 const _: () = assert!(
     SESSION_HELD_MS - HEARTBEAT_MS - RENEWAL_BATCH_MS > 2 * ELECTION_MS_MAX + VOTE_MS + FIRST_COMMIT_MS
+);
+// As many copies as a store makes at a time end within an attempt's time at the lowest rate: repair
+// cannot get stuck by being slow.
+const _: () = assert!(
+    LEARNERS_MAX as u64 * CHUNK_BYTES_MAX * 1000 / COPY_FLOOR_BYTES_PER_S < REPAIR_ATTEMPT_MS / 2
+        && TAUGHT_MAX <= LEARNERS_MAX
 );
 const _: () = assert!(RAFT_HEARTBEAT_MS * 3 <= ELECTION_MS_MIN);

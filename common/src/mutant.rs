@@ -63,6 +63,14 @@ mutants! {
     CopyFromTail,
     /// A primary goes on although the masters were asked for a new member.
     GoOnAfterAsked,
+    /// A primary does not ask whether a snapshot needs a chunk before it writes to it.
+    NoFork,
+    /// A fork is made while writes are under way.
+    ForkWithTail,
+    /// A member says that a fork is made before it is durable.
+    ForkEarly,
+    /// What a client has heard of a snapshot is not minded.
+    NoStamp,
 }
 
 impl Mutant {

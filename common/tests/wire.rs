@@ -17,6 +17,7 @@ fn the_header_has_just_these_bytes() {
         cluster: ClusterId(0x1122_3344_5566_7788),
         request: 9,
         epoch: 3,
+        snapshot: 6,
         body_len: 5,
         payload_len: 4096,
         body_crc: 0xaabb_ccdd,
@@ -26,7 +27,7 @@ fn the_header_has_just_these_bytes() {
     golden.extend_from_slice(&[1, 0, 40, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 16, 0, 0, 0xdd, 0xcc, 0xbb, 0xaa]);
     golden.extend_from_slice(&[0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
     golden.extend_from_slice(&[9, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
-    golden.extend_from_slice(&[0; 12]);
+    golden.extend_from_slice(&[6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     golden.extend_from_slice(&checksum::crc32c(&golden).to_le_bytes());
     assert_eq!(header.encode().to_vec(), golden);
     assert_eq!(Header::decode(&header.encode()), Ok(header));
@@ -65,6 +66,7 @@ fn lengths_versions_and_kinds_that_are_not_allowed_are_refused_before_anything_i
         cluster: ClusterId(0),
         request: 0,
         epoch: 0,
+        snapshot: 0,
         body_len: 10,
         payload_len: 0,
         body_crc: 0,
@@ -83,7 +85,7 @@ fn lengths_versions_and_kinds_that_are_not_allowed_are_refused_before_anything_i
     assert_eq!(with(&|b| b[8] = 1), Err(Code::BadFrame), "flags");
     assert_eq!(with(&|b| b[15] = 0x7f), Err(Code::TooLong), "body");
     assert_eq!(with(&|b| b[16] = 1), Err(Code::TooLong), "payload of a kind that has none");
-    assert_eq!(with(&|b| b[50] = 1), Err(Code::BadFrame), "reserved");
+    assert_eq!(with(&|b| b[57] = 1), Err(Code::BadFrame), "reserved");
     let mut flipped = good.encode();
     flipped[30] ^= 1;
     assert_eq!(Header::decode(&flipped), Err(Code::BadFrame));
@@ -146,16 +148,20 @@ fn hostile_bodies_do_no_harm() {
         wire::encode(&StoreRequest::Exited { uuid: 1, incarnation: 2 }),
         wire::encode(&StoreRequest::Corrupt { store, handle, epoch }),
         wire::encode(&StoreRequest::Join { store, handle, epoch, learner: StoreId(3), attempt: 5 }),
+        wire::encode(&StoreRequest::Fork { store, handle, epoch }),
+        wire::encode(&StoreRequest::Forked { store, handle, epoch, to: ChunkHandle(8), length: 9 }),
     ]);
     hostile::<StoreReply>(&[
         wire::encode(&StoreReply::Lapsed),
         wire::encode(&StoreReply::Renewed {
             session_ms: 2200,
             orders: vec![Order { handle, epoch, discard: true }],
-            repairs: vec![RepairOrder { config, attempt: 5 }],
+            repairs: vec![RepairOrder { config: config.clone(), attempt: 5 }],
             table: 3,
             stores: None,
+            snapshot: 6,
         }),
+        wire::encode(&StoreReply::Fork { to: Some(config.clone()), snapshot: 6 }),
     ]);
     hostile::<ClientChunk>(&[wire::encode(&ClientChunk::Push {
         request,
@@ -178,6 +184,8 @@ fn hostile_bodies_do_no_harm() {
         wire::encode(&Peer::CopiedAnswers { copy, nonce: 2, answers, more: false }),
         wire::encode(&Peer::Copied { copy, point: committed }),
         wire::encode(&Peer::CopyRefused { copy, code: Code::StaleEpoch }),
+        wire::encode(&Peer::Fork { handle, epoch, point: committed, config }),
+        wire::encode(&Peer::Forked { handle, epoch, to: ChunkHandle(8) }),
     ]);
 }
 

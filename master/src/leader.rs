@@ -35,6 +35,8 @@ struct Sessions {
     /// The log's time then.
     clock_ns: u64,
     renewed: BTreeMap<StoreId, (SessionId, Instant)>,
+    /// The last snapshot that stores know of.
+    snapshots: BTreeMap<StoreId, (SessionId, u64)>,
     /// What primaries complain of.
     suspicion: Suspicion,
 }
@@ -158,6 +160,22 @@ impl Leader {
         if entry.0 != session || entry.1 < received {
             *entry = (session, received);
         }
+    }
+
+    /// A store knows of the snapshots up to this one.
+    pub fn knows_snapshot(&self, store: StoreId, session: SessionId, number: u64) {
+        self.sessions.lock().expect("never poisoned").snapshots.insert(store, (session, number));
+    }
+
+    /// Whether every store that has a session knows of a snapshot.
+    pub fn all_know(&self, number: u64) -> bool {
+        self.begin_if_new();
+        let state = self.state.read().expect("never poisoned");
+        let sessions = self.sessions.lock().expect("never poisoned");
+        let mut up = state.all_stores().filter_map(|(id, s)| Some((id, s.session()?)));
+        up.all(|(id, session)| {
+            sessions.snapshots.get(&id).is_some_and(|(of, known)| *of == session && *known >= number)
+        })
     }
 
     /// How long ago a store was heard of in its session.

@@ -3,7 +3,7 @@
 //! new leader finds the rest by looking.
 
 use crate::leader::Leader;
-use common::limits::DEAD_MS;
+use common::limits::{DEAD_MS, REPAIR_ATTEMPT_MS};
 use common::wire::chunk_master::StoreReply;
 use common::wire::client_master::{REPAIR_ITEMS_MAX, RepairItem};
 use common::{ChunkHandle, Code, StoreId};
@@ -21,8 +21,7 @@ const UNDER_WAY_MAX: usize = 64;
 /// so that the steward's other duties have their turn.
 const THOUGHTS_MAX: usize = 1024;
 const PROPOSALS_MAX: usize = 64;
-/// An attempt that takes longer is given up, and begun elsewhere or anew.
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(120);
+const ATTEMPT_LIMIT: Duration = Duration::from_millis(REPAIR_ATTEMPT_MS);
 /// Chunks of which one to move is looked for in one go: for each a place is looked for, too.
 const MOVE_LOOK_AT: usize = 256;
 /// Chunks begin to be moved for balance at most this often.

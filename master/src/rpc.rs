@@ -61,7 +61,11 @@ impl Handler for Door {
         match frame.header.kind {
             Kind::Raft => network::handle(&rpc.leader.raft, rpc.votes(), state, frame),
             Kind::MasterRequest => match common::wire::decode::<MasterRequest>(&frame.body) {
-                Ok(request) => Box::pin(async move { Reply::new(rpc.client(request).await, vec![]) }),
+                Ok(request) => Box::pin(async move {
+                    let reply = rpc.client(request).await;
+                    let snapshot = rpc.leader.state.read().expect("never poisoned").last_snapshot();
+                    Reply::new(reply, vec![]).after(snapshot)
+                }),
                 Err(code) => refused(code),
             },
             Kind::StoreRequest => match common::wire::decode::<StoreRequest>(&frame.body) {

@@ -9,6 +9,7 @@ mod many;
 mod outcome;
 mod pulled;
 mod registers;
+mod snapshots;
 mod storm;
 mod strike;
 
@@ -73,6 +74,11 @@ pub const DRILLS: &[Drill] = &[
         "append-storm",
         Hit::Storm,
         "16 appenders, 100,000 records a repeat, while primaries and leaders are killed",
+    ),
+    drill(
+        "snapshots",
+        Hit::Snapshots,
+        "a tree of 100,000 files changes after a snapshot of it, while servers die; then all is deleted",
     ),
     drill(
         "many-chunks",
@@ -153,6 +159,7 @@ pub async fn run(drill: &'static Drill, repeats: u32, dir: &Path, binary: &Path)
         let mut outcome = Outcome::new(drill, repeats);
         match drill.hit {
             Hit::FullDisk => full_disk::run(&home, binary, repeats, &mut outcome).await,
+            Hit::Snapshots => snapshots::run(&home, binary, repeats, &mut outcome).await,
             Hit::Many => many::run(&home, binary, repeats, &mut outcome).await,
             Hit::Storm => storm::run(&home, binary, repeats, &mut outcome).await,
             _ => under_load(drill, &home, binary, repeats, &mut outcome).await,

@@ -340,7 +340,7 @@ impl<W: Write> JsonNode<W> {
         let name = self.names[to.0 as usize - 1].clone();
         if name == self.name {
             let epoch = Epoch::first(0);
-            return self.step(Input::Client { conn, request: 0, epoch, msg, data });
+            return self.step(Input::Client { conn, request: 0, epoch, snapshot: 0, msg, data });
         }
         self.link_send(
             &name,
@@ -519,7 +519,14 @@ impl<W: Write> JsonNode<W> {
                 return Ok(());
             };
             let conn = (from.0 as u64) << 32 | (conn & 0xffff_ffff);
-            return self.step(Input::Client { conn, request: 0, epoch: Epoch::first(0), msg, data });
+            return self.step(Input::Client {
+                conn,
+                request: 0,
+                epoch: Epoch::first(0),
+                snapshot: 0,
+                msg,
+                data,
+            });
         }
         if let Some(conn) = line["reply"].as_u64() {
             let Ok(msg) = common::wire::decode::<ClientChunkReply>(&bytes("msg")) else {

@@ -345,6 +345,9 @@ impl State {
             Ask::Silent { epoch, accused } => {
                 self.config_of(Command::Reconfigure { handle, epoch, remove: vec![accused], primary: None })
             }
+            Ask::Fork { .. } | Ask::Forked { .. } => {
+                panic!("{store} asks for a fork, and there is no snapshot")
+            }
             Ask::Corrupt { .. } => panic!("{store} finds rot, and there is none"),
             Ask::Join { epoch, learner, attempt } => {
                 self.config_of(Command::Join { handle, epoch, learner, attempt })
@@ -499,7 +502,8 @@ impl State {
             inline: Some(Piece::of(&data)),
             create: (config.epoch.number() == 1).then(|| config.clone()),
         };
-        let input = Input::Client { conn: w as u64, request: seq, epoch: config.epoch, msg, data };
+        let input =
+            Input::Client { conn: w as u64, request: seq, epoch: config.epoch, snapshot: 0, msg, data };
         let life = self.servers[n].life;
         let writer = &mut self.writers[w as usize];
         (writer.asked, writer.forlorn, writer.refused_at) = ((n, life), false, None);
@@ -679,7 +683,7 @@ impl State {
         let (mut node, mut disk) = (server.node.clone()?, server.disk.clone());
         let epoch = node.chunk_view(self.handle())?.config.epoch;
         let msg = ClientChunk::Read { handle: self.handle(), offset: 0, len: 4096, stale: false };
-        let read = Input::Client { conn: CHECKER, request: 0, epoch, msg, data: Bytes::new() };
+        let read = Input::Client { conn: CHECKER, request: 0, epoch, snapshot: 0, msg, data: Bytes::new() };
         let mut inputs = VecDeque::from([read]);
         while let Some(input) = inputs.pop_front() {
             let mut out = vec![];

@@ -73,8 +73,11 @@ pub fn run(plan: &Plan) -> Result<Done, Failure> {
         let world = world.insert(World::new(plan.clone()));
         world.run();
         world.check_promises();
+        world.check_snapshots();
         world.kill_all();
         world.check_promises();
+        world.check_snapshots();
+        world.delete_snapshots();
         Done {
             acked: world.acked.len() as u64,
             reads: world.reads_done,

@@ -10,6 +10,7 @@ mod check;
 mod clients;
 mod masters;
 pub mod plan;
+mod snapshots;
 
 use crate::disk::MemDisk;
 use bytes::Bytes;
@@ -28,6 +29,7 @@ use masters::Masters;
 use plan::{Plan, What};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use snapshots::Taken;
 use std::collections::{BTreeMap, BinaryHeap};
 
 /// A store's configuration that is small enough for a test: its log is soon full.
@@ -120,6 +122,7 @@ enum Event {
         session: SessionId,
         sent: Time,
         confirmed: Vec<Order>,
+        snapshot: u64,
     },
     Renewed {
         store: usize,
@@ -128,6 +131,7 @@ enum Event {
         until: Time,
         orders: Vec<Order>,
         repairs: Vec<RepairOrder>,
+        snapshot: u64,
     },
     Lapsed {
         store: usize,
@@ -146,6 +150,11 @@ enum Event {
         handle: ChunkHandle,
         answer: Result<ChunkConfig, Refusal>,
     },
+    ForkAnswer {
+        store: usize,
+        life: u64,
+        input: Box<Input>,
+    },
     Tend,
     Undrain {
         store: usize,
@@ -163,6 +172,7 @@ impl Event {
             | Event::Beat { store, life, .. }
             | Event::Renewed { store, life, .. }
             | Event::Lapsed { store, life, .. }
+            | Event::ForkAnswer { store, life, .. }
             | Event::Answer { store, life, .. } => Some((*store, *life)),
             // These are with the masters.
             Event::Heard { .. } | Event::Ask { .. } => None,
@@ -220,6 +230,7 @@ struct Carrying {
     session: SessionId,
     until: Time,
     repairs: Vec<RepairOrder>,
+    snapshot: u64,
 }
 
 /// A connection that does not deliver.
@@ -240,6 +251,9 @@ struct Wanted {
     pushed: bool,
     alone: bool,
     sent_at: Time,
+    /// When it was sent first, and the last snapshot that the client knew of then.
+    begun_at: Time,
+    stamp: u64,
 }
 
 /// An acknowledged write.
@@ -257,6 +271,12 @@ pub struct Acked {
     pub serial: u64,
     /// Whether it was an append.
     pub append: bool,
+    /// When it was sent first, and when it was acknowledged.
+    pub begun_at: Time,
+    /// When.
+    pub acked_at: Time,
+    /// The last snapshot that its client knew of when it was begun.
+    pub stamp: u64,
 }
 
 struct Writer {
@@ -267,6 +287,8 @@ struct Writer {
     left: u32,
     /// An answer was lost, and it does not ask again before.
     thinks_until: Time,
+    /// The last snapshot that it has heard of.
+    stamp: u64,
 }
 
 /// The world.
@@ -282,6 +304,9 @@ pub struct World {
     writers: Vec<Writer>,
     cuts: Vec<Cut>,
     faults_left: usize,
+    taken: Vec<Taken>,
+    /// The last snapshot that stores know of, as their heartbeats say.
+    known: BTreeMap<StoreId, (SessionId, u64)>,
     /// Reads under way: where, and the byte that was acknowledged there before they began.
     reads: BTreeMap<u64, (u64, u8)>,
     next_read: u64,
@@ -336,6 +361,8 @@ impl World {
             writers: vec![],
             cuts: vec![],
             faults_left: plan.faults.len(),
+            taken: vec![],
+            known: BTreeMap::new(),
             reads: BTreeMap::new(),
             next_read: READERS,
             remembered: vec![],
@@ -401,6 +428,7 @@ impl World {
                 wanted: None,
                 left: options.writes,
                 thinks_until: Time(0),
+                stamp: 0,
             });
             // Most begin at once; others later, so that chunks come into being at any time.
             let first = Span::from_ms(world.rng.random_range(0..=options.span_ms / 2) * (n % 3) as u64 / 2);
@@ -558,6 +586,7 @@ impl World {
                 self.at(self.now + Span::from_ms(ms), Event::Undrain { store });
             }
             What::Election { ms } => self.election(ms),
+            What::Snapshot => self.take_snapshot(),
             What::Checkpoint { store } => self.tell(store, Input::Checkpoint),
         }
     }
@@ -624,7 +653,12 @@ impl World {
                 self.checker_is_answered(request, msg, data)
             }
             Output::Reply { conn, msg, data, .. } if conn >= READERS => self.read_answered(conn, msg, data),
-            Output::Reply { conn, request, msg, .. } => self.reply(conn as usize, request, msg),
+            Output::Reply { conn, request, msg, .. } => {
+                let stamp = self.servers[n].node.as_ref().map_or(0, |node| node.snapshot());
+                let writer = &mut self.writers[conn as usize];
+                writer.stamp = writer.stamp.max(stamp);
+                self.reply(conn as usize, request, msg)
+            }
             Output::Master(ask) => {
                 let slow = self.rng.random_bool(SLOW);
                 let delay = if slow { SLOW_MASTERS } else { (200_000, 2_000_000) };
@@ -660,6 +694,18 @@ impl World {
         panic!("stuck: {} of {total} writes are acknowledged at {}", self.acked.len(), self.now.0);
     }
 
+    /// Runs until something is so; panics with this sentence if it never is.
+    fn run_until(&mut self, or_else: &str, done: impl Fn(&World) -> bool) {
+        const EVENTS_MAX: u64 = 300_000;
+        for _ in 0..EVENTS_MAX {
+            if done(self) {
+                return;
+            }
+            self.next();
+        }
+        panic!("stuck: {or_else}");
+    }
+
     /// Everybody is there, in session, and all chunks have all their members.
     fn is_well(&self) -> bool {
         let now = self.now;
@@ -670,6 +716,7 @@ impl World {
             && self.masters.state.moving().next().is_none()
             && self.servers.iter().all(|s| well(s) && self.is_up(s.id))
             && self.handles.iter().all(|h| self.is_whole(*h))
+            && self.masters.state.forks().all(|h| self.is_whole(h))
     }
 
     /// Whether the chunk has all its members, and no attempt to make one is under way.
@@ -715,15 +762,17 @@ impl World {
             Event::Read => self.begin_read(),
             Event::Register { store, .. } => self.register(store),
             Event::Beat { store, session, .. } => self.beat(store, session),
-            Event::Heard { store, life, session, sent, confirmed } => {
+            Event::Heard { store, life, session, sent, confirmed, snapshot } => {
                 // Of one that died meanwhile the session is as good as over: nothing comes of it.
                 if self.servers[store].life == life {
-                    self.heard(store, session, sent, confirmed);
+                    self.heard(store, session, sent, confirmed, snapshot);
                 }
             }
-            Event::Renewed { store, session, until, orders, repairs, .. } => {
-                self.renewed(store, session, until, orders, repairs)
-            }
+            Event::Renewed { store, session, until, orders, repairs, snapshot, .. } => self.renewed(
+                store,
+                Carrying { left: orders.len(), session, until, repairs, snapshot },
+                orders,
+            ),
             Event::Lapsed { store, session, .. } => {
                 if self.servers[store].session == session {
                     self.register(store);
@@ -734,6 +783,7 @@ impl World {
                     self.asked(store, ask, since);
                 }
             }
+            Event::ForkAnswer { store, input, .. } => self.step(store, *input),
             Event::Answer { store, handle, answer, .. } => self.step(store, Input::Master { handle, answer }),
             Event::Tend => self.tend(),
             Event::Undrain { store } => self.drain(store, false),
@@ -773,5 +823,7 @@ fn name(msg: &Peer) -> &'static str {
         Peer::CopiedAnswers { .. } => "CopiedAnswers",
         Peer::Copied { .. } => "Copied",
         Peer::CopyRefused { .. } => "CopyRefused",
+        Peer::Fork { .. } => "Fork",
+        Peer::Forked { .. } => "Forked",
     }
 }

@@ -118,6 +118,7 @@ impl One {
                     piece: Piece::of(part),
                 };
                 self.step(Input::Client {
+                    snapshot: 0,
                     conn: 1,
                     request: 0,
                     epoch,
@@ -139,7 +140,7 @@ impl One {
         };
         let msg = if epoch == Epoch::first(0) { msg } else { strip(msg) };
         let id = self.seq;
-        self.step(Input::Client { conn: 1, request: id, epoch, msg, data: payload });
+        self.step(Input::Client { conn: 1, request: id, epoch, snapshot: 0, msg, data: payload });
         id
     }
 
@@ -164,7 +165,14 @@ impl One {
     fn read(&mut self, n: u64, offset: u64, len: u32) -> Result<Vec<u8>, Code> {
         self.replies.clear();
         let msg = ClientChunk::Read { handle: ChunkHandle(n), offset, len, stale: false };
-        self.step(Input::Client { conn: 1, request: 7_000_000, epoch: Epoch(0), msg, data: Bytes::new() });
+        self.step(Input::Client {
+            conn: 1,
+            request: 7_000_000,
+            epoch: Epoch(0),
+            snapshot: 0,
+            msg,
+            data: Bytes::new(),
+        });
         self.settle();
         match self.replies.pop().expect("an answer") {
             (_, ClientChunkReply::Data { pieces }, bytes) => {
@@ -546,7 +554,7 @@ fn a_checksum_page_that_a_checkpoint_writes_while_it_is_read_is_read_again() {
     let mut one = One::open(slow_scrub, one.disk).expect("it opens");
     // The disk has read the page, and its answer is on its way.
     let msg = ClientChunk::Read { handle: ChunkHandle(1), offset: 4_900_000, len: 10, stale: false };
-    one.step(Input::Client { conn: 1, request: 1, epoch: Epoch(0), msg, data: Bytes::new() });
+    one.step(Input::Client { conn: 1, request: 1, epoch: Epoch(0), snapshot: 0, msg, data: Bytes::new() });
     let read: Vec<_> = one.asks.drain(..).map(|op| one.disk.perform(op)).collect();
     assert!(read.len() > 1, "bytes, and their page");
     one.write(1, Some(5_000_000), &bytes(5, 100_000));

@@ -21,6 +21,8 @@ pub enum Input {
         request: u64,
         /// The epoch under which it asks.
         epoch: Epoch,
+        /// The last snapshot that it knows of.
+        snapshot: u64,
         /// What.
         msg: ClientChunk,
         /// The payload.
@@ -66,6 +68,19 @@ pub enum Input {
     },
     /// What the masters want; answered by `Output::Confirmed`.
     Orders(Vec<Order>),
+    /// The last snapshot that was taken, as the masters' last renewal of the session says.
+    Snapshot(u64),
+    /// The masters answer `Ask::Fork` about this chunk.
+    Fork {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch that was named in the question.
+        epoch: Epoch,
+        /// The fork to make; `None`: no snapshot needs the chunk.
+        to: Option<ChunkConfig>,
+        /// For the snapshots up to this one.
+        snapshot: u64,
+    },
     /// Chunks of which this store shall become a member: all of them.
     Repairs(Vec<RepairOrder>),
     /// The disk has done something.
@@ -157,6 +172,20 @@ pub enum Ask {
         learner: StoreId,
         /// The masters' number of the attempt.
         attempt: u64,
+    },
+    /// I am about to write to it for the first time since a snapshot was taken.
+    Fork {
+        /// The epoch I know.
+        epoch: Epoch,
+    },
+    /// All members have made this fork, and nothing was written meanwhile.
+    Forked {
+        /// The epoch I know.
+        epoch: Epoch,
+        /// The fork.
+        to: ChunkHandle,
+        /// Its bytes.
+        length: u64,
     },
 }
 

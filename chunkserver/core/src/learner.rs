@@ -15,7 +15,7 @@ use crate::store::index::Home;
 use crate::store::{PieceTicket, Sort, Ticket};
 use crate::teacher::Question;
 use bytes::Bytes;
-use common::limits::{LEARNERS_MAX, LOG_GROUP_BYTES_MAX};
+use common::limits::{LEARNERS_MAX, LOG_GROUP_BYTES_MAX, PIECE_BYTES_MAX};
 use common::wire::chunk_chunk::{Answers, CopyId, LogPoint, Peer};
 use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::{ChunkConfig, Piece};
@@ -51,6 +51,8 @@ pub(crate) struct Learner {
     round: Option<LogPoint>,
     rounds: u32,
     round_bytes: u64,
+    /// When the next bytes may be asked for, for the sake of clients.
+    turn: Option<Time>,
     /// The last question, and when it is asked again.
     nonce: u64,
     again_at: Time,
@@ -135,6 +137,7 @@ impl Node {
             round: None,
             rounds: 0,
             round_bytes: 0,
+            turn: None,
             nonce: 0,
             again_at: self.now,
             from: 0,
@@ -165,6 +168,13 @@ impl Node {
         let Some(learner) = self.learners.get_mut(&handle) else { return };
         if learner.writing.is_some() {
             return;
+        }
+        if learner.answers.is_none() && !learner.halt {
+            let turn = *learner.turn.get_or_insert_with(|| self.pace.book(self.now, PIECE_BYTES_MAX as u64));
+            if turn > self.now {
+                learner.again_at = turn;
+                return self.timer(turn, Timer::Copy(handle));
+            }
         }
         learner.nonce = nonce;
         let (copy, to) = (learner.id, learner.config.primary);
@@ -213,6 +223,7 @@ impl Node {
         let Some(learner) = self.asked(question).filter(asks) else { return };
         // Each question takes one answer.
         learner.nonce = 0;
+        learner.turn = None;
         if learner.halt && learner.round.is_some_and(|point| point != committed) {
             // The primary waited no longer, and admitted writes: the last round begins anew.
             (learner.round, learner.from) = (None, 0);

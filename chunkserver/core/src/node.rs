@@ -4,6 +4,7 @@ use crate::checkpoint::Checkpoint;
 use crate::held::{HeldPieces, Upstream, piece_len};
 use crate::io::{Ask, ConnId, Input, MasterAsk, Outbox, Output};
 use crate::learner::Learner;
+use crate::pace::{Pace, Wait};
 use crate::primary::Lead;
 use crate::reads::{PendingRead, ReadFor};
 use crate::scrub::Scrub;
@@ -11,6 +12,7 @@ use crate::secondary::Follow;
 use crate::state::ChunkState;
 use crate::store::format::Record;
 use crate::store::{Event, PieceTicket, Recovered, Sort, Store, Ticket};
+use crate::teacher::Taught;
 use bytes::Bytes;
 use common::limits::{CHUNK_WAITING_MAX, COMMIT_LOGGED_EVERY, REPLICATION_MAX};
 use common::wire::chunk_chunk::Peer;
@@ -27,6 +29,7 @@ pub(crate) struct Waiting {
     pub conn: ConnId,
     pub request: u64,
     pub epoch: Epoch,
+    pub snapshot: u64,
     pub msg: ClientChunk,
     pub data: Bytes,
 }
@@ -114,8 +117,12 @@ pub(crate) enum Timer {
     Read(ChunkHandle),
     /// The primary has not answered a copy's question.
     Copy(ChunkHandle),
+    /// It is a question's turn to be answered.
+    Teach(ChunkHandle),
     /// A new member takes too long.
     HaltOver(ChunkHandle),
+    /// A fork goes on.
+    Fork(ChunkHandle),
     /// The masters should have taken a rotten copy out.
     Rotten(ChunkHandle),
 }
@@ -144,10 +151,14 @@ pub struct Stats {
     pub log_bytes: u64,
     /// Bytes held for commits.
     pub held_bytes: u64,
+    /// The last snapshot that is known here.
+    pub snapshot: u64,
     /// Chunks that are being copied here.
     pub copies: u64,
     /// Bytes that were copied here since the start.
     pub copied_bytes: u64,
+    /// Bytes a second that are copied from and to here at most, for the sake of clients; 0: no limit.
+    pub copy_rate: u64,
     /// How often everything was read and verified since the start.
     pub scrubs: u64,
     /// Checksum mismatches found on reads.
@@ -160,6 +171,8 @@ pub struct Node {
     pub(crate) id: StoreId,
     pub(crate) now: Time,
     session: Option<(SessionId, Time)>,
+    /// The last snapshot that was taken.
+    pub(crate) snapshot: u64,
     pub(crate) store: Store,
     pub(crate) chunks: BTreeMap<ChunkHandle, Box<Chunk>>,
     pub(crate) floors: BTreeMap<ChunkHandle, Epoch>,
@@ -175,6 +188,9 @@ pub struct Node {
     /// Chunks that are being copied to this store, and bytes that were.
     pub(crate) learners: BTreeMap<ChunkHandle, Learner>,
     pub(crate) copied_bytes: u64,
+    /// Questions of copies that are answered when it is their turn.
+    pub(crate) taught: BTreeMap<ChunkHandle, Taught>,
+    pub(crate) pace: Pace,
     pub(crate) scrub: Scrub,
     /// Chunks whose copy here has rotted.
     pub(crate) rotten: BTreeSet<ChunkHandle>,
@@ -195,6 +211,7 @@ impl Node {
             id,
             now: Time(0),
             session: None,
+            snapshot: 0,
             store: recovered.store,
             chunks,
             floors: recovered.floors,
@@ -207,6 +224,8 @@ impl Node {
             corrupt: 0,
             learners: BTreeMap::new(),
             copied_bytes: 0,
+            taught: BTreeMap::new(),
+            pace: Pace::default(),
             scrub: Scrub::default(),
             rotten: BTreeSet::new(),
             reported_failure: false,
@@ -224,8 +243,8 @@ impl Node {
     pub fn step(&mut self, now: Time, input: Input, out: &mut Outbox) {
         self.now = self.now.max(now);
         match input {
-            Input::Client { conn, request, epoch, msg, data } => {
-                self.client(Waiting { conn, request, epoch, msg, data }, out)
+            Input::Client { conn, request, epoch, snapshot, msg, data } => {
+                self.client(Waiting { conn, request, epoch, snapshot, msg, data }, out)
             }
             Input::Peer { from, msg, data } => self.peer(from, msg, data, out),
             Input::PeerReset { peer } => self.peer_reset(peer, out),
@@ -233,10 +252,12 @@ impl Node {
             Input::UpstreamLost { peer } => self.upstream_lost(peer, out),
             Input::Master { handle, answer } => self.master_answers(handle, answer, out),
             Input::Session { session, until } => self.session = Some((session, until)),
+            Input::Snapshot(number) => self.snapshot_taken(number),
+            Input::Fork { handle, epoch, to, snapshot } => self.fork_told(handle, epoch, to, snapshot, out),
             Input::Orders(orders) => self.orders(orders, out),
             Input::Repairs(orders) => self.repairs(orders, out),
             Input::Disk(done) => {
-                for event in self.store.done(done, out) {
+                for event in self.store.done(self.now, done, out) {
                     self.event(event, out);
                 }
             }
@@ -276,6 +297,8 @@ impl Node {
             Timer::Piece(handle) => self.drain(handle, out),
             Timer::Read(handle) => self.reads_are_late(handle, out),
             Timer::Copy(handle) => self.copy_is_late(handle, out),
+            Timer::Fork(handle) => self.fork_on(handle, out),
+            Timer::Teach(handle) => self.teach(handle, out),
             Timer::Rotten(handle) => self.rotten_again(handle, out),
             Timer::HaltOver(handle) => self.halt_is_over(handle, out),
         }
@@ -540,6 +563,7 @@ impl Node {
         let chunk = self.chunks.get_mut(&handle).expect("known");
         if config.epoch == known {
             chunk.confirmed = session;
+            self.fork_refused(handle);
             self.hold_told(handle, config.wait_ms, out);
             let chunk = self.chunks.get_mut(&handle).expect("known");
             if config.sealed.is_some() && chunk.config().sealed != config.sealed {
@@ -614,6 +638,7 @@ impl Node {
 
     fn event(&mut self, event: Event, out: &mut Outbox) {
         match event {
+            Event::Flushed(latency) => self.pace.waited(self.now, Wait::Flush, latency),
             Event::Durable(ticket) => self.durable(ticket, out),
             Event::Written(PieceTicket::Held(request, index)) => {
                 self.held.written(request, index);
@@ -637,6 +662,7 @@ impl Node {
             Ticket::None => {}
             Ticket::Free(blocks) => self.store.free(blocks),
             Ticket::Installed(copy, blocks) => self.installed(copy, blocks, out),
+            Ticket::Forked { of, epoch, to } => self.fork_durable(of, epoch, to, out),
             Ticket::Order(order) => out.push(Output::Confirmed(vec![order])),
             Ticket::Write(handle, point) => self.write_durable(handle, point, out),
             Ticket::Config(handle, epoch) => self.config_durable(handle, epoch, out),
@@ -684,6 +710,11 @@ impl Node {
         })
     }
 
+    /// The last snapshot that the masters told of: what is answered comes after it.
+    pub fn snapshot(&self) -> u64 {
+        self.snapshot
+    }
+
     /// Figures.
     pub fn stats(&self) -> Stats {
         Stats {
@@ -691,8 +722,10 @@ impl Node {
             used_bytes: self.store.used_bytes(),
             log_bytes: self.store.log.used(),
             held_bytes: self.held.bytes() as u64,
+            snapshot: self.snapshot,
             copies: self.learners.len() as u64,
             copied_bytes: self.copied_bytes,
+            copy_rate: self.pace.rate().unwrap_or(0),
             scrubs: self.scrub.passes,
             corrupt: self.corrupt,
         }

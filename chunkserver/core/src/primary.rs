@@ -1,6 +1,7 @@
 //! The primary: admit, give the next serial, tell all members at once, gather their answers,
 //! commit, answer.
 
+use crate::fork::Forking;
 use crate::io::{Ask, ConnId, Outbox, Output};
 use crate::node::{Node, Timer, Waiting, handle_of, refuse, reply};
 use crate::state::TailRecord;
@@ -39,6 +40,10 @@ pub(crate) struct Lead {
     pub accused: Option<StoreId>,
     /// A store is about to become a member; while it is, nothing is admitted.
     pub joining: Option<Joining>,
+    /// The snapshots up to this one need nothing of the chunk any more, as the masters say.
+    pub snapshot: u64,
+    /// A fork is made; while it is, nothing is admitted.
+    pub forking: Option<Box<Forking>>,
     /// Clients that wait for the seal; while there are any, nothing is admitted.
     pub sealing: Vec<(ConnId, u64)>,
     /// The commit point that the secondaries were told.
@@ -63,6 +68,8 @@ impl Lead {
             progress: now,
             accused: None,
             joining: None,
+            snapshot: 0,
+            forking: None,
             sealing: vec![],
             told: Serial(0),
             fresh: false,
@@ -170,6 +177,11 @@ impl Node {
         if lead.joining.is_some() && !Mutant::AdmitWhileJoining.on() {
             return self.park(handle, ask, out);
         }
+        if !self.is_after_snapshot(handle, ask.snapshot, out) {
+            return self.park(handle, ask, out);
+        }
+        let chunk = self.chunks.get_mut(&handle).expect("led");
+        let lead = chunk.lead.as_mut().expect("led");
         let at = offset.unwrap_or(chunk.state.length_with_tail());
         let end = at + len as u64;
         let refused = match (chunk.state.config.sealed, offset) {
@@ -369,7 +381,8 @@ impl Node {
         if chunk.state.tail.is_empty() {
             let Some(lead) = &chunk.lead else { return };
             let (sealing, untold) = (!lead.sealing.is_empty(), lead.told < chunk.state.committed());
-            if self.busy.remove(&handle) && untold {
+            let at_rest = lead.forking.is_none() && self.busy.remove(&handle);
+            if at_rest && untold {
                 self.timer(now + Span::from_ms(IDLE_COMMIT_MS), Timer::IdleCommit(handle));
             }
             if sealing {
@@ -564,7 +577,7 @@ impl Node {
             return reply(&ask, ClientChunkReply::Sealed { length }, out);
         }
         let lead = chunk.lead.as_mut().expect("led");
-        if lead.joining.is_some() {
+        if lead.joining.is_some() || lead.forking.is_some() {
             return self.park(handle, ask, out);
         }
         lead.sealing.push((ask.conn, ask.request));

@@ -3,6 +3,7 @@
 
 use crate::io::{ConnId, Outbox, Output};
 use crate::node::{Node, Timer, Waiting, handle_of, refuse, reply};
+use crate::pace::{SMALL_READ_BYTES, Wait};
 use crate::store::format::Place;
 use crate::store::index::{Extent, Home, InlineRun};
 use crate::store::read::{Part, ReadResult, one_piece, parts_of};
@@ -10,7 +11,7 @@ use crate::teacher::Question;
 use common::limits::PIECE_BYTES_MAX;
 use common::wire::chunk_chunk::{LogPoint, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
-use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, Serial, Span, StoreId};
+use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, Serial, Span, StoreId, Time};
 use std::sync::Arc;
 
 /// How long a read waits for the primary's commit point before it is refused.
@@ -27,7 +28,7 @@ pub(crate) struct PendingRead {
 #[derive(Clone, Debug)]
 pub(crate) enum ReadFor {
     Scrub { handle: ChunkHandle },
-    Client { conn: ConnId, request: u64, handle: ChunkHandle },
+    Client { conn: ConnId, request: u64, handle: ChunkHandle, began: Time, len: u32 },
     Copy { question: Question, at: u32, committed: LogPoint, length: u32 },
     Fetch { to: StoreId, handle: ChunkHandle, epoch: Epoch, op: WriteOp, index: u16 },
 }
@@ -147,7 +148,8 @@ impl Node {
         }
         let parts = parts_of(state.extents.range(from, to), from, to);
         let job = self.store.read(parts, out);
-        self.reads.insert(job, ReadFor::Client { conn: ask.conn, request: ask.request, handle });
+        let (conn, request, began) = (ask.conn, ask.request, self.now);
+        self.reads.insert(job, ReadFor::Client { conn, request, handle, began, len: to - from });
         if let Some(result) = self.store.finish_ready(job) {
             self.read_done(job, result, out);
         }
@@ -161,7 +163,10 @@ impl Node {
         }
         match reader {
             ReadFor::Scrub { .. } => self.scrubbed(),
-            ReadFor::Client { conn, request, handle } => {
+            ReadFor::Client { conn, request, handle, began, len } => {
+                if len <= SMALL_READ_BYTES {
+                    self.pace.waited(self.now, Wait::Read, self.now.since(began));
+                }
                 let (msg, data) = match result {
                     Ok((pieces, data)) => (ClientChunkReply::Data { pieces }, data),
                     Err(code) => (

@@ -97,6 +97,10 @@ impl Node {
             }
             Peer::Copied { copy, point } => self.copied(from, copy, point, out),
             Peer::CopyRefused { copy, code: _ } => self.copy_refused(from, copy),
+            Peer::Fork { handle, epoch, point, config } => {
+                self.fork_asked(from, handle, epoch, point, config, out)
+            }
+            Peer::Forked { handle, epoch, to } => self.forked(from, handle, epoch, to, out),
             Peer::Fetch { handle, epoch, serial, index } => {
                 self.fetch_asked(from, handle, epoch, serial, index, out)
             }

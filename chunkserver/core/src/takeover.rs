@@ -83,6 +83,7 @@ impl Node {
         if let Some(before) = before {
             lead.replies = before.replies;
             lead.sealing = before.sealing;
+            lead.snapshot = before.snapshot;
             lead.hold_until = hold_until.max(before.hold_until);
         }
         lead.phase = Phase::Collecting { reports: BTreeMap::new(), durable_here: false };

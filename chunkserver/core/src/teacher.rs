@@ -13,6 +13,15 @@ use common::{ChunkHandle, ClientId, Code, Mutant, Serial, Span, StoreId, Time};
 /// Who asks, of which copy, and the question's number.
 pub(crate) type Question = (StoreId, CopyId, u64);
 
+/// A question about bytes that waits for its turn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taught {
+    at: Time,
+    question: Question,
+    since: Serial,
+    from: u32,
+}
+
 /// While there is one, a primary admits nothing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Joining {
@@ -67,7 +76,7 @@ impl Node {
         halt: bool,
         out: &mut Outbox,
     ) {
-        let (to, copy, nonce) = question;
+        let (to, copy, _) = question;
         if self.in_session().is_none() || !self.teaches(to, copy, out) {
             return;
         }
@@ -75,6 +84,36 @@ impl Node {
             // The tail is not committed yet: the learner asks again.
             return;
         }
+        let at = match self.taught.get(&copy.handle) {
+            // Clients wait for the last round to end.
+            _ if halt => self.now,
+            // Asked again while it waits: it keeps its turn.
+            Some(taught) if taught.question.1 == copy => taught.at,
+            _ => self.pace.book(self.now, PIECE_BYTES_MAX as u64),
+        };
+        if at > self.now {
+            self.taught.insert(copy.handle, Taught { at, question, since, from });
+            return self.timer(at, Timer::Teach(copy.handle));
+        }
+        self.taught.remove(&copy.handle);
+        self.copy_answered(question, since, from, out);
+    }
+
+    /// It is the turn of a question that waits, if it is still a question.
+    pub(crate) fn teach(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let now = self.now;
+        if let Some(Taught { question, since, from, .. }) =
+            self.taught.get(&handle).copied().filter(|t| t.at <= now)
+        {
+            self.taught.remove(&handle);
+            if self.in_session().is_some() && self.teaches(question.0, question.1, out) {
+                self.copy_answered(question, since, from, out);
+            }
+        }
+    }
+
+    fn copy_answered(&mut self, question: Question, since: Serial, from: u32, out: &mut Outbox) {
+        let (to, copy, nonce) = question;
         let state = &self.chunks[&copy.handle].state;
         let (committed, length) = (state.last, state.length);
         let Some((at, end)) = state.extents.changed(from, since, PIECE_BYTES_MAX as u32) else {
@@ -111,7 +150,7 @@ impl Node {
         let until = self.now + Span::from_ms(HALT_MS);
         let chunk = self.chunks.get_mut(&copy.handle).expect("it is led");
         let lead = chunk.lead.as_mut().expect("it is led");
-        if !lead.sealing.is_empty() {
+        if !lead.sealing.is_empty() || lead.forking.is_some() {
             return false;
         }
         match &lead.joining {

@@ -6,6 +6,8 @@ use common::wire::client_master::ChunkInfo;
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
     chunks: Vec<ChunkInfo>,
+    /// The snapshot in which the file is seen; 0: none.
+    snapshot: u64,
 }
 
 /// A range of a file that lies in one chunk.
@@ -21,8 +23,13 @@ pub struct Span {
 
 impl Layout {
     /// These chunks.
-    pub fn new(chunks: Vec<ChunkInfo>) -> Layout {
-        Layout { chunks }
+    pub fn new(chunks: Vec<ChunkInfo>, snapshot: u64) -> Layout {
+        Layout { chunks, snapshot }
+    }
+
+    /// The snapshot in which the file is seen; 0: none.
+    pub fn snapshot(&self) -> u64 {
+        self.snapshot
     }
 
     /// The chunks.

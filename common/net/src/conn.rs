@@ -68,6 +68,8 @@ struct Shared {
     /// `None` once the connection is gone.
     pending: Pending,
     last_refusal: Mutex<Option<Refusal>>,
+    /// The last snapshot that was heard of, on any connection of this caller.
+    snapshot: Arc<AtomicU64>,
 }
 
 /// A connection. Clones share it; it closes with the last of them.
@@ -85,11 +87,29 @@ impl Conn {
         cluster: ClusterId,
         limit: Duration,
     ) -> Result<Conn, NetError> {
-        let late = || NetError::Timeout { addr: addr.into(), ms: limit.as_millis() as u64 };
-        tokio::time::timeout(limit, Conn::dial_unbounded(addr, caller, cluster)).await.map_err(|_| late())?
+        Conn::dial_after(addr, caller, cluster, limit, Arc::default()).await
     }
 
-    async fn dial_unbounded(addr: &str, caller: Caller, cluster: ClusterId) -> Result<Conn, NetError> {
+    /// As `dial`; what is asked comes after the last snapshot that any connection with this number has
+    /// heard of.
+    pub async fn dial_after(
+        addr: &str,
+        caller: Caller,
+        cluster: ClusterId,
+        limit: Duration,
+        snapshot: Arc<AtomicU64>,
+    ) -> Result<Conn, NetError> {
+        let late = || NetError::Timeout { addr: addr.into(), ms: limit.as_millis() as u64 };
+        let dialled = Conn::dial_unbounded(addr, caller, cluster, snapshot);
+        tokio::time::timeout(limit, dialled).await.map_err(|_| late())?
+    }
+
+    async fn dial_unbounded(
+        addr: &str,
+        caller: Caller,
+        cluster: ClusterId,
+        snapshot: Arc<AtomicU64>,
+    ) -> Result<Conn, NetError> {
         let fail = |source| NetError::Dial { addr: addr.into(), source };
         let stream = TcpStream::connect(addr).await.map_err(fail)?;
         stream.set_nodelay(true).map_err(fail)?;
@@ -119,6 +139,7 @@ impl Conn {
             next: AtomicU64::new(1),
             pending: Mutex::new(Some(HashMap::new())),
             last_refusal: Mutex::new(None),
+            snapshot,
         });
         let (queue, rest) = mpsc::channel(QUEUE_FRAMES);
         let reader = tokio::spawn(read_loop(read, shared.clone()));
@@ -194,7 +215,8 @@ impl Conn {
             None => return Err(self.closed()),
         };
         let len = payload.iter().map(|p| p.len()).sum();
-        Ok((rx, (wire::frame(self.shared.cluster, request, epoch, message, len), payload)))
+        let frame = wire::frame(self.shared.cluster, request, epoch, message, len);
+        Ok((rx, (wire::stamp(frame, self.shared.snapshot.load(Ordering::Acquire)), payload)))
     }
 
     /// Waits for an answer and decodes it.
@@ -233,6 +255,7 @@ impl Conn {
 
 async fn read_loop(mut read: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
     while let ReadFrame::Frame(frame) = read_frame(&mut read).await {
+        shared.snapshot.fetch_max(frame.header.snapshot, Ordering::AcqRel);
         if frame.header.request == 0 && frame.header.kind == Kind::Refused {
             // Not an answer: the reason why the other side closes.
             *shared.last_refusal.lock().expect("never poisoned") = wire::decode(&frame.body).ok();

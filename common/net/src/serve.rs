@@ -33,6 +33,7 @@ pub struct PeerInfo {
 pub struct Reply {
     kind_frame: Box<dyn FnOnce(ClusterId, u64) -> Vec<u8> + Send>,
     payload: Payload,
+    snapshot: u64,
 }
 
 impl Reply {
@@ -40,7 +41,12 @@ impl Reply {
     pub fn new<M: Message + Send + 'static>(message: M, payload: Payload) -> Reply {
         let len = payload.iter().map(|p| p.len()).sum();
         let kind_frame = Box::new(move |cluster, request| wire::frame(cluster, request, 0, &message, len));
-        Reply { kind_frame, payload }
+        Reply { kind_frame, payload, snapshot: 0 }
+    }
+
+    /// It comes after this snapshot.
+    pub fn after(self, snapshot: u64) -> Reply {
+        Reply { snapshot, ..self }
     }
 }
 
@@ -134,9 +140,9 @@ async fn connection<H: Handler>(stream: TcpStream, addr: SocketAddr, cluster: Cl
         let served = handler.handle(&peer, &mut state, frame);
         let answers = answers.clone();
         tokio::spawn(async move {
-            let Reply { kind_frame, payload } = served.await;
+            let Reply { kind_frame, payload, snapshot } = served.await;
             // A connection that is gone takes no answers.
-            let _ = answers.send((kind_frame(cluster, request), payload)).await;
+            let _ = answers.send((wire::stamp(kind_frame(cluster, request), snapshot), payload)).await;
             drop(permit);
         });
     }

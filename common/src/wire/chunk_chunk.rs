@@ -276,6 +276,26 @@ pub enum Peer {
         /// Why.
         code: Code,
     },
+    /// Primary to secondary: make another chunk of the same bytes, as they are at this point.
+    Fork {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// Its last record, which is committed.
+        point: LogPoint,
+        /// The other chunk, sealed.
+        config: ChunkConfig,
+    },
+    /// It is made, durably.
+    Forked {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// The other chunk.
+        to: ChunkHandle,
+    },
 }
 
 /// Names an attempt to make a replica.
@@ -333,6 +353,12 @@ impl Peer {
                     && answers.iter().all(|a| a.answers.len() <= CHUNK_ANSWERS_MAX)
             }
             Peer::Copied { point, .. } => fits(&point.1),
+            Peer::Fork { point, config, .. } => {
+                fits(&point.1)
+                    && config.invalid().is_none()
+                    && config.sealed.is_some_and(|l| l <= CHUNK_BYTES_MAX)
+            }
+            Peer::Forked { .. } => true,
             Peer::CopyAnswers { .. } | Peer::CopyRefused { .. } => true,
             Peer::Forward { .. } | Peer::Held { .. } | Peer::AskCommit { .. } | Peer::Adopted { .. } => true,
         };

@@ -46,6 +46,8 @@ pub struct Beat {
     pub confirmed: Vec<Order>,
     /// Version of the store table that it has.
     pub table: u64,
+    /// The last snapshot that it knows of.
+    pub snapshot: u64,
 }
 
 /// What the master wants of a store; carried by the renewal of its session.
@@ -155,6 +157,28 @@ pub enum StoreRequest {
         /// The attempt.
         attempt: u64,
     },
+    /// The primary is about to write to a chunk that a snapshot may need as it is.
+    Fork {
+        /// Who asks.
+        store: StoreId,
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// All members hold the fork, durably, and nothing was written meanwhile.
+    Forked {
+        /// Who asks.
+        store: StoreId,
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// The fork.
+        to: ChunkHandle,
+        /// Its bytes.
+        length: u64,
+    },
 }
 
 /// Master to chunkserver.
@@ -181,9 +205,18 @@ pub enum StoreReply {
         table: u64,
         /// The stores, if the version differs.
         stores: Option<Vec<StoreInfo>>,
+        /// The last snapshot that was taken: what is written from now on comes after it.
+        snapshot: u64,
     },
     /// The session is over; register anew.
     Lapsed,
+    /// Whether a chunk must be forked before it is written to.
+    Fork {
+        /// If so: under this configuration, its length still to be told.
+        to: Option<ChunkConfig>,
+        /// For the snapshots up to this one.
+        snapshot: u64,
+    },
     /// The configuration of a chunk.
     Config(ChunkConfig),
     /// Done.

@@ -48,6 +48,8 @@ pub enum MasterRequest {
     Config {
         /// The chunk.
         handle: ChunkHandle,
+        /// If not 0: of the chunk that has its bytes as they were when this snapshot was taken.
+        snapshot: u64,
     },
     /// A client could not reach the primary.
     PrimarySilent {
@@ -93,6 +95,13 @@ pub enum MasterRequest {
     Repairs,
     /// The servers that are drained, and what is left on them. The leader answers.
     Drains,
+    /// The snapshots, a page, oldest first.
+    Snapshots {
+        /// Those with numbers after this.
+        after: u64,
+        /// Most entries; at most `LIST_PAGE_MAX`.
+        limit: u32,
+    },
 }
 
 /// A server that is drained.
@@ -121,6 +130,26 @@ pub struct RepairItem {
     pub ms: u64,
     /// What it waits for; empty if nothing.
     pub why: String,
+}
+
+/// The name under which a directory's snapshots are seen in it; it is not listed.
+pub const SNAPSHOT_DIR: &[u8] = b".snapshot";
+
+/// A snapshot of a directory's tree.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SnapshotInfo {
+    /// Later ones have higher numbers.
+    pub number: u64,
+    /// The directory, where it is now.
+    pub path: PathBytes,
+    /// Its name.
+    pub name: Vec<u8>,
+    /// When it was taken; nanoseconds since 1970.
+    pub taken_ns: i64,
+    /// Chunks that only snapshots need, this one the last of them.
+    pub chunks: u64,
+    /// Bytes of those.
+    pub bytes: u64,
 }
 
 /// Most chunks in an answer about repairs.
@@ -276,6 +305,20 @@ pub enum Mutation {
         server: ServerId,
         /// Begin, or take back.
         on: bool,
+    },
+    /// Takes a snapshot of a directory's tree.
+    Snapshot {
+        /// The directory.
+        path: PathBytes,
+        /// The snapshot's name: it is seen as `path/.snapshot/name`.
+        name: Vec<u8>,
+    },
+    /// Gives a snapshot up.
+    DeleteSnapshot {
+        /// The directory.
+        path: PathBytes,
+        /// The snapshot's name.
+        name: Vec<u8>,
     },
 }
 
@@ -476,6 +519,8 @@ pub enum MasterReply {
     },
     /// The servers that are drained.
     Drains(Vec<DrainItem>),
+    /// A page of snapshots, or the one that was taken.
+    Snapshots(Vec<SnapshotInfo>),
 }
 
 impl MasterReply {

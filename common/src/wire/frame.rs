@@ -76,6 +76,8 @@ pub struct Header {
     pub request: u64,
     /// The epoch of the chunk that the message is about, or 0.
     pub epoch: u64,
+    /// The last snapshot that the sender knows of: what it asks or tells comes after that.
+    pub snapshot: u64,
     /// Bytes of the body.
     pub body_len: u32,
     /// Bytes of the payload.
@@ -93,8 +95,9 @@ const BODY_CRC_AT: usize = PAYLOAD_LEN_AT + 4;
 const CLUSTER_AT: usize = BODY_CRC_AT + 4;
 const REQUEST_AT: usize = CLUSTER_AT + 8;
 const EPOCH_AT: usize = REQUEST_AT + 8;
-const RESERVED_AT: usize = EPOCH_AT + 8;
-const HEADER_CRC_AT: usize = RESERVED_AT + 12;
+const SNAPSHOT_AT: usize = EPOCH_AT + 8;
+const RESERVED_AT: usize = SNAPSHOT_AT + 8;
+const HEADER_CRC_AT: usize = RESERVED_AT + 4;
 const _: () = assert!(HEADER_CRC_AT + 4 == HEADER_BYTES);
 
 impl Header {
@@ -110,6 +113,7 @@ impl Header {
         out[CLUSTER_AT..][..8].copy_from_slice(&self.cluster.0.to_le_bytes());
         out[REQUEST_AT..][..8].copy_from_slice(&self.request.to_le_bytes());
         out[EPOCH_AT..][..8].copy_from_slice(&self.epoch.to_le_bytes());
+        out[SNAPSHOT_AT..][..8].copy_from_slice(&self.snapshot.to_le_bytes());
         let crc = crc32c(&out[..HEADER_CRC_AT]);
         out[HEADER_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         out
@@ -137,6 +141,7 @@ impl Header {
             cluster: ClusterId(u64_at(CLUSTER_AT)),
             request: u64_at(REQUEST_AT),
             epoch: u64_at(EPOCH_AT),
+            snapshot: u64_at(SNAPSHOT_AT),
             body_len: u32_at(BODY_LEN_AT),
             payload_len: u32_at(PAYLOAD_LEN_AT),
             body_crc: u32_at(BODY_CRC_AT),

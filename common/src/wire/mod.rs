@@ -65,6 +65,7 @@ pub fn frame<M: Message>(
         cluster,
         request,
         epoch,
+        snapshot: 0,
         body_len: body.len() as u32,
         payload_len: payload_len as u32,
         body_crc: crate::checksum::crc32c(&body),
@@ -73,6 +74,16 @@ pub fn frame<M: Message>(
     out.extend_from_slice(&header.encode());
     out.extend_from_slice(&body);
     out
+}
+
+/// Says in a frame's header which snapshot the sender knows of.
+pub fn stamp(mut frame: Vec<u8>, snapshot: u64) -> Vec<u8> {
+    if snapshot > 0 {
+        let head = frame.first_chunk_mut::<HEADER_BYTES>().expect("a frame has a header");
+        let header = Header::decode(head).expect("a frame of ours");
+        *head = Header { snapshot, ..header }.encode();
+    }
+    frame
 }
 
 /// Who opens a connection.

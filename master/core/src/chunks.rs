@@ -179,9 +179,9 @@ impl Metadata {
         chunk.sealed |= sealed;
         let file = chunk.file;
         self.put_chunk(handle, chunk);
-        if let Some(mut inode) = self.inodes.get(&file).cloned() {
-            inode.file_mut().set_length(handle, length);
-            self.inodes.insert(file, inode);
+        if let Some(mut inode) = self.tree.inodes.get(&file).cloned() {
+            inode.set_length(handle, length, sealed);
+            self.tree.inodes.insert(file, inode);
         }
     }
 
@@ -201,5 +201,6 @@ impl Metadata {
         }
         self.repairs.remove(&handle);
         self.moving.remove(&handle);
+        self.end_forks_of(handle);
     }
 }

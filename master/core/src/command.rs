@@ -139,6 +139,24 @@ pub enum Command {
         /// Whether it does.
         doubted: bool,
     },
+    /// A primary is about to write to a chunk that a snapshot may need as it is.
+    Fork {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// All members hold a fork.
+    Forked {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The fork.
+        to: ChunkHandle,
+        /// Its bytes.
+        length: u64,
+    },
 }
 
 /// The answer to an entry.

@@ -8,6 +8,8 @@ mod balance;
 mod chunks;
 pub mod command;
 mod drain;
+mod image;
+mod inode;
 mod name;
 mod namespace;
 mod nodes;
@@ -15,13 +17,14 @@ mod packed;
 pub mod placement;
 mod repair;
 mod sessions;
-mod snapshot;
+mod snapshots;
 mod suspicion;
 mod trash;
+mod tree;
 
 pub use chunks::Chunk;
 pub use command::{Command, Entry, Reply};
-pub use namespace::{Body, Inode};
+pub use inode::{Body, Inode};
 pub use nodes::{Store, StoreState};
 pub use repair::Repair;
 pub use suspicion::{Standing, Suspicion, Verdict};
@@ -32,6 +35,8 @@ use common::{ChunkHandle, ClientId, Epoch, FileId, Refusal, ServerId, SessionId,
 use imbl::OrdMap;
 use name::Name;
 use packed::{Number, Packed};
+use snapshots::Snapshot;
+use tree::Tree;
 
 /// A refusal, or what was asked for.
 pub type Answer<T> = Result<T, Refusal>;
@@ -59,9 +64,7 @@ pub struct Metadata {
     next_set: u32,
     /// Rises with every change that clients see in the store table.
     table: u64,
-    inodes: Packed<FileId, Inode>,
-    dentries: OrdMap<(FileId, Name), FileId>,
-    policies: OrdMap<FileId, Policy>,
+    tree: Tree,
     /// What files were created with, interned. Never forgotten; few are different.
     file_policies: OrdMap<u32, Policy>,
     file_policy_ids: OrdMap<Policy, u32>,
@@ -95,6 +98,17 @@ pub struct Metadata {
     next_attempt: u64,
     /// Stores that are no members and may hold an old copy.
     stale: OrdMap<(ChunkHandle, StoreId), ()>,
+    /// By number.
+    snapshots: OrdMap<u64, Snapshot>,
+    next_snapshot: u64,
+    /// Chunks that only snapshots need, under the last that does.
+    kept: OrdMap<(u64, ChunkHandle), ()>,
+    /// Chunk and number: the fork that stands in for the chunk up to that snapshot; and back.
+    forks: OrdMap<(ChunkHandle, u64), ChunkHandle>,
+    fork_of: OrdMap<ChunkHandle, (ChunkHandle, u64)>,
+    /// Forks that are being made, and who may hold them.
+    forking: OrdMap<ChunkHandle, snapshots::Forking>,
+    forking_at: OrdMap<(ChunkHandle, StoreId), ()>,
 }
 
 impl Number for FileId {
@@ -127,8 +141,6 @@ impl Default for Metadata {
 impl Metadata {
     /// The state before the first entry: an empty root.
     pub fn new() -> Metadata {
-        let mut inodes = Packed::new();
-        inodes.insert(ROOT, Inode::directory(0o755, 0));
         Metadata {
             clock_ns: 0,
             applied: 0,
@@ -142,9 +154,7 @@ impl Metadata {
             next_session: 1,
             next_set: 1,
             table: 1,
-            inodes,
-            dentries: OrdMap::new(),
-            policies: OrdMap::new(),
+            tree: Tree::new(),
             file_policies: OrdMap::new(),
             file_policy_ids: OrdMap::new(),
             chunks: Packed::new(),
@@ -165,6 +175,13 @@ impl Metadata {
             repairs: OrdMap::new(),
             next_attempt: 1,
             stale: OrdMap::new(),
+            snapshots: OrdMap::new(),
+            next_snapshot: 1,
+            kept: OrdMap::new(),
+            forks: OrdMap::new(),
+            fork_of: OrdMap::new(),
+            forking: OrdMap::new(),
+            forking_at: OrdMap::new(),
         }
     }
 
@@ -206,6 +223,10 @@ impl Metadata {
             Command::Join { handle, epoch, learner, attempt } => {
                 store(self.join(*handle, *epoch, *learner, *attempt))
             }
+            Command::Fork { handle, epoch } => store(self.begin_fork(*handle, *epoch)),
+            Command::Forked { handle, epoch, to, length } => {
+                store(self.end_fork(*handle, *epoch, *to, *length))
+            }
             Command::Condemn { handle, epoch, store: id } => store(self.condemn(*handle, *epoch, *id)),
             Command::Expire { trash_before_ns, unnamed_before_ns, clients_before_ns, budget } => {
                 self.expire(*trash_before_ns, *unnamed_before_ns, *clients_before_ns, *budget);
@@ -226,24 +247,28 @@ impl Metadata {
 
     /// Files, chunks, and chunks with fewer members than they want.
     pub fn counts(&self) -> (u64, u64, u64) {
-        (self.inodes.len() as u64, self.chunks.len() as u64, self.degraded)
+        (self.tree.inodes.len() as u64, self.chunks.len() as u64, self.degraded)
     }
 
     /// Panics if an invariant does not hold. For tests and the simulator: it walks everything.
     pub fn check(&self) {
-        for ((parent, name), child) in self.dentries.iter() {
-            assert!(self.inodes.contains_key(child), "{name:?} names a missing inode");
-            assert!(matches!(self.inodes[parent].body, Body::Directory { .. }));
+        for ((parent, name), child) in self.tree.dentries.iter() {
+            assert!(self.tree.inodes.contains_key(child), "{name:?} names a missing inode");
+            assert!(self.tree.is_directory(*parent));
+            assert_eq!(self.tree.inodes[child].parent, *parent, "{name:?} is named by another");
         }
-        for (id, inode) in self.inodes.iter() {
+        for (id, inode) in self.tree.inodes.iter() {
             match &inode.body {
                 Body::Directory { entries } => {
                     let range = (id, Name::new(&[]))..=(FileId(id.0 + 1), Name::new(&[]));
-                    let count = self.dentries.range(range).filter(|((p, _), _)| *p == id).count();
+                    let count = self.tree.dentries.range(range).filter(|((p, _), _)| *p == id).count();
                     assert_eq!(*entries, count as u64, "{id} counts its entries wrongly");
                 }
                 Body::File(file) => {
                     file.check();
+                    let open = |h| self.chunks.get(&h).is_some_and(|c| !c.sealed);
+                    let last = file.parts().last().is_some_and(|p| open(p.handle));
+                    assert_eq!(inode.open, last, "{id}: whether its last chunk is open");
                     for part in file.parts() {
                         if part.handle != ChunkHandle::HOLE {
                             assert_eq!(self.chunks[&part.handle].file, id);
@@ -269,6 +294,7 @@ impl Metadata {
             let chunk = self.chunks.get(handle).expect("what is moved exists");
             assert!(self.members_of(chunk).contains(from), "{handle} is moved off a store that is no member");
         }
+        self.check_snapshots();
         for (store, handle) in self.orders.keys() {
             if let Some(chunk) = self.chunks.get(handle) {
                 assert!(!self.members_of(chunk).contains(store), "{store} is ordered off {handle}");

@@ -1,177 +1,18 @@
 //! Names: directories, files, symlinks, and every change of them.
 
+use crate::inode::{Body, Inode, Part};
 use crate::name::Name;
+use crate::snapshots::Place;
+use crate::tree::refuse;
 use crate::{Answer, Entry, Metadata, ROOT};
-use bincode::{Decode, Encode};
-use common::limits::{CHUNK_BYTES_MAX, LAYOUT_PAGE_MAX, LIST_PAGE_MAX, PATH_BYTES_MAX, REPLICATION_DEFAULT};
+use common::limits::{CHUNK_BYTES_MAX, LAYOUT_PAGE_MAX, LIST_PAGE_MAX, PATH_BYTES_MAX};
 use common::wire::ChunkConfig;
 use common::wire::client_master::{Attr, ChunkInfo, FileKind, MasterReply, Mutation, Policy, split_path};
 use common::{ChunkHandle, Code, Epoch, FileId, Refusal, StoreId};
 
-/// A file, directory or symlink.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Inode {
-    /// Permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Modification time, nanoseconds since 1970.
-    pub mtime_ns: i64,
-    /// What it holds.
-    pub body: Body,
-}
-
-/// What an inode holds.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum Body {
-    /// Chunks.
-    File(FileBody),
-    /// Entries; they lie in a map of their own.
-    Directory {
-        /// How many.
-        entries: u64,
-    },
-    /// A target.
-    Symlink {
-        /// Where it points.
-        target: Box<[u8]>,
-    },
-}
-
-/// The chunks of a file.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct FileBody {
-    parts: Parts,
-    /// Policy at creation, interned.
-    pub(crate) policy: u32,
-}
-
-/// Most files have one chunk: it lies here, without memory of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-enum Parts {
-    None,
-    One(Part),
-    Many(Box<Many>),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-struct Many {
-    parts: Vec<Part>,
-    /// Bytes in all.
-    length: u64,
-}
-
-/// One chunk of a file, or a hole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Part {
-    /// The chunk.
-    pub handle: ChunkHandle,
-    /// Bytes.
-    pub length: u64,
-}
-
-impl FileBody {
-    /// The chunks, in order.
-    pub fn parts(&self) -> &[Part] {
-        match &self.parts {
-            Parts::None => &[],
-            Parts::One(part) => std::slice::from_ref(part),
-            Parts::Many(many) => &many.parts,
-        }
-    }
-
-    /// Bytes in all.
-    pub fn length(&self) -> u64 {
-        match &self.parts {
-            Parts::None => 0,
-            Parts::One(part) => part.length,
-            Parts::Many(many) => many.length,
-        }
-    }
-
-    pub(crate) fn set_length(&mut self, handle: ChunkHandle, length: u64) {
-        match &mut self.parts {
-            Parts::One(part) if part.handle == handle => part.length = length,
-            Parts::None | Parts::One(_) => {}
-            Parts::Many(many) => {
-                // Almost always the last one.
-                if let Some(part) = many.parts.iter_mut().rev().find(|p| p.handle == handle) {
-                    many.length = many.length - part.length + length;
-                    part.length = length;
-                }
-            }
-        }
-    }
-
-    fn push(&mut self, handle: ChunkHandle, length: u64) {
-        let part = Part { handle, length };
-        match &mut self.parts {
-            Parts::None => self.parts = Parts::One(part),
-            Parts::One(first) => {
-                let length = first.length + length;
-                self.parts = Parts::Many(Box::new(Many { parts: vec![*first, part], length }));
-            }
-            Parts::Many(many) => {
-                many.parts.push(part);
-                many.length += length;
-            }
-        }
-    }
-
-    /// Keeps the first so many chunks, the last of them with this length.
-    fn keep(&mut self, count: usize, last: Option<u64>) {
-        let mut parts = self.parts()[..count].to_vec();
-        if let (Some(part), Some(length)) = (parts.last_mut(), last) {
-            part.length = length;
-        }
-        self.parts = match parts[..] {
-            [] => Parts::None,
-            [one] => Parts::One(one),
-            _ => {
-                let length = parts.iter().map(|p| p.length).sum();
-                Parts::Many(Box::new(Many { parts, length }))
-            }
-        };
-    }
-
-    pub(crate) fn check(&self) {
-        assert_eq!(self.length(), self.parts().iter().map(|p| p.length).sum::<u64>());
-        assert!(!matches!(&self.parts, Parts::Many(many) if many.parts.len() < 2));
-    }
-}
-
-impl Inode {
-    pub(crate) fn directory(mode: u32, mtime_ns: i64) -> Inode {
-        Inode { mode, uid: 0, gid: 0, mtime_ns, body: Body::Directory { entries: 0 } }
-    }
-
-    fn file(mode: u32, mtime_ns: i64, policy: u32) -> Inode {
-        let body = Body::File(FileBody { parts: Parts::None, policy });
-        Inode { mode, uid: 0, gid: 0, mtime_ns, body }
-    }
-
-    pub(crate) fn file_mut(&mut self) -> &mut FileBody {
-        match &mut self.body {
-            Body::File(file) => file,
-            _ => panic!("a chunk belongs to something that is no file"),
-        }
-    }
-}
-
-/// What a file has when no directory above it says otherwise.
-fn default_policy() -> Policy {
-    Policy {
-        replication: Some(REPLICATION_DEFAULT),
-        chunk_bytes: Some(CHUNK_BYTES_MAX),
-        memory: Some(false),
-        label: Some(String::new()),
-    }
-}
-
-fn refuse<T>(code: Code, path: &[u8]) -> Answer<T> {
-    Err(Refusal::new(code, String::from_utf8_lossy(path)))
+/// The permission bits of a mode.
+fn permissions(mode: u32) -> u16 {
+    (mode & 0o7777) as u16
 }
 
 impl Metadata {
@@ -182,6 +23,7 @@ impl Metadata {
 
     fn try_mutate(&mut self, entry: &Entry, mutation: &Mutation) -> Answer<MasterReply> {
         let now = entry.wall_ns;
+        self.refuse_in_snapshot(mutation)?;
         match mutation {
             Mutation::Mkdir { path, parents, mode } => self.mkdir(path, *parents, *mode, now),
             Mutation::Create { path, mode, exclusive, parents, chunk, near } => self.create(
@@ -204,13 +46,13 @@ impl Metadata {
             Mutation::AddHole { file, index, length } => self.add_hole(*file, *index, *length),
             Mutation::ReportLength { handle, length } => self.report_length(*handle, *length, now),
             Mutation::SetAttr { path, mode, mtime_ns, uid, gid } => {
-                let id = self.resolve(path)?;
-                let mut inode = self.inodes[&id].clone();
-                inode.mode = mode.map_or(inode.mode, |m| m & 0o7777);
+                let id = self.tree.resolve(path)?;
+                let mut inode = self.tree.inodes[&id].clone();
+                inode.mode = mode.map_or(inode.mode, permissions);
                 inode.mtime_ns = mtime_ns.unwrap_or(inode.mtime_ns);
                 inode.uid = uid.unwrap_or(inode.uid);
                 inode.gid = gid.unwrap_or(inode.gid);
-                self.inodes.insert(id, inode);
+                self.tree.inodes.insert(id, inode);
                 Ok(MasterReply::Attr(self.attr(id)))
             }
             Mutation::Rename { from, to, replace } => self.rename(from, to, *replace, now),
@@ -231,24 +73,11 @@ impl Metadata {
                 }
                 Ok(MasterReply::Done)
             }
+            Mutation::Snapshot { path, name } => self.take_snapshot(path, name, now),
+            Mutation::DeleteSnapshot { path, name } => self.delete_snapshot(path, name),
             Mutation::Drain { server, on } => self.drain(*server, *on),
             Mutation::EndClient => unreachable!("handled by the session"),
         }
-    }
-
-    /// The inode at the end of a path.
-    pub fn resolve(&self, path: &[u8]) -> Answer<FileId> {
-        let mut at = ROOT;
-        for name in split_path(path).or_else(|code| refuse(code, path))? {
-            if !matches!(self.inodes[&at].body, Body::Directory { .. }) {
-                return refuse(Code::NotADirectory, path);
-            }
-            match self.dentries.get(&(at, Name::new(name))) {
-                Some(child) => at = *child,
-                None => return refuse(Code::NotFound, path),
-            }
-        }
-        Ok(at)
     }
 
     /// The directory that holds (or shall hold) the last name of a path, and that name.
@@ -260,8 +89,8 @@ impl Metadata {
         let mut at = ROOT;
         let mut missing = dirs.len();
         for (i, name) in dirs.iter().enumerate() {
-            match self.dentries.get(&(at, Name::new(name))) {
-                Some(child) if self.is_directory(*child) => at = *child,
+            match self.tree.dentries.get(&(at, Name::new(name))) {
+                Some(child) if self.tree.is_directory(*child) => at = *child,
                 Some(_) => return refuse(Code::NotADirectory, path),
                 None if make => {
                     missing = i;
@@ -272,40 +101,17 @@ impl Metadata {
         }
         for name in &dirs[missing..] {
             let id = self.new_inode(Inode::directory(0o755, 0));
-            self.link(at, name.to_vec(), id);
+            self.tree.link(at, name.to_vec(), id);
             at = id;
         }
         Ok((at, last.to_vec()))
     }
 
-    fn is_directory(&self, id: FileId) -> bool {
-        matches!(self.inodes[&id].body, Body::Directory { .. })
-    }
-
     fn new_inode(&mut self, inode: Inode) -> FileId {
         let id = FileId(self.next_file);
         self.next_file += 1;
-        self.inodes.insert(id, inode);
+        self.tree.inodes.insert(id, inode);
         id
-    }
-
-    pub(crate) fn link(&mut self, parent: FileId, name: Vec<u8>, child: FileId) {
-        let before = self.dentries.insert((parent, Name::new(&name)), child);
-        assert!(before.is_none(), "the name was taken");
-        self.count_entry(parent, 1);
-    }
-
-    pub(crate) fn unlink_entry(&mut self, parent: FileId, name: &[u8]) -> FileId {
-        let child = self.dentries.remove(&(parent, Name::new(name)));
-        self.count_entry(parent, -1);
-        child.expect("the caller looked the name up")
-    }
-
-    fn count_entry(&mut self, parent: FileId, by: i64) {
-        let mut inode = self.inodes[&parent].clone();
-        let Body::Directory { entries } = &mut inode.body else { panic!("{parent} is no directory") };
-        *entries = entries.checked_add_signed(by).expect("entries are counted");
-        self.inodes.insert(parent, inode);
     }
 
     fn mkdir(&mut self, path: &[u8], parents: bool, mode: u32, now: i64) -> Answer<MasterReply> {
@@ -313,12 +119,12 @@ impl Metadata {
             return if parents { Ok(MasterReply::Attr(self.attr(ROOT))) } else { refuse(Code::Exists, path) };
         }
         let (parent, name) = self.parent_of(path, parents)?;
-        match self.dentries.get(&(parent, Name::new(&name))).copied() {
-            Some(id) if parents && self.is_directory(id) => Ok(MasterReply::Attr(self.attr(id))),
+        match self.tree.child(parent, &name) {
+            Some(id) if parents && self.tree.is_directory(id) => Ok(MasterReply::Attr(self.attr(id))),
             Some(_) => refuse(Code::Exists, path),
             None => {
-                let id = self.new_inode(Inode::directory(mode & 0o7777, now));
-                self.link(parent, name, id);
+                let id = self.new_inode(Inode::directory(permissions(mode), now));
+                self.tree.link(parent, name, id);
                 Ok(MasterReply::Attr(self.attr(id)))
             }
         }
@@ -334,18 +140,18 @@ impl Metadata {
         now: i64,
     ) -> Answer<MasterReply> {
         let (parent, name) = self.parent_of(path, parents)?;
-        let id = match self.dentries.get(&(parent, Name::new(&name))).copied() {
+        let id = match self.tree.child(parent, &name) {
             Some(_) if exclusive => return refuse(Code::Exists, path),
-            Some(id) if self.is_directory(id) => return refuse(Code::IsADirectory, path),
+            Some(id) if self.tree.is_directory(id) => return refuse(Code::IsADirectory, path),
             Some(id) => id,
             None => {
-                let policy = self.intern_policy(self.policy_at(path)?);
-                let id = self.new_inode(Inode::file(mode & 0o7777, now, policy));
+                let policy = self.intern_policy(self.tree.policy_at(path)?);
+                let id = self.new_inode(Inode::file(permissions(mode), now, policy));
                 if let Err(refusal) = self.first_chunk(id, chunk) {
-                    self.inodes.remove(&id);
+                    self.tree.inodes.remove(&id);
                     return Err(refusal);
                 }
-                self.link(parent, name, id);
+                self.tree.link(parent, name, id);
                 id
             }
         };
@@ -354,10 +160,10 @@ impl Metadata {
     }
 
     fn create_unnamed(&mut self, like: &[u8], chunk: Option<(&str, u64)>, now: i64) -> Answer<MasterReply> {
-        let policy = self.intern_policy(self.policy_at(like)?);
+        let policy = self.intern_policy(self.tree.policy_at(like)?);
         let id = self.new_inode(Inode::file(0o600, now, policy));
         if let Err(refusal) = self.first_chunk(id, chunk) {
-            self.inodes.remove(&id);
+            self.tree.inodes.remove(&id);
             return Err(refusal);
         }
         self.unnamed.insert(id, self.clock_ns);
@@ -369,26 +175,27 @@ impl Metadata {
         let Some((near, salt)) = chunk else {
             return Ok(());
         };
-        let Body::File(file) = &self.inodes[&id].body else {
+        let inode = &self.tree.inodes[&id];
+        let Body::File(file) = &inode.body else {
             return Err(Code::BadArgument.into());
         };
         if !file.parts().is_empty() {
             return Ok(());
         }
-        let policy = self.file_policies[&file.policy].clone();
+        let policy = self.file_policies[&inode.policy].clone();
         let handle = self.new_chunk(id, &policy, near, salt)?;
         self.push_part(id, handle, 0);
         Ok(())
     }
 
     fn push_part(&mut self, id: FileId, handle: ChunkHandle, length: u64) {
-        let mut inode = self.inodes[&id].clone();
-        inode.file_mut().push(handle, length);
-        self.inodes.insert(id, inode);
+        let mut inode = self.tree.inodes[&id].clone();
+        inode.push(handle, length);
+        self.tree.inodes.insert(id, inode);
     }
 
     fn opened(&self, id: FileId) -> Answer<MasterReply> {
-        let count = self.file(id).map_or(0, |f| f.parts().len());
+        let count = self.tree.file(id).map_or(0, |f| f.parts().len());
         let chunk = match count {
             0 => None,
             n => Some(self.chunk_info(id, n - 1)?),
@@ -410,7 +217,7 @@ impl Metadata {
         if !self.unnamed.contains_key(&file) {
             return refuse(Code::NoSuchFileId, path);
         }
-        let body = self.file(file).expect("unnamed inodes are files");
+        let body = self.tree.file(file).expect("unnamed inodes are files");
         let before: u64 = body.parts().iter().rev().skip(1).map(|p| p.length).sum();
         let last = body.parts().last().copied();
         let fits = match last {
@@ -421,30 +228,24 @@ impl Metadata {
             return refuse(Code::BadArgument, path);
         }
         let (parent, name) = self.parent_of(path, parents)?;
-        if let Some(old) = self.dentries.get(&(parent, Name::new(&name))).copied() {
-            if self.is_directory(old) {
+        if let Some(old) = self.tree.child(parent, &name) {
+            if self.tree.is_directory(old) {
                 return refuse(Code::IsADirectory, path);
             }
-            self.unlink_entry(parent, &name);
+            self.tree.unlink_entry(parent, &name);
             self.move_to_grave(old);
         }
         if let Some(part) = last.filter(|p| p.handle != ChunkHandle::HOLE) {
             self.set_length(part.handle, length - before, true);
         }
-        let mut inode = self.inodes[&file].clone();
-        inode.mode = mode & 0o7777;
+        let mut inode = self.tree.inodes[&file].clone();
+        inode.mode = permissions(mode);
         inode.mtime_ns = mtime_ns;
-        self.inodes.insert(file, inode);
+        self.tree.inodes.insert(file, inode);
         self.unnamed.remove(&file);
-        self.link(parent, name, file);
-        self.touch(parent, now);
+        self.tree.link(parent, name, file);
+        self.tree.touch(parent, now);
         Ok(MasterReply::Attr(self.attr(file)))
-    }
-
-    fn touch(&mut self, id: FileId, now: i64) {
-        let mut inode = self.inodes[&id].clone();
-        inode.mtime_ns = now;
-        self.inodes.insert(id, inode);
     }
 
     fn add_chunk(
@@ -455,8 +256,9 @@ impl Metadata {
         near: &str,
         salt: u64,
     ) -> Answer<MasterReply> {
-        let file = self.file(id).ok_or(Code::NoSuchFileId)?;
-        let (count, policy) = (file.parts().len(), self.file_policies[&file.policy].clone());
+        let file = self.tree.file(id).ok_or(Code::NoSuchFileId)?;
+        let policy = self.file_policies[&self.tree.inodes[&id].policy].clone();
+        let count = file.parts().len();
         if (index as usize) < count {
             return Ok(MasterReply::Chunk(self.chunk_info(id, index as usize)?));
         }
@@ -487,7 +289,7 @@ impl Metadata {
     }
 
     fn add_hole(&mut self, id: FileId, index: u32, length: u64) -> Answer<MasterReply> {
-        let file = self.file(id).ok_or(Code::NoSuchFileId)?;
+        let file = self.tree.file(id).ok_or(Code::NoSuchFileId)?;
         let count = file.parts().len();
         let last_open =
             file.parts().last().is_some_and(|p| self.chunks.get(&p.handle).is_some_and(|c| !c.sealed));
@@ -506,13 +308,13 @@ impl Metadata {
         if !chunk.sealed && length > chunk.length && length <= CHUNK_BYTES_MAX {
             let file = chunk.file;
             self.set_length(handle, length, false);
-            self.touch(file, now);
+            self.tree.touch(file, now);
         }
         Ok(MasterReply::Done)
     }
 
     fn rename(&mut self, from: &[u8], to: &[u8], replace: bool, now: i64) -> Answer<MasterReply> {
-        let id = self.resolve(from)?;
+        let id = self.tree.resolve(from)?;
         if id == ROOT {
             return refuse(Code::BadArgument, from);
         }
@@ -525,49 +327,51 @@ impl Metadata {
         let names = split_path(to).expect("parent_of split it");
         let mut at = ROOT;
         for name in &names[..names.len() - 1] {
-            at = self.dentries[&(at, Name::new(name))];
+            at = self.tree.dentries[&(at, Name::new(name))];
             if at == id {
                 return refuse(Code::BadArgument, to);
             }
         }
-        if let Some(old) = self.dentries.get(&(to_parent, Name::new(&to_name))).copied() {
+        if let Some(old) = self.tree.child(to_parent, &to_name) {
             if !replace {
                 return refuse(Code::Exists, to);
             }
-            match (&self.inodes[&old].body, self.is_directory(id)) {
+            match (&self.tree.inodes[&old].body, self.tree.is_directory(id)) {
                 (Body::Directory { entries: 1.. }, _) => return refuse(Code::NotEmpty, to),
                 (Body::Directory { .. }, false) => return refuse(Code::IsADirectory, to),
                 (Body::Directory { .. }, true) => {}
                 (_, true) => return refuse(Code::NotADirectory, to),
                 (_, false) => {}
             }
-            self.unlink_entry(to_parent, &to_name);
+            self.refuse_with_snapshots(old, to)?;
+            self.tree.unlink_entry(to_parent, &to_name);
             self.move_to_grave(old);
         }
-        self.unlink_entry(from_parent, &from_name);
-        self.link(to_parent, to_name, id);
-        self.touch(from_parent, now);
-        self.touch(to_parent, now);
+        self.tree.unlink_entry(from_parent, &from_name);
+        self.tree.link(to_parent, to_name, id);
+        self.tree.touch(from_parent, now);
+        self.tree.touch(to_parent, now);
         Ok(MasterReply::Attr(self.attr(id)))
     }
 
     fn unlink(&mut self, path: &[u8], recursive: bool, now: i64) -> Answer<MasterReply> {
-        let id = self.resolve(path)?;
+        let id = self.tree.resolve(path)?;
         if id == ROOT {
             return refuse(Code::BadArgument, path);
         }
-        if !recursive && matches!(self.inodes[&id].body, Body::Directory { entries: 1.. }) {
+        if !recursive && matches!(self.tree.inodes[&id].body, Body::Directory { entries: 1.. }) {
             return refuse(Code::NotEmpty, path);
         }
+        self.refuse_with_snapshots(id, path)?;
         let (parent, name) = self.parent_of(path, false)?;
-        self.unlink_entry(parent, &name);
-        self.touch(parent, now);
+        self.tree.unlink_entry(parent, &name);
+        self.tree.touch(parent, now);
         self.move_to_trash(id, path, now);
         Ok(MasterReply::Done)
     }
 
     fn truncate(&mut self, id: FileId, length: u64, now: i64) -> Answer<MasterReply> {
-        let file = self.file(id).ok_or(Code::NoSuchFileId)?;
+        let file = self.tree.file(id).ok_or(Code::NoSuchFileId)?;
         if length > i64::MAX as u64 {
             return Err(Refusal::new(Code::BadArgument, "a file has at most 2^63 - 1 bytes"));
         }
@@ -589,7 +393,7 @@ impl Metadata {
         }
         let dropped: Vec<Part> = file.parts()[keep..].to_vec();
         let last = keep.checked_sub(1).map(|i| file.parts()[i]);
-        let mut inode = self.inodes[&id].clone();
+        let mut inode = self.tree.inodes[&id].clone();
         let body = inode.file_mut();
         body.keep(keep, cut);
         if let (Some(cut), Some(last)) = (cut, last) {
@@ -602,9 +406,9 @@ impl Metadata {
             body.push(ChunkHandle::HOLE, length - start);
         }
         inode.mtime_ns = now;
-        self.inodes.insert(id, inode);
+        self.tree.inodes.insert(id, inode);
         for part in dropped.iter().filter(|p| p.handle != ChunkHandle::HOLE) {
-            self.delete_chunk(part.handle);
+            self.let_go(part.handle);
         }
         Ok(MasterReply::Attr(self.attr(id)))
     }
@@ -614,16 +418,15 @@ impl Metadata {
             return refuse(Code::BadName, path);
         }
         let (parent, name) = self.parent_of(path, parents)?;
-        if let Some(old) = self.dentries.get(&(parent, Name::new(&name))).copied() {
-            if !parents || self.is_directory(old) {
+        if let Some(old) = self.tree.child(parent, &name) {
+            if !parents || self.tree.is_directory(old) {
                 return refuse(Code::Exists, path);
             }
-            self.unlink_entry(parent, &name);
+            self.tree.unlink_entry(parent, &name);
             self.move_to_grave(old);
         }
-        let body = Body::Symlink { target: target.into() };
-        let id = self.new_inode(Inode { mode: 0o777, uid: 0, gid: 0, mtime_ns: now, body });
-        self.link(parent, name, id);
+        let id = self.new_inode(Inode::symlink(target, now));
+        self.tree.link(parent, name, id);
         Ok(MasterReply::Attr(self.attr(id)))
     }
 
@@ -631,31 +434,17 @@ impl Metadata {
         if let Some(why) = policy.invalid() {
             return Err(Refusal::new(Code::BadArgument, why));
         }
-        let id = self.resolve(path)?;
-        if !self.is_directory(id) {
+        let id = self.tree.resolve(path)?;
+        if !self.tree.is_directory(id) {
             return refuse(Code::NotADirectory, path);
         }
-        self.policies.insert(id, policy.clone());
-        Ok(MasterReply::Policy(self.policy_at(path)?))
+        self.tree.policies.insert(id, policy.clone());
+        Ok(MasterReply::Policy(self.tree.policy_at(path)?))
     }
 
-    /// The policy that holds for a path, every field given: the nearest directory that says so.
+    /// The policy that holds for a path, every field given.
     pub fn policy_at(&self, path: &[u8]) -> Answer<Policy> {
-        let mut policy = default_policy();
-        let mut at = Some(ROOT);
-        let names = split_path(path).or_else(|code| refuse(code, path))?;
-        for name in std::iter::once(None).chain(names.into_iter().map(Some)) {
-            if let Some(name) = name {
-                at = at.and_then(|at| self.dentries.get(&(at, Name::new(name))).copied());
-            }
-            if let Some(own) = at.and_then(|at| self.policies.get(&at)) {
-                policy.replication = own.replication.or(policy.replication);
-                policy.chunk_bytes = own.chunk_bytes.or(policy.chunk_bytes);
-                policy.memory = own.memory.or(policy.memory);
-                policy.label = own.label.clone().or(policy.label);
-            }
-        }
-        Ok(policy)
+        self.tree.policy_at(path)
     }
 
     /// A policy by a number; few are different.
@@ -669,20 +458,14 @@ impl Metadata {
         id
     }
 
-    pub(crate) fn file(&self, id: FileId) -> Option<&FileBody> {
-        match &self.inodes.get(&id)?.body {
-            Body::File(file) => Some(file),
-            _ => None,
-        }
-    }
-
-    /// Attributes of an inode that exists.
+    /// Attributes of an inode that exists, in the live tree or in a snapshot.
     pub fn attr(&self, id: FileId) -> Attr {
-        let inode = &self.inodes[&id];
+        let (tree, inner) = self.view(id).expect("the caller found it");
+        let inode = &tree.inodes[&inner];
         let mut attr = Attr {
             file: id,
             kind: FileKind::File,
-            mode: inode.mode,
+            mode: inode.mode.into(),
             uid: inode.uid,
             gid: inode.gid,
             mtime_ns: inode.mtime_ns,
@@ -696,9 +479,12 @@ impl Metadata {
             Body::File(file) => {
                 attr.length = file.length();
                 attr.count = file.parts().len() as u64;
-                let last = file.parts().last().map(|p| p.handle);
-                attr.open = last.filter(|h| self.chunks.get(h).is_some_and(|c| !c.sealed));
-                attr.chunk_bytes = self.file_policies[&file.policy].chunk_bytes.unwrap_or(CHUNK_BYTES_MAX);
+                attr.chunk_bytes = self.file_policies[&inode.policy].chunk_bytes.unwrap_or(CHUNK_BYTES_MAX);
+                if let Some((handle, chunk)) = self.open_in(id.seen().0, inode) {
+                    let known = file.parts().last().map_or(0, |p| p.length);
+                    attr.length = attr.length - known + chunk.length;
+                    attr.open = Some(handle).filter(|_| !chunk.sealed);
+                }
             }
             Body::Directory { entries } => (attr.kind, attr.count) = (FileKind::Directory, *entries),
             Body::Symlink { target } => {
@@ -710,23 +496,42 @@ impl Metadata {
         attr
     }
 
+    /// Attributes of what a path leads to.
+    pub fn stat(&self, path: &[u8]) -> Answer<Attr> {
+        Ok(match self.find(path)? {
+            Place::Inode(id) => self.attr(id),
+            Place::Snapshots(root) => self.snapshots_attr(root),
+        })
+    }
+
     /// A page of a directory.
     pub fn list(&self, path: &[u8], after: &[u8], limit: u32) -> Answer<MasterReply> {
         use common::wire::client_master::Entry;
         const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
-        let id = self.resolve(path)?;
-        if !self.is_directory(id) {
+        let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
+        let entry = |name: &[u8], id| Entry { name: name.to_vec(), attr: self.attr(id) };
+        let id = match self.find(path)? {
+            Place::Inode(id) => id,
+            Place::Snapshots(root) => {
+                let list = self.snapshots_of(root);
+                let mut rest = list.iter().filter(|(name, _)| after.is_empty() || &name[..] > after);
+                let entries = rest.by_ref().take(limit).map(|(name, id)| entry(name, *id)).collect();
+                return Ok(MasterReply::Entries { entries, more: rest.next().is_some() });
+            }
+        };
+        let (tree, inner) = self.view(id).expect("just found");
+        if !tree.is_directory(inner) {
             return refuse(Code::NotADirectory, path);
         }
-        let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
-        let rest = self.dentries.range((id, Name::new(after))..).take_while(|((parent, _), _)| *parent == id);
+        let rest = tree.dentries.range((inner, Name::new(after))..);
+        let rest = rest.take_while(|((parent, _), _)| *parent == inner);
         let mut rest = rest.filter(|((_, name), _)| after.is_empty() || name.bytes() != after);
         let mut entries = vec![];
         let mut bytes = 0;
         for ((_, name), child) in rest.by_ref() {
-            let attr = self.attr(*child);
-            bytes += name.bytes().len() + attr.target.len() + 128;
-            entries.push(Entry { name: name.bytes().to_vec(), attr });
+            let entry = entry(name.bytes(), child.seen_in(id.seen().0));
+            bytes += entry.name.len() + entry.attr.target.len() + 128;
+            entries.push(entry);
             if entries.len() == limit || bytes > PAGE_BYTES_MAX {
                 break;
             }
@@ -737,21 +542,35 @@ impl Metadata {
 
     /// A page of a file's chunks.
     pub fn layout(&self, id: FileId, from: u32, limit: u32) -> Answer<MasterReply> {
-        let file = self.file(id).ok_or_else(|| Refusal::new(Code::NoSuchFileId, id))?;
+        let gone = || Refusal::new(Code::NoSuchFileId, id);
+        let (tree, inner) = self.view(id).ok_or_else(gone)?;
+        let file = tree.file(inner).ok_or_else(gone)?;
+        let number = id.seen().0;
+        let open = self.open_in(number, &tree.inodes[&inner]);
         let count = file.parts().len();
         let from = (from as usize).min(count);
         let to = (from + limit.clamp(1, LAYOUT_PAGE_MAX) as usize).min(count);
         let mut start: u64 = file.parts()[..from].iter().map(|p| p.length).sum();
         let mut chunks = vec![];
         for (at, part) in file.parts()[from..to].iter().enumerate() {
-            chunks.push(self.info(part, from + at, start)?);
+            let index = from + at;
+            let handle = if number > 0 { self.as_of(number, part.handle) } else { part.handle };
+            let mut info = self.info(&Part { handle, ..*part }, index, start)?;
+            if number > 0 {
+                match open.filter(|_| index + 1 == count) {
+                    Some((_, chunk)) => info.length = chunk.length,
+                    // Its length was fixed then; it may have been cut since.
+                    None => info.config.sealed = Some(part.length),
+                }
+            }
+            chunks.push(info);
             start += part.length;
         }
         Ok(MasterReply::Layout { chunks, count: count as u32 })
     }
 
     fn chunk_info(&self, id: FileId, index: usize) -> Answer<ChunkInfo> {
-        let file = self.file(id).ok_or(Code::NoSuchFileId)?;
+        let file = self.tree.file(id).ok_or(Code::NoSuchFileId)?;
         let start = file.length() - file.parts()[index..].iter().map(|p| p.length).sum::<u64>();
         self.info(&file.parts()[index], index, start)
     }

@@ -3,6 +3,7 @@
 //! node of a tree beside it. Clones are O(1); a block is copied when it is changed under a clone.
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use std::marker::PhantomData;
 use std::ops::Index;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ pub(crate) trait Number: Copy {
 }
 
 /// The values of 64 keys, without gaps: a bit for each key that has one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Block<V> {
     bits: u64,
     values: Vec<V>,
@@ -100,6 +101,29 @@ impl<K: Number, V: Clone> Packed<K, V> {
         self.iter().map(|(_, value)| value)
     }
 
+    /// What must be done to `other` to make it this: values to put in, and keys to take out. What both
+    /// share costs nothing.
+    pub fn unlike<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (K, Option<&'a V>)>
+    where
+        V: Eq,
+    {
+        let blocks = other.blocks.diff(&self.blocks).map(|item| match item {
+            DiffItem::Add(number, new) => (*number, None, Some(new)),
+            DiffItem::Update { old, new } => (*new.0, Some(old.1), Some(new.1)),
+            DiffItem::Remove(number, old) => (*number, Some(old), None),
+        });
+        blocks.flat_map(|(number, old, new)| {
+            let of = |block: Option<&'a Arc<Block<V>>>, bit| {
+                let block = block?;
+                let (at, there) = block.place(bit);
+                there.then(|| &block.values[at])
+            };
+            let both = (0..KEYS).map(move |bit| (bit, of(old, bit), of(new, bit)));
+            let unlike = both.filter(|(_, old, new)| old != new);
+            unlike.map(move |(bit, _, new)| (K::of(number * KEYS + bit), new))
+        })
+    }
+
     /// The values of this key and all after it, in order.
     pub fn from(&self, first: K) -> impl Iterator<Item = (K, &V)> {
         let first = first.number();
@@ -168,7 +192,17 @@ mod tests {
                 let after: Vec<_> = map.from(from).map(|(k, v)| (k, *v)).collect();
                 assert_eq!(after, model.range(from..).map(|(k, v)| (*k, *v)).collect::<Vec<_>>());
             }
-            clones.push((map, model));
+            clones.push((map.clone(), model));
+            for (clone, _) in &clones {
+                let mut made = map.clone();
+                for (key, value) in clone.unlike(&map) {
+                    match value {
+                        Some(value) => made.insert(key, *value),
+                        None => made.remove(&key),
+                    };
+                }
+                assert!(made.iter().eq(clone.iter()), "seed {seed}");
+            }
             for (map, model) in clones {
                 assert_eq!(map.len(), model.len(), "seed {seed}");
                 assert!(map.iter().map(|(k, v)| (k, *v)).eq(model.into_iter()), "seed {seed}");

@@ -5,7 +5,7 @@
 use crate::placement::{Wish, place_one};
 use crate::{Answer, Metadata};
 use bincode::{Decode, Encode};
-use common::limits::{LEARNERS_MAX, REPLICATION_MAX};
+use common::limits::{LEARNERS_MAX, REPLICATION_MAX, TAUGHT_MAX};
 use common::wire::chunk_master::{RepairOrder, StoreReply};
 use common::{ChunkHandle, Code, Epoch, Refusal, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,6 +111,10 @@ impl Metadata {
         let due = chunk.epoch == epoch && staying.len() < chunk.want as usize && room;
         if !due || self.repairs.contains_key(&handle) {
             return Err(Refusal::new(Code::RepairVoid, handle));
+        }
+        let taught = |h: &&ChunkHandle| self.chunks.get(h).is_some_and(|c| c.primary == chunk.primary);
+        if self.repairs.keys().filter(taught).count() >= TAUGHT_MAX {
+            return Err(Refusal::new(Code::Busy, handle));
         }
         let wish = Wish { replicas: 1, chunk_bytes: chunk.length, label: "", near: "", salt };
         let stale: Vec<StoreId> = self.stale_of(handle);

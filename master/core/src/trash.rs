@@ -1,7 +1,7 @@
 //! The trash: what was deleted stays for a while, then goes in bounded steps.
 
+use crate::inode::Body;
 use crate::name::Name;
-use crate::namespace::Body;
 use crate::{Answer, Metadata};
 use bincode::{Decode, Encode};
 use common::wire::client_master::{TrashEntry, split_path};
@@ -44,17 +44,18 @@ impl Metadata {
         let newest = self.trash.iter().rev().find(|(_, t)| same(t)).map(|(key, _)| *key);
         let key = newest.ok_or_else(|| Refusal::new(Code::NotInTrash, String::from_utf8_lossy(path)))?;
         let (parent, name) = self.parent_of(to, true)?;
-        if self.dentries.contains_key(&(parent, Name::new(&name))) {
+        if self.tree.child(parent, &name).is_some() {
             return Err(Refusal::new(Code::Exists, String::from_utf8_lossy(to)));
         }
         self.trash.remove(&key);
-        self.link(parent, name, key.1);
+        self.tree.link(parent, name, key.1);
         Ok(key.1)
     }
 
     /// Deletes what is older than the given log times; at most `budget` inodes.
     pub(crate) fn expire(&mut self, trash_ns: u64, unnamed_ns: u64, clients_ns: u64, budget: u32) {
         self.end_idle_clients(clients_ns, budget);
+        self.sweep_snapshots(budget);
         let idle = self.unnamed.iter().filter(|(_, seen)| **seen < unnamed_ns).map(|(file, _)| *file);
         for file in idle.take(budget as usize).collect::<Vec<_>>() {
             self.unnamed.remove(&file);
@@ -75,32 +76,33 @@ impl Metadata {
     pub fn has_expired(&self, trash_ns: u64, unnamed_ns: u64, clients_ns: u64) -> bool {
         let trash = self.trash.get_min().is_some_and(|((at, _), _)| *at == 0 || *at < trash_ns);
         trash
+            || self.has_leftovers()
             || self.unnamed.values().any(|seen| *seen < unnamed_ns)
             || self.clients.values().any(|c| c.seen_ns < clients_ns)
     }
 
     /// Deletes one inode of the trash; a directory's entries go into the grave one by one first.
     fn bury(&mut self, at: u64, file: FileId) {
-        let Some(inode) = self.inodes.get(&file).cloned() else {
+        let Some(inode) = self.tree.inodes.get(&file).cloned() else {
             self.trash.remove(&(at, file));
             return;
         };
         if let Body::Directory { entries: 1.. } = inode.body {
             let range = (file, Name::new(&[]))..;
-            let child = self.dentries.range(range).next().map(|(k, v)| (k.clone(), *v));
+            let child = self.tree.dentries.range(range).next().map(|(k, v)| (k.clone(), *v));
             let ((parent, name), child) = child.expect("a directory that counts entries has one");
             assert_eq!(parent, file);
-            self.unlink_entry(parent, name.bytes());
+            self.tree.unlink_entry(parent, name.bytes());
             self.move_to_grave(child);
             return;
         }
         if let Body::File(chunks) = &inode.body {
             for part in chunks.parts().iter().filter(|p| p.handle != ChunkHandle::HOLE) {
-                self.delete_chunk(part.handle);
+                self.let_go(part.handle);
             }
         }
         self.trash.remove(&(at, file));
-        self.inodes.remove(&file);
-        self.policies.remove(&file);
+        self.tree.inodes.remove(&file);
+        self.tree.policies.remove(&file);
     }
 }

@@ -105,8 +105,7 @@ fn the_name_space_is_that_of_a_plain_model() {
         }
         for (key, is_dir) in &model {
             let path = format!("/{}", key.join("/"));
-            let id = d.state.resolve(path.as_bytes()).expect("the model has it");
-            let attr = d.state.attr(id);
+            let attr = d.state.stat(path.as_bytes()).expect("the model has it");
             assert_eq!(attr.kind == common::wire::client_master::FileKind::Directory, *is_dir);
         }
     }

@@ -61,6 +61,10 @@ impl Rpc {
             StoreRequest::Join { handle, epoch, learner, attempt, .. } => {
                 self.propose(Command::Join { handle, epoch, learner, attempt }, None).await
             }
+            StoreRequest::Fork { store, handle, epoch } => self.fork(store, handle, epoch).await,
+            StoreRequest::Forked { handle, epoch, to, length, .. } => {
+                self.propose(Command::Forked { handle, epoch, to, length }, None).await
+            }
             StoreRequest::Seal { store, handle, epoch, length, .. } => match self.read_config(handle).await {
                 Ok(config) if config.primary != store => refused(Refusal::new(Code::NotPrimary, handle)),
                 Ok(_) => self.propose(Command::Seal { handle, epoch, length }, None).await,
@@ -105,7 +109,7 @@ impl Rpc {
     /// Renews a session: after a round that began after the heartbeat came, if the state then
     /// says "up, this session", and with every removal that the store has not confirmed.
     async fn heartbeat(&self, beat: Beat, received: Instant) -> StoreReply {
-        let Beat { store, session, capacity, used, confirmed, table } = beat;
+        let Beat { store, session, capacity, used, confirmed, table, snapshot: known } = beat;
         if !confirmed.is_empty() {
             let reply = self.propose(Command::Confirmed { store, session, orders: confirmed }, None).await;
             if let StoreReply::Refused { refusal, leader } = reply {
@@ -125,16 +129,18 @@ impl Rpc {
             }
             let (orders, all) = state.orders_for(store, ORDERS_MAX);
             let stores = (state.table_version() != table).then(|| state.store_table());
-            Ok(Some((orders, all, state.repairs_for(store), state.table_version(), stores)))
+            let last = (state.table_version(), state.last_snapshot());
+            Ok(Some((orders, all, state.repairs_for(store), last, stores)))
         });
         match renewed.await {
             Err(reply) => reply,
             Ok(None) => StoreReply::Lapsed,
-            Ok(Some((orders, all, repairs, table, stores))) => {
+            Ok(Some((orders, all, repairs, (table, snapshot), stores))) => {
+                self.leader.knows_snapshot(store, session, known);
                 self.usage.0.lock().expect("never poisoned").insert(store, (capacity, used));
                 // With orders still to come the deadline does not move; the next heartbeat does it.
                 let session_ms = if all { SESSION_MS } else { 0 };
-                StoreReply::Renewed { session_ms, orders, repairs, table, stores }
+                StoreReply::Renewed { session_ms, orders, repairs, table, stores, snapshot }
             }
         }
     }
@@ -190,6 +196,21 @@ impl Rpc {
         }
         tracing::warn!(%store, %handle, "a copy does not match its checksums: it is made anew");
         self.propose(Command::Condemn { handle, epoch, store }, term).await
+    }
+
+    /// A primary is about to write to a chunk for the first time since it knows of a snapshot. Mostly
+    /// no snapshot needs the chunk, and nothing goes into the log.
+    async fn fork(&self, store: StoreId, handle: ChunkHandle, epoch: Epoch) -> StoreReply {
+        let read =
+            self.read(|state| Ok((state.config(handle)?, state.is_needed(handle), state.last_snapshot())));
+        match read.await {
+            Ok((config, ..)) if config.primary != store || config.epoch != epoch => {
+                self.with_wait(StoreReply::Config(config))
+            }
+            Ok((_, false, snapshot)) => StoreReply::Fork { to: None, snapshot },
+            Ok((_, true, _)) => self.propose(Command::Fork { handle, epoch }, None).await,
+            Err(reply) => reply,
+        }
     }
 
     /// A primary that was restarted, or has lost track, starts over in a new epoch.

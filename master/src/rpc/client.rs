@@ -2,13 +2,15 @@
 
 use super::Rpc;
 use crate::leader::NotHere;
-use common::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX};
+use common::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX, SESSION_MS};
 use common::wire::chunk_master::StoreReply;
-use common::wire::client_master::{MasterReply, MasterRequest, Mutation};
+use common::wire::client_master::{MasterReply, MasterRequest, Mutation, SnapshotInfo};
 use common::{ChunkHandle, Code, Epoch, Refusal};
 use master_core::{Command, Metadata, Reply};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// Whether all stores know of a snapshot is looked at this often.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// A primary that was heard of within this is not taken for dead on a client's word.
 pub(super) const ALIVE: Duration = Duration::from_millis(600);
 /// After a change of leader (or a start of everything), members that have not registered yet are
@@ -32,18 +34,18 @@ impl Rpc {
                     return MasterReply::refused(Code::BadArgument, about);
                 }
                 match self.leader.propose(Command::Mutate { request, lowest, mutation }, None).await {
+                    Ok(Reply::Master(MasterReply::Snapshots(taken))) => self.taken(taken).await,
                     Ok(Reply::Master(reply)) => reply,
                     Ok(Reply::Store(_)) => unreachable!("a mutation has a client's answer"),
                     Err(e) => not_here(e),
                 }
             }
-            MasterRequest::Stat { path } => {
-                self.query(|s| s.resolve(&path).map(|id| MasterReply::Attr(s.attr(id)))).await
-            }
+            MasterRequest::Stat { path } => self.query(|s| s.stat(&path).map(MasterReply::Attr)).await,
             MasterRequest::List { path, after, limit } => self.query(|s| s.list(&path, &after, limit)).await,
             MasterRequest::Layout { file, from, limit } => self.query(|s| s.layout(file, from, limit)).await,
-            MasterRequest::Config { handle } => {
-                self.query(|s| s.config(handle).map(MasterReply::Config)).await
+            MasterRequest::Config { handle, snapshot } => {
+                let seen = |s: &Metadata| if snapshot > 0 { s.as_of(snapshot, handle) } else { handle };
+                self.query(|s| s.config(seen(s)).map(MasterReply::Config)).await
             }
             MasterRequest::Policy { path } => {
                 self.query(|s| s.policy_at(&path).map(MasterReply::Policy)).await
@@ -64,6 +66,10 @@ impl Rpc {
                 self.query(|_| Ok(MasterReply::Repairs { items, count })).await
             }
             MasterRequest::Drains => self.drains().await,
+            MasterRequest::Snapshots { after, limit } => {
+                let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
+                self.query(|s| Ok(MasterReply::Snapshots(s.list_snapshots(after, limit)))).await
+            }
             MasterRequest::Status => MasterReply::Status(self.status().await),
             MasterRequest::AddMaster { id, addr } => self.add_master(id, addr).await,
             MasterRequest::RemoveMaster { id } => self.remove_master(id).await,
@@ -79,6 +85,26 @@ impl Rpc {
         match self.leader.round().await {
             Ok(()) => read(&self.leader.state.read().expect("never poisoned")).unwrap_or_else(refusal),
             Err(e) => not_here(e),
+        }
+    }
+
+    /// A snapshot is taken when every store knows of it: what a primary admits from then on comes
+    /// after it. Who does not answer loses its session, and learns of it with the next.
+    async fn taken(&self, taken: Vec<SnapshotInfo>) -> MasterReply {
+        let number = taken.iter().map(|s| s.number).max().unwrap_or(0);
+        let began = Instant::now();
+        loop {
+            if let Err(e) = self.leader.round().await {
+                return not_here(e);
+            }
+            if self.leader.all_know(number) {
+                return MasterReply::Snapshots(taken);
+            }
+            if began.elapsed() > Duration::from_millis(2 * SESSION_MS) {
+                // The client asks again, and waits on.
+                return MasterReply::refused(Code::Unavailable, "not all stores know of the snapshot yet");
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 

@@ -70,6 +70,10 @@ async fn one(home: &Path, binary: &Path, outcome: &mut Outcome) -> anyhow::Resul
             Err(Error::Refused(r)) if matches!(r.code, Code::DiskFull | Code::NoServers) => {
                 break began.elapsed();
             }
+            // The disk filled up between a write and its answer: the file was not published.
+            Err(Error::Unknown { last, .. }) if last.contains(Code::DiskFull.text()) => {
+                break began.elapsed();
+            }
             Err(error) => return Err(error).context("a full disk is answered with another error"),
         }
         if acked > FILES_MAX {

@@ -32,6 +32,7 @@ pub(super) enum Hit {
     FullDisk,
     Storm,
     Many,
+    Snapshots,
 }
 
 /// A process is paused, or a cable pulled, for so long.
@@ -118,7 +119,7 @@ impl Scene<'_> {
                     self.cluster.kill(&name)?;
                 }
             }
-            Hit::Grow | Hit::Pulled | Hit::FullDisk | Hit::Storm | Hit::Many => {
+            Hit::Grow | Hit::Pulled | Hit::FullDisk | Hit::Storm | Hit::Many | Hit::Snapshots => {
                 unreachable!("{hit:?} has a course of its own")
             }
         }

@@ -75,7 +75,7 @@ impl World {
     fn ask_as_checker(&mut self, handle: ChunkHandle, store: StoreId, request: u64, msg: ClientChunk) {
         let epoch = self.config(handle).epoch;
         let n = self.index(store);
-        self.step(n, Input::Client { conn: CHECKER, request, epoch, msg, data: Bytes::new() });
+        self.step(n, Input::Client { conn: CHECKER, request, epoch, snapshot: 0, msg, data: Bytes::new() });
     }
 
     pub(super) fn checker_is_answered(&mut self, request: u64, msg: ClientChunkReply, data: Vec<Bytes>) {
@@ -107,7 +107,7 @@ impl World {
 
     /// What all members of a chunk serve. Who lags behind the masters' patience may still leave it:
     /// then those that are members later are asked.
-    fn read_all(&mut self, handle: ChunkHandle) -> Vec<u8> {
+    pub(super) fn read_all(&mut self, handle: ChunkHandle) -> Vec<u8> {
         for _ in 0..MEMBERS_CHANGE_MAX {
             self.run();
             let members = self.config(handle).members;

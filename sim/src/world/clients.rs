@@ -29,6 +29,11 @@ impl World {
                 2 => 4096,
                 _ => self.rng.random_range(1..90_000),
             };
+            if self.plan.options.snapshots > 0 {
+                // With what it wrote to one chunk comes what it had written to another.
+                let n = self.rng.random_range(0..self.handles.len());
+                self.writers[c].config = self.remembered[n].clone();
+            }
             let mut data = vec![0u8; len];
             self.rng.fill(&mut data[..]);
             let offset = (!self.plan.options.append).then(|| self.rng.random_range(0..OVERWRITTEN));
@@ -41,6 +46,8 @@ impl World {
                 pushed: inline,
                 alone: false,
                 sent_at: self.now,
+                begun_at: self.now,
+                stamp: self.writers[c].stamp,
             });
             self.send(c);
         } else {
@@ -108,7 +115,8 @@ impl World {
         let life = self.servers[n].life;
         // Answers name the write that they are for: one that was sent twice is answered twice.
         let request = self.writers[c].seq;
-        let input = Input::Client { conn: c as u64, request, epoch, msg, data };
+        let snapshot = self.writers[c].stamp;
+        let input = Input::Client { conn: c as u64, request, epoch, snapshot, msg, data };
         self.later(Event::Step { store: n, life, input: Box::new(input) });
     }
 
@@ -143,6 +151,9 @@ impl World {
                     data: wanted.data,
                     serial: serial.0,
                     append,
+                    begun_at: wanted.begun_at,
+                    acked_at: self.now,
+                    stamp: wanted.stamp,
                 });
                 self.later(Event::Client { client: c });
             }
@@ -182,7 +193,8 @@ impl World {
         let n = self.index(member);
         let (life, conn) = (self.servers[n].life, self.next_read);
         let msg = ClientChunk::Read { handle, offset: at, len: 1, stale: false };
-        let input = Input::Client { conn, request: 0, epoch: config.epoch, msg, data: Bytes::new() };
+        let input =
+            Input::Client { conn, request: 0, epoch: config.epoch, snapshot: 0, msg, data: Bytes::new() };
         self.later(Event::Step { store: n, life, input: Box::new(input) });
     }
 

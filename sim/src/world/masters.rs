@@ -5,7 +5,7 @@ use super::{Carrying, Event, World, register};
 use chunkserver_core::io::{Ask, Input, MasterAsk};
 use common::limits::{DRIFT_PERCENT, HEARTBEAT_MS, ORDERS_MAX, SESSION_MS};
 use common::wire::ChunkConfig;
-use common::wire::chunk_master::{Order, RepairOrder, StoreReply};
+use common::wire::chunk_master::{Order, StoreReply};
 use common::wire::client_master::{MasterReply, Mutation};
 use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, SessionId, Span, StoreId, Time};
 use master_core::{Command, Entry, Metadata, Reply, Standing, Store, StoreState, Suspicion, Verdict};
@@ -134,12 +134,20 @@ impl World {
         if self.servers[n].carrying.is_none() {
             let sent = self.local(n);
             let confirmed = self.servers[n].done.clone();
-            self.later(Event::Heard { store: n, life, session, sent, confirmed });
+            let snapshot = self.servers[n].node.as_ref().map_or(0, |node| node.snapshot());
+            self.later(Event::Heard { store: n, life, session, sent, confirmed, snapshot });
         }
     }
 
     /// The leader hears a heartbeat.
-    pub(super) fn heard(&mut self, n: usize, session: SessionId, sent: Time, confirmed: Vec<Order>) {
+    pub(super) fn heard(
+        &mut self,
+        n: usize,
+        session: SessionId,
+        sent: Time,
+        confirmed: Vec<Order>,
+        known: u64,
+    ) {
         let (store, life) = (self.servers[n].id, self.servers[n].life);
         if !self.masters_lead() || self.is_deaf(n) {
             return;
@@ -155,33 +163,33 @@ impl World {
             self.apply(Command::Confirmed { store, session, orders: confirmed });
         }
         self.masters.renewed.insert(store, (session, received));
+        self.knows_snapshot(store, session, known);
         let (orders, all) = self.masters.state.orders_for(store, ORDERS_MAX);
         let repairs = self.masters.state.repairs_for(store);
         let held = if all { SESSION_MS * (100 - DRIFT_PERCENT) / 100 } else { 0 };
         let until = sent + Span::from_ms(held);
-        self.later(Event::Renewed { store: n, life, session, until, orders, repairs });
+        let snapshot = self.masters.state.last_snapshot();
+        self.later(Event::Renewed { store: n, life, session, until, orders, repairs, snapshot });
     }
 
     /// A store hears that its session goes on; first it carries out what it was told to.
-    pub(super) fn renewed(
-        &mut self,
-        n: usize,
-        session: SessionId,
-        until: Time,
-        orders: Vec<Order>,
-        repairs: Vec<RepairOrder>,
-    ) {
-        if self.servers[n].session != session || self.is_deaf(n) {
+    pub(super) fn renewed(&mut self, n: usize, renewal: Carrying, orders: Vec<Order>) {
+        if self.servers[n].session != renewal.session || self.is_deaf(n) {
             return;
         }
         self.servers[n].done.clear();
         if orders.is_empty() {
-            self.step(n, Input::Repairs(repairs));
-            return self.step(n, Input::Session { session, until });
+            return self.carried(n, renewal);
         }
-        let left = orders.len();
-        self.servers[n].carrying = Some(Carrying { left, session, until, repairs });
+        self.servers[n].carrying = Some(renewal);
         self.step(n, Input::Orders(orders));
+    }
+
+    fn carried(&mut self, n: usize, renewal: Carrying) {
+        let Carrying { session, until, repairs, snapshot, .. } = renewal;
+        self.step(n, Input::Snapshot(snapshot));
+        self.step(n, Input::Repairs(repairs));
+        self.step(n, Input::Session { session, until });
     }
 
     /// A store has carried out orders, durably.
@@ -193,9 +201,8 @@ impl World {
         if carrying.left > 0 {
             return;
         }
-        let Carrying { session, until, repairs, .. } = server.carrying.take().expect("just seen");
-        self.step(n, Input::Repairs(repairs));
-        self.step(n, Input::Session { session, until });
+        let renewal = server.carrying.take().expect("just seen");
+        self.carried(n, renewal);
     }
 
     // --- questions -------------------------------------------------------------------------
@@ -210,11 +217,30 @@ impl World {
         if !self.masters_lead() || self.is_deaf(n) {
             return self.at(self.now + ASK_AGAIN, again);
         }
+        if let Ask::Fork { epoch } = ask.what {
+            return self.asked_for_fork(n, handle, epoch, again);
+        }
         let answer = self.answer(n, ask).map(|config| self.with_wait(config));
         if self.rng.random_bool(ANSWERS_LOST) {
             return self.at(self.now + ASK_AGAIN, again);
         }
         self.later(Event::Answer { store: n, life, handle, answer });
+    }
+
+    /// A primary asks whether a snapshot needs a chunk.
+    fn asked_for_fork(&mut self, n: usize, handle: ChunkHandle, epoch: Epoch, again: Event) {
+        let life = self.servers[n].life;
+        let input = match self.apply(Command::Fork { handle, epoch }) {
+            Reply::Store(StoreReply::Fork { to, snapshot }) => Input::Fork { handle, epoch, to, snapshot },
+            Reply::Store(StoreReply::Config(config)) => {
+                Input::Master { handle, answer: Ok(self.with_wait(config)) }
+            }
+            other => panic!("{other:?}"),
+        };
+        if self.rng.random_bool(ANSWERS_LOST) {
+            return self.at(self.now + ASK_AGAIN, again);
+        }
+        self.later(Event::ForkAnswer { store: n, life, input: Box::new(input) });
     }
 
     fn answer(&mut self, n: usize, ask: MasterAsk) -> Result<ChunkConfig, Refusal> {
@@ -238,6 +264,10 @@ impl World {
             Ask::Corrupt { epoch } => panic!("{store} finds rot at {epoch}, and there is none"),
             Ask::Join { epoch, learner, attempt } => {
                 self.config_of(Command::Join { handle, epoch, learner, attempt })
+            }
+            Ask::Fork { .. } => unreachable!("answered elsewhere"),
+            Ask::Forked { epoch, to, length } => {
+                self.config_of(Command::Forked { handle, epoch, to, length })
             }
             Ask::Seal { epoch, length, .. } => self.config_of(Command::Seal { handle, epoch, length }),
         }
@@ -310,7 +340,8 @@ impl World {
                 self.apply(Command::Doubt { store, doubted: false });
             }
         }
-        for handle in self.handles.clone() {
+        let forks: Vec<ChunkHandle> = self.masters.state.forks().collect();
+        for handle in self.handles.clone().into_iter().chain(forks) {
             self.tend_chunk(handle);
         }
     }

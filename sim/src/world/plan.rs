@@ -41,6 +41,9 @@ pub struct Options {
     pub drains: u32,
     /// Checkpoints at any moment.
     pub checkpoints: u32,
+    /// Snapshots of everything; then writers go from chunk to chunk.
+    #[serde(default)]
+    pub snapshots: u32,
 }
 
 /// Something that befalls the world.
@@ -112,6 +115,8 @@ pub enum What {
         /// For so long.
         ms: u64,
     },
+    /// A snapshot of everything is taken.
+    Snapshot,
     /// A store makes a checkpoint.
     Checkpoint {
         /// Which.
@@ -152,6 +157,7 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         elections: 0,
         drains: 0,
         checkpoints: 2,
+        snapshots: 0,
     };
     let repair = Options { stores: 5, writes: 40, span_ms: 800, kills: 8, checkpoints: 8, ..calm.clone() };
     let net = Options {
@@ -199,8 +205,13 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
                 elections: 2,
                 drains: 3,
                 checkpoints: 12,
-                ..calm
+                ..calm.clone()
             },
+        ),
+        ("snapshots", Options { chunks: 2, snapshots: 4, kills: 2, ..repair.clone() }),
+        (
+            "snapshots-power",
+            Options { chunks: 2, snapshots: 4, kills: 6, power: true, append: false, ..net.clone() },
         ),
     ]
 }
@@ -255,6 +266,7 @@ impl Plan {
                 ms: rng.random_range(500..4000),
             });
         }
+        add(options.snapshots, &|_| What::Snapshot);
         add(options.checkpoints, &|rng| What::Checkpoint { store: rng.random_range(0..stores) });
         // What a checkpoint leaves half done is found when it is killed.
         for n in 0..faults.len() {
@@ -301,7 +313,7 @@ impl Plan {
                 | What::Island { store, .. }
                 | What::Checkpoint { store } => *store < stores,
                 What::Cut { from, to, .. } => *from < stores && *to < stores && from != to,
-                What::Election { .. } => true,
+                What::Election { .. } | What::Snapshot => true,
             };
             if !there {
                 return Err(format!("there is no such store: {:?}", fault.what));

@@ -139,12 +139,30 @@ pub enum Record {
         /// The floor.
         epoch: Epoch,
     },
+    /// Another chunk of the same bytes as this one has, all of them committed.
+    Fork {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Its last record.
+        point: LogPoint,
+        /// The other one's configuration.
+        config: ChunkConfig,
+    },
 }
 
 impl Record {
-    /// The chunk that it is about.
-    pub fn handle(&self) -> Option<ChunkHandle> {
+    /// The chunks that it is about.
+    pub fn handles(&self) -> impl Iterator<Item = ChunkHandle> {
+        let fork = match self {
+            Record::Fork { config, .. } => Some(config.handle),
+            _ => None,
+        };
+        self.handle().into_iter().chain(fork)
+    }
+
+    fn handle(&self) -> Option<ChunkHandle> {
         match self {
+            Record::Fork { handle, .. } => Some(*handle),
             Record::Config(config) => Some(config.handle),
             Record::Write { handle, .. }
             | Record::Committed { handle, .. }

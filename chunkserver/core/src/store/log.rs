@@ -102,6 +102,11 @@ impl<T> Log<T> {
         self.tail = position;
     }
 
+    /// Tickets of the group under way.
+    pub fn under_way(&self) -> &[T] {
+        self.flight.as_ref().map_or(&[], |(tickets, _)| tickets)
+    }
+
     /// Whether a group is under way or waits.
     pub fn is_idle(&self) -> bool {
         self.flight.is_none() && self.queue.is_empty()

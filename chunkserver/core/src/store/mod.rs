@@ -83,6 +83,15 @@ pub enum Ticket {
     Order(Order),
     /// A commit point: blocks that it frees.
     Free(Vec<Blocks>),
+    /// A fork of a chunk, under this epoch of it.
+    Forked {
+        /// The chunk.
+        of: ChunkHandle,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The fork.
+        to: ChunkHandle,
+    },
     /// A whole copy, and the blocks that it frees.
     Installed(CopyId, Vec<Blocks>),
 }
@@ -90,6 +99,8 @@ pub enum Ticket {
 /// What the store has to tell the node.
 #[derive(Debug)]
 pub enum Event {
+    /// A group with writes is durable, so long after it was given to the disk.
+    Flushed(Span),
     /// A record is durable.
     Durable(Ticket),
     /// Data of a piece is written (durable with the next flush).
@@ -177,6 +188,8 @@ pub struct Store {
     outdated: BTreeSet<crc::PageKey>,
     limbo: VecDeque<Limbo>,
     allocating: bool,
+    /// Since when a group with writes is under way to the disk.
+    flushing: Option<Time>,
     /// A piece was written since the last look.
     wrote: bool,
     /// The store is not quiet before.
@@ -201,6 +214,7 @@ impl Store {
             outdated: BTreeSet::new(),
             limbo: VecDeque::new(),
             allocating: false,
+            flushing: None,
             wrote: false,
             busy_until: Time(0),
             full: false,
@@ -425,6 +439,8 @@ impl Store {
         if let Some(group) = self.log.next_group() {
             let durable = !group.has_extents || Mutant::NoFlushOfExtents.on();
             let kind = DiskKind::Write { offset: group.offset, data: group.data, durable };
+            let writes = self.log.under_way().iter().any(|t| matches!(t, Ticket::Write(..)));
+            self.flushing = writes.then_some(now);
             self.submit(group.file, kind, Op::LogWrite { then_sync: !durable }, out);
         }
         if std::mem::take(&mut self.wrote) {
@@ -446,7 +462,7 @@ impl Store {
     }
 
     /// An operation is done: what the node should know.
-    pub fn done(&mut self, done: DiskDone, out: &mut Outbox) -> Vec<Event> {
+    pub fn done(&mut self, now: Time, done: DiskDone, out: &mut Outbox) -> Vec<Event> {
         let op = self.ops.remove(&done.token).expect("an operation is done once");
         if let Op::Allocate = op {
             self.allocating = false;
@@ -475,7 +491,10 @@ impl Store {
                 self.submit(FileRef::Log(0), DiskKind::Sync, Op::LogSync, out);
                 vec![]
             }
-            Op::LogWrite { .. } | Op::LogSync => self.log.durable().into_iter().map(Event::Durable).collect(),
+            Op::LogWrite { .. } | Op::LogSync => {
+                let flushed = self.flushing.take().map(|began| Event::Flushed(now.since(began)));
+                flushed.into_iter().chain(self.log.durable().into_iter().map(Event::Durable)).collect()
+            }
             Op::Piece(ticket) => vec![Event::Written(ticket)],
             Op::ReadData { job, part } => {
                 if let Some(read) = self.reads.get_mut(&job) {

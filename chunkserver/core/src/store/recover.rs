@@ -342,7 +342,7 @@ fn apply_last(
     loaded: &mut Loaded,
     out: &mut Replayed,
 ) -> Result<(), RecoverError> {
-    let handles: BTreeSet<ChunkHandle> = group.records.iter().filter_map(Record::handle).collect();
+    let handles: BTreeSet<ChunkHandle> = group.records.iter().flat_map(Record::handles).collect();
     let before: Vec<_> = handles
         .into_iter()
         .map(|h| (h, loaded.chunks.get(&h).cloned(), loaded.floors.get(&h).copied()))
@@ -431,6 +431,15 @@ fn apply_record(record: Record, loaded: &mut Loaded) -> Result<(), String> {
             let gone = loaded.floors.get(&handle).is_some_and(|floor| *floor > state.config.epoch);
             if !gone && !loaded.chunks.get(&handle).is_some_and(newer) {
                 loaded.chunks.insert(handle, state);
+            }
+        }
+        Record::Fork { handle, point, config } => {
+            let to = config.handle;
+            let known = loaded.chunks.contains_key(&to) || loaded.floors.contains_key(&to);
+            // A checkpoint that has the chunk as it was later has the fork, too, or knows its end.
+            let chunk = loaded.chunks.get(&handle).filter(|c| c.last == point && c.tail.is_empty());
+            if let Some(fork) = chunk.filter(|_| !known).map(|c| c.fork(config)) {
+                loaded.chunks.insert(to, fork);
             }
         }
         Record::Discarded { handle, epoch } => {

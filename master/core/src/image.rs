@@ -2,12 +2,15 @@
 
 use crate::name::Name;
 use crate::packed::Packed;
+use crate::snapshots::{Forking, Snapshot, SnapshotHead};
 use crate::trash::Trashed;
+use crate::tree::Tree;
 use crate::{Body, Chunk, Inode, Metadata, Repair, Store, sessions};
 use bincode::{Decode, Encode};
 use common::wire::client_master::Policy;
 use common::{ChunkHandle, ClientId, Code, Epoch, FileId, ServerId, SessionId, StoreId};
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 /// Versions of the encoding, newest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -52,6 +55,17 @@ enum Part {
     Draining(Vec<(ServerId, ())>),
     Moving(Vec<(ChunkHandle, StoreId)>),
     FilePolicies(Vec<(u32, Policy)>),
+    /// A snapshot, the latest first. Its tree is that of the one before it in this order - the live
+    /// one, for the first - but for what follows.
+    Snapshot(u64, SnapshotHead),
+    OtherInodes(Vec<(FileId, Option<Inode>)>),
+    OtherDentries(Vec<((FileId, Vec<u8>), Option<FileId>)>),
+    OtherPolicies(Vec<(FileId, Option<Policy>)>),
+    NextSnapshot(u64),
+    Kept(Vec<((u64, ChunkHandle), ())>),
+    Forks(Vec<((ChunkHandle, u64), ChunkHandle)>),
+    Forking(Vec<(ChunkHandle, Forking)>),
+    ForkingAt(Vec<((ChunkHandle, StoreId), ())>),
 }
 
 impl Metadata {
@@ -75,11 +89,14 @@ impl Metadata {
             ),
             table: self.table,
         }));
-        parts(self.inodes.iter(), Part::Inodes, &mut out);
-        let entries =
-            self.dentries.iter().map(|((parent, name), child)| ((*parent, name.bytes().to_vec()), child));
+        parts(self.tree.inodes.iter(), Part::Inodes, &mut out);
+        let entries = self
+            .tree
+            .dentries
+            .iter()
+            .map(|((parent, name), child)| ((*parent, name.bytes().to_vec()), child));
         parts(entries, Part::Dentries, &mut out);
-        parts(all(&self.policies), Part::Policies, &mut out);
+        parts(all(&self.tree.policies), Part::Policies, &mut out);
         parts(self.chunks.iter(), Part::Chunks, &mut out);
         parts(all(&self.file_policies), Part::FilePolicies, &mut out);
         parts(all(&self.sets), Part::Sets, &mut out);
@@ -98,26 +115,45 @@ impl Metadata {
         parts(all(&self.stale), Part::Stale, &mut out);
         parts(all(&self.draining), Part::Draining, &mut out);
         parts(all(&self.moving), Part::Moving, &mut out);
+        out(Part::NextSnapshot(self.next_snapshot));
+        let mut base = &self.tree;
+        for (number, snapshot) in self.snapshots.iter().rev() {
+            out(Part::Snapshot(*number, snapshot.head.clone()));
+            let tree = &snapshot.tree;
+            let inodes = tree.inodes.unlike(&base.inodes).map(|(id, inode)| (id, inode.cloned()));
+            owned_parts(inodes, Part::OtherInodes, &mut out);
+            let dentries = unlike(&tree.dentries, &base.dentries);
+            let dentries = dentries.map(|((dir, name), child)| ((dir, name.bytes().to_vec()), child));
+            owned_parts(dentries, Part::OtherDentries, &mut out);
+            owned_parts(unlike(&tree.policies, &base.policies), Part::OtherPolicies, &mut out);
+            base = tree;
+        }
+        parts(all(&self.kept), Part::Kept, &mut out);
+        parts(all(&self.forks), Part::Forks, &mut out);
+        parts(all(&self.forking), Part::Forking, &mut out);
+        parts(all(&self.forking_at), Part::ForkingAt, &mut out);
     }
 
     /// The state that `encode` made these parts of.
     pub fn decode<'a>(bytes: impl Iterator<Item = &'a [u8]>) -> Result<Metadata, Code> {
         let mut state = Metadata::new();
-        state.inodes = Packed::new();
+        state.tree.inodes = Packed::new();
         let mut headed = false;
+        // The snapshot whose tree is being read.
+        let mut latest: Option<u64> = None;
         for bytes in bytes {
             match common::wire::from_slice::<Part>(bytes)? {
                 Part::Head(head) => {
                     headed = true;
                     state.restore_head(head);
                 }
-                Part::Inodes(list) => state.inodes.extend(list),
+                Part::Inodes(list) => state.tree.inodes.extend(list),
                 Part::Dentries(list) => {
                     let named =
                         list.into_iter().map(|((parent, name), child)| ((parent, Name::new(&name)), child));
-                    state.dentries.extend(named);
+                    state.tree.dentries.extend(named);
                 }
-                Part::Policies(list) => state.policies.extend(list),
+                Part::Policies(list) => state.tree.policies.extend(list),
                 Part::Chunks(list) => state.chunks.extend(list),
                 Part::Sets(list) => state.restore_sets(list),
                 Part::Stores(list) => state.stores.extend(list),
@@ -136,20 +172,53 @@ impl Metadata {
                     state.file_policy_ids.extend(list.iter().map(|(id, policy)| (policy.clone(), *id)));
                     state.file_policies.extend(list);
                 }
+                Part::NextSnapshot(next) => state.next_snapshot = next,
+                Part::Snapshot(number, head) => {
+                    let base = latest.map_or(&state.tree, |n| &state.snapshots[&n].tree);
+                    let snapshot = Snapshot { head, tree: base.clone() };
+                    state.snapshots.insert(number, snapshot);
+                    latest = Some(number);
+                }
+                Part::OtherInodes(list) => {
+                    let inodes = &mut state.tree_of(latest)?.inodes;
+                    for (id, inode) in list {
+                        match inode {
+                            Some(inode) => inodes.insert(id, inode),
+                            None => inodes.remove(&id),
+                        };
+                    }
+                }
+                Part::OtherDentries(list) => {
+                    let named = list.into_iter().map(|((dir, name), child)| ((dir, Name::new(&name)), child));
+                    make_like(&mut state.tree_of(latest)?.dentries, named);
+                }
+                Part::OtherPolicies(list) => make_like(&mut state.tree_of(latest)?.policies, list),
+                Part::Kept(list) => state.kept.extend(list),
+                Part::Forks(list) => {
+                    state.fork_of.extend(list.iter().map(|(key, fork)| (*fork, *key)));
+                    state.forks.extend(list);
+                }
+                Part::Forking(list) => state.forking.extend(list),
+                Part::ForkingAt(list) => state.forking_at.extend(list),
             }
         }
         // What is interned comes after what names it.
-        let policy_is_there = |inode: &Inode| match &inode.body {
-            Body::File(file) => state.file_policies.contains_key(&file.policy),
-            _ => true,
-        };
+        let is_file = |inode: &Inode| matches!(inode.body, Body::File(_));
+        let policy_is_there =
+            |inode: &Inode| !is_file(inode) || state.file_policies.contains_key(&inode.policy);
+        let trees = || state.snapshots.values().map(|s| &s.tree).chain([&state.tree]);
         let sound = state.chunks.values().all(|c| state.sets.contains_key(&c.set))
-            && state.inodes.values().all(policy_is_there);
+            && trees().all(|tree| tree.inodes.values().all(policy_is_there));
         if !headed || !sound {
             return Err(Code::BadBody);
         }
         state.degraded = state.chunks.values().filter(|c| state.lacks_members(c)).count() as u64;
         Ok(state)
+    }
+
+    fn tree_of(&mut self, snapshot: Option<u64>) -> Result<&mut Tree, Code> {
+        let snapshot = snapshot.and_then(|number| self.snapshots.get_mut(&number));
+        snapshot.map(|s| &mut s.tree).ok_or(Code::BadBody)
     }
 
     fn restore_head(&mut self, head: Head) {
@@ -193,14 +262,46 @@ fn all<K: Ord + Clone, V: Clone>(map: &OrdMap<K, V>) -> impl Iterator<Item = (K,
     map.iter().map(|(key, value)| (key.clone(), value))
 }
 
+/// What must be done to `other` to make it this: values to put in, and keys to take out.
+fn unlike<'a, K: Ord + Clone, V: PartialEq + Clone>(
+    this: &'a OrdMap<K, V>,
+    other: &'a OrdMap<K, V>,
+) -> impl Iterator<Item = (K, Option<V>)> + 'a {
+    other.diff(this).map(|item| match item {
+        DiffItem::Add(key, value) => (key.clone(), Some(value.clone())),
+        DiffItem::Update { new, .. } => (new.0.clone(), Some(new.1.clone())),
+        DiffItem::Remove(key, _) => (key.clone(), None),
+    })
+}
+
+fn make_like<K: Ord + Clone, V: Clone>(
+    map: &mut OrdMap<K, V>,
+    list: impl IntoIterator<Item = (K, Option<V>)>,
+) {
+    for (key, value) in list {
+        match value {
+            Some(value) => map.insert(key, value),
+            None => map.remove(&key),
+        };
+    }
+}
+
 fn parts<'a, K, V: Clone + 'a>(
     entries: impl Iterator<Item = (K, &'a V)>,
     part: fn(Vec<(K, V)>) -> Part,
     out: &mut impl FnMut(Part),
 ) {
+    owned_parts(entries.map(|(key, value)| (key, value.clone())), part, out);
+}
+
+fn owned_parts<K, V>(
+    entries: impl Iterator<Item = (K, V)>,
+    part: fn(Vec<(K, V)>) -> Part,
+    out: &mut impl FnMut(Part),
+) {
     let mut list = vec![];
-    for (key, value) in entries {
-        list.push((key, value.clone()));
+    for entry in entries {
+        list.push(entry);
         if list.len() == PART_ENTRIES {
             out(part(std::mem::take(&mut list)));
         }

@@ -1,0 +1,265 @@
+//! Forks: before a primary admits the first write to a chunk since a snapshot was taken, it asks the
+//! masters whether a snapshot needs the chunk as it is. If so, it stops admitting until the chunk is
+//! at rest, and every member makes another chunk of the same blocks, durably. Then the masters let
+//! it stand in for the chunk, and give the chunk a new epoch: who read it for a snapshot does so no
+//! more.
+
+use crate::io::{Ask, Outbox, Output};
+use crate::node::{Chunk, Node, Timer};
+use crate::state::ChunkState;
+use crate::store::Ticket;
+use crate::store::format::Record;
+use crate::takeover::Phase;
+use common::limits::APPLY_TIMEOUT_MS;
+use common::wire::ChunkConfig;
+use common::wire::chunk_chunk::{LogPoint, Peer};
+use common::{ChunkHandle, Epoch, Mutant, Span, StoreId, Time};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// What was not answered is asked again after this.
+const ASK_AGAIN_MS: u64 = 100;
+/// Whether the chunk is at rest is looked at this often.
+const LOOK_AGAIN_MS: u64 = 5;
+
+/// While there is one, a primary admits nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Forking {
+    /// The masters are asked for the sake of this snapshot.
+    wanted: u64,
+    since: Time,
+    step: Step,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// The masters say whether a fork is needed.
+    Asking,
+    /// The chunk comes to rest.
+    Resting(ChunkConfig),
+    /// Members make it.
+    Making(ChunkConfig, BTreeSet<StoreId>),
+    /// All have made it: the masters are told.
+    Made(ChunkConfig),
+}
+
+impl Node {
+    /// The last snapshot that was taken, as the masters say.
+    pub(crate) fn snapshot_taken(&mut self, number: u64) {
+        self.snapshot = self.snapshot.max(number);
+    }
+
+    /// Whether the chunk may be written to, though this snapshot was taken; else that is seen to.
+    pub(crate) fn is_after_snapshot(&mut self, handle: ChunkHandle, stamp: u64, out: &mut Outbox) -> bool {
+        let wanted = self.snapshot.max(if Mutant::NoStamp.on() { 0 } else { stamp });
+        let lead = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut()).expect("led");
+        if lead.forking.is_none() && (lead.snapshot >= wanted || Mutant::NoFork.on()) {
+            return true;
+        }
+        if lead.forking.is_none() {
+            lead.forking = Some(Box::new(Forking { wanted, since: self.now, step: Step::Asking }));
+            self.fork_on(handle, out);
+        }
+        false
+    }
+
+    /// The masters say whether a chunk must be forked, under which configuration, and up to which
+    /// snapshot that is good.
+    pub(crate) fn fork_told(
+        &mut self,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        to: Option<ChunkConfig>,
+        snapshot: u64,
+        out: &mut Outbox,
+    ) {
+        self.snapshot_taken(snapshot);
+        let now = self.now;
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        chunk.asking = false;
+        let same = chunk.config().epoch == epoch;
+        let Some(lead) = chunk.lead.as_mut().filter(|_| same) else { return };
+        let asked = |f: &&mut Box<Forking>| matches!(f.step, Step::Asking);
+        let Some(forking) = lead.forking.as_mut().filter(asked) else { return };
+        match to {
+            Some(to) if to.invalid().is_none() && to.members == chunk.state.config.members => {
+                forking.step = Step::Resting(to);
+                forking.since = now;
+                self.fork_on(handle, out);
+            }
+            Some(_) => {}
+            None => {
+                // Who named a snapshot that is not known to the masters waited for nothing.
+                let wanted = forking.wanted;
+                lead.snapshot = snapshot;
+                lead.forking = None;
+                for ask in chunk.waiting.iter_mut().filter(|ask| ask.snapshot <= wanted) {
+                    ask.snapshot = 0;
+                }
+                self.run_waiting(handle, out);
+            }
+        }
+    }
+
+    /// The next step of a fork, or the same once more.
+    pub(crate) fn fork_on(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let (me, now) = (self.id, self.now);
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(lead) = chunk.lead.as_mut().filter(|l| matches!(l.phase, Phase::Serving)) else { return };
+        let Some(forking) = &mut lead.forking else { return };
+        let epoch = chunk.state.config.epoch;
+        let at_rest = chunk.state.tail.is_empty() && lead.joining.is_none() && lead.sealing.is_empty();
+        let mut again = ASK_AGAIN_MS;
+        match forking.step.clone() {
+            Step::Asking => self.ask(handle, Ask::Fork { epoch }, out),
+            Step::Resting(to) if at_rest || Mutant::ForkWithTail.on() => {
+                forking.since = now;
+                forking.step = Step::Making(to.clone(), chunk.state.config.members.iter().copied().collect());
+                let to = ChunkConfig { sealed: Some(chunk.state.length as u64), ..to };
+                self.busy.insert(handle);
+                self.make_fork(handle, to);
+                self.ask_forks(handle, out);
+            }
+            Step::Resting(_) => again = LOOK_AGAIN_MS,
+            Step::Making(to, awaiting) if awaiting.is_empty() => {
+                forking.step = Step::Made(to);
+                return self.fork_on(handle, out);
+            }
+            Step::Making(_, awaiting) => {
+                let late = now.since(forking.since) >= Span::from_ms(APPLY_TIMEOUT_MS);
+                if let Some(accused) = awaiting.into_iter().find(|m| *m != me).filter(|_| late) {
+                    self.ask(handle, Ask::Silent { epoch, accused }, out);
+                }
+                self.ask_forks(handle, out);
+            }
+            Step::Made(to) => {
+                let (to, length) = (to.handle, chunk.state.length as u64);
+                self.ask(handle, Ask::Forked { epoch, to, length }, out);
+            }
+        }
+        self.timer(now + Span::from_ms(again), Timer::Fork(handle));
+    }
+
+    /// Asks the members that have not made the fork.
+    fn ask_forks(&self, handle: ChunkHandle, out: &mut Outbox) {
+        let state = &self.chunks[&handle].state;
+        let forking = self.chunks[&handle].lead.as_ref().and_then(|l| l.forking.as_ref());
+        let Some(Forking { step: Step::Making(to, awaiting), .. }) = forking.map(|f| &**f) else { return };
+        for to_store in awaiting.iter().copied().filter(|m| *m != self.id) {
+            let config = ChunkConfig { sealed: Some(state.length as u64), ..to.clone() };
+            let msg = Peer::Fork { handle, epoch: state.config.epoch, point: state.last, config };
+            out.push(Output::Peer { to: to_store, msg, data: vec![] });
+        }
+    }
+
+    /// The primary wants a fork, of the chunk as it is at this point.
+    pub(crate) fn fork_asked(
+        &mut self,
+        from: StoreId,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        point: LogPoint,
+        config: ChunkConfig,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let ours = chunk.config();
+        let follows = ours.epoch == epoch && ours.primary == from && !chunk.state.removed;
+        if !follows || config.members != ours.members || self.floors.contains_key(&config.handle) {
+            return;
+        }
+        self.advance(handle, point.1);
+        let state = &self.chunks[&handle].state;
+        let at_rest = state.last == point && state.tail.is_empty() || Mutant::ForkWithTail.on();
+        // Whoever is not that far yet is asked again.
+        if at_rest && config.sealed == Some(state.length as u64) {
+            let to = config.handle;
+            self.make_fork(handle, config);
+            if Mutant::ForkEarly.on() {
+                self.fork_durable(handle, epoch, to, out);
+            }
+        }
+    }
+
+    /// Makes a fork of a chunk that is at rest, or says once more that it is made.
+    fn make_fork(&mut self, handle: ChunkHandle, config: ChunkConfig) {
+        let chunk = self.chunks.get_mut(&handle).expect("it is forked");
+        let (point, to) = (chunk.state.last, config.handle);
+        let ticket = Ticket::Forked { of: handle, epoch: chunk.config().epoch, to };
+        // After a restart it must be known to be at rest just there.
+        chunk.logged_commit = point.1;
+        self.store.record(&Record::Committed { handle, serial: point.1 }, Ticket::None);
+        if self.chunks.get(&to).is_some_and(|c| c.config().epoch.number() > 0) {
+            return self.store.record(&Record::Committed { handle, serial: point.1 }, ticket);
+        }
+        let state = self.chunks[&handle].state.fork(config.clone());
+        for blocks in state.blocks() {
+            for block in blocks.block..blocks.block + blocks.count {
+                self.store.alloc.share(blocks.segment, block);
+            }
+        }
+        self.store.record(&Record::Fork { handle, point, config }, ticket);
+        let mut fork = Chunk::new(Arc::new(state));
+        if let Some(old) = self.chunks.remove(&to) {
+            (fork.waiting, fork.asking) = (old.waiting, old.asking);
+        }
+        self.chunks.insert(to, Box::new(fork));
+    }
+
+    /// A fork is durable here.
+    pub(crate) fn fork_durable(
+        &mut self,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        to: ChunkHandle,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get(&handle).filter(|c| c.config().epoch == epoch) else { return };
+        if chunk.lead.is_some() {
+            return self.forked(self.id, handle, epoch, to, out);
+        }
+        let (msg, primary) = (Peer::Forked { handle, epoch, to }, chunk.config().primary);
+        out.push(Output::Peer { to: primary, msg, data: vec![] });
+    }
+
+    /// A member has made the fork.
+    pub(crate) fn forked(
+        &mut self,
+        from: StoreId,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        to: ChunkHandle,
+        out: &mut Outbox,
+    ) {
+        let Some(chunk) = self.chunks.get_mut(&handle).filter(|c| c.config().epoch == epoch) else { return };
+        let Some(forking) = chunk.lead.as_mut().and_then(|l| l.forking.as_mut()) else { return };
+        if let Step::Making(config, awaiting) = &mut forking.step
+            && config.handle == to
+            && awaiting.remove(&from)
+            && awaiting.is_empty()
+        {
+            self.fork_on(handle, out);
+        }
+    }
+
+    /// The masters answer with the epoch that is known: they did not take the fork, and are asked
+    /// anew.
+    pub(crate) fn fork_refused(&mut self, handle: ChunkHandle) {
+        let Some(lead) = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut()) else { return };
+        if let Some(forking) = lead.forking.as_mut().filter(|f| matches!(f.step, Step::Made(_))) {
+            forking.step = Step::Asking;
+        }
+    }
+}
+
+impl ChunkState {
+    /// Another chunk of the same committed bytes.
+    pub(crate) fn fork(&self, config: ChunkConfig) -> ChunkState {
+        ChunkState {
+            length: self.length,
+            last: self.last,
+            extents: self.extents.clone(),
+            ..ChunkState::new(config)
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What a name stands for: a file with its chunks, a directory, a symlink.
+
+use bincode::{Decode, Encode};
+use common::{ChunkHandle, FileId};
+
+/// No directory.
+pub(crate) const NOWHERE: FileId = FileId(0);
+
+// There are many.
+const _: () = assert!(size_of::<Inode>() == 56);
+
+/// A file, directory or symlink.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Inode {
+    /// Permission bits.
+    pub mode: u16,
+    /// A file whose last chunk is not sealed: its length is as last reported.
+    pub(crate) open: bool,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The policy that a file was created with, interned; 0 for what is no file.
+    pub(crate) policy: u32,
+    /// Modification time, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// The directory that names it; `NOWHERE` if none does.
+    pub(crate) parent: FileId,
+    /// What it holds.
+    pub body: Body,
+}
+
+/// What an inode holds.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Body {
+    /// Chunks.
+    File(FileBody),
+    /// Entries; they lie in a map of their own.
+    Directory {
+        /// How many.
+        entries: u64,
+    },
+    /// A target.
+    Symlink {
+        /// Where it points.
+        target: Box<[u8]>,
+    },
+}
+
+/// The chunks of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct FileBody {
+    parts: Parts,
+}
+
+/// Most files have one chunk: it lies here, without memory of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+enum Parts {
+    None,
+    One(Part),
+    Many(Box<Many>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct Many {
+    parts: Vec<Part>,
+    /// Bytes in all.
+    length: u64,
+}
+
+/// One chunk of a file, or a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Part {
+    /// The chunk.
+    pub handle: ChunkHandle,
+    /// Bytes.
+    pub length: u64,
+}
+
+impl FileBody {
+    /// The chunks, in order.
+    pub fn parts(&self) -> &[Part] {
+        match &self.parts {
+            Parts::None => &[],
+            Parts::One(part) => std::slice::from_ref(part),
+            Parts::Many(many) => &many.parts,
+        }
+    }
+
+    /// Bytes in all.
+    pub fn length(&self) -> u64 {
+        match &self.parts {
+            Parts::None => 0,
+            Parts::One(part) => part.length,
+            Parts::Many(many) => many.length,
+        }
+    }
+
+    fn set_length(&mut self, handle: ChunkHandle, length: u64) {
+        match &mut self.parts {
+            Parts::One(part) if part.handle == handle => part.length = length,
+            Parts::None | Parts::One(_) => {}
+            Parts::Many(many) => {
+                // Almost always the last one.
+                if let Some(part) = many.parts.iter_mut().rev().find(|p| p.handle == handle) {
+                    many.length = many.length - part.length + length;
+                    part.length = length;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn push(&mut self, handle: ChunkHandle, length: u64) {
+        let part = Part { handle, length };
+        match &mut self.parts {
+            Parts::None => self.parts = Parts::One(part),
+            Parts::One(first) => {
+                let length = first.length + length;
+                self.parts = Parts::Many(Box::new(Many { parts: vec![*first, part], length }));
+            }
+            Parts::Many(many) => {
+                many.parts.push(part);
+                many.length += length;
+            }
+        }
+    }
+
+    /// Keeps the first so many chunks, the last of them with this length.
+    pub(crate) fn keep(&mut self, count: usize, last: Option<u64>) {
+        let mut parts = self.parts()[..count].to_vec();
+        if let (Some(part), Some(length)) = (parts.last_mut(), last) {
+            part.length = length;
+        }
+        self.parts = match parts[..] {
+            [] => Parts::None,
+            [one] => Parts::One(one),
+            _ => {
+                let length = parts.iter().map(|p| p.length).sum();
+                Parts::Many(Box::new(Many { parts, length }))
+            }
+        };
+    }
+
+    pub(crate) fn check(&self) {
+        assert_eq!(self.length(), self.parts().iter().map(|p| p.length).sum::<u64>());
+        assert!(!matches!(&self.parts, Parts::Many(many) if many.parts.len() < 2));
+    }
+}
+
+impl Inode {
+    pub(crate) fn directory(mode: u16, mtime_ns: i64) -> Inode {
+        Inode { mode, ..Inode::of(Body::Directory { entries: 0 }, mtime_ns) }
+    }
+
+    pub(crate) fn file(mode: u16, mtime_ns: i64, policy: u32) -> Inode {
+        Inode { mode, policy, ..Inode::of(Body::File(FileBody { parts: Parts::None }), mtime_ns) }
+    }
+
+    pub(crate) fn symlink(target: &[u8], mtime_ns: i64) -> Inode {
+        Inode { mode: 0o777, ..Inode::of(Body::Symlink { target: target.into() }, mtime_ns) }
+    }
+
+    fn of(body: Body, mtime_ns: i64) -> Inode {
+        Inode { mode: 0, open: false, uid: 0, gid: 0, policy: 0, mtime_ns, parent: NOWHERE, body }
+    }
+
+    /// One chunk or hole more.
+    pub(crate) fn push(&mut self, handle: ChunkHandle, length: u64) {
+        self.open = handle != ChunkHandle::HOLE;
+        self.file_mut().push(handle, length);
+    }
+
+    /// A chunk's length is known, for good if it is sealed.
+    pub(crate) fn set_length(&mut self, handle: ChunkHandle, length: u64, sealed: bool) {
+        let file = self.file_mut();
+        file.set_length(handle, length);
+        let last = file.parts().last().is_some_and(|p| p.handle == handle);
+        self.open &= !(sealed && last);
+    }
+
+    pub(crate) fn file_mut(&mut self) -> &mut FileBody {
+        match &mut self.body {
+            Body::File(file) => file,
+            _ => panic!("a chunk belongs to something that is no file"),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Snapshots against a model: trees as they were, with what their files held.
+
+mod driver;
+
+use common::wire::chunk_master::StoreReply;
+use common::wire::client_master::{FileKind, MasterReply, Mutation};
+use common::*;
+use driver::{Driver, code, create};
+use master_core::{Command, Metadata, Reply};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use std::collections::BTreeMap;
+
+/// What a path is: a directory, or a file of these bytes, as a number.
+type Files = BTreeMap<String, Option<u64>>;
+
+struct Model {
+    live: Files,
+    /// Directory and name: the tree as it was.
+    taken: BTreeMap<(String, String), Files>,
+    /// What each chunk holds, as its stores know it.
+    bytes: BTreeMap<ChunkHandle, u64>,
+    next: u64,
+}
+
+fn below(files: &Files, dir: &str) -> Files {
+    let prefix = format!("{dir}/");
+    let inside = files.iter().filter(|(path, _)| path.starts_with(&prefix));
+    inside.map(|(path, what)| (path[dir.len()..].to_owned(), *what)).collect()
+}
+
+fn chunk_of(d: &Driver, path: &str) -> ChunkHandle {
+    let attr = d.state.stat(path.as_bytes()).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let Ok(MasterReply::Layout { chunks, .. }) = d.state.layout(attr.file, 0, 10) else { panic!("{path}") };
+    chunks[0].config.handle
+}
+
+impl Model {
+    /// A primary writes to the file's chunk, after a fork if it must be one.
+    fn write(&mut self, d: &mut Driver, path: &str, rng: &mut StdRng) {
+        let handle = chunk_of(d, path);
+        loop {
+            let epoch = d.state.config(handle).unwrap().epoch;
+            match d.apply(Command::Fork { handle, epoch }) {
+                Reply::Store(StoreReply::Fork { to: None, .. }) => break,
+                Reply::Store(StoreReply::Fork { to: Some(to), .. }) => {
+                    if rng.random_bool(0.3) {
+                        // The primary dies, and another one begins anew.
+                        d.apply(Command::Reconfigure { handle, epoch, remove: vec![], primary: None });
+                        continue;
+                    }
+                    self.bytes.insert(to.handle, self.bytes[&handle]);
+                    d.apply(Command::Forked { handle, epoch, to: to.handle, length: 1 });
+                    assert!(
+                        d.state.config(handle).unwrap().epoch > epoch,
+                        "who reads the old chunk is fenced"
+                    );
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        self.next += 1;
+        self.bytes.insert(handle, self.next);
+        self.live.insert(path.into(), Some(self.next));
+    }
+
+    /// Everything is seen as it was.
+    fn check(&self, d: &Driver, seed: u64) {
+        self.check_tree(d, "", &self.live, seed);
+        for ((dir, name), files) in &self.taken {
+            self.check_tree(d, &format!("{dir}/.snapshot/{name}"), files, seed);
+        }
+    }
+
+    fn check_tree(&self, d: &Driver, at: &str, files: &Files, seed: u64) {
+        for (path, what) in files {
+            let path = format!("{at}{path}");
+            let attr = d.state.stat(path.as_bytes()).unwrap_or_else(|e| panic!("seed {seed}: {path}: {e}"));
+            match what {
+                None => {
+                    assert_eq!(attr.kind, FileKind::Directory, "seed {seed}: {path}");
+                    let Ok(MasterReply::Entries { entries, .. }) = d.state.list(path.as_bytes(), b"", 1000)
+                    else {
+                        panic!("{path}")
+                    };
+                    let inside = path[at.len()..].to_owned() + "/";
+                    let direct = files
+                        .keys()
+                        .filter(|p| p.strip_prefix(&inside).is_some_and(|rest| !rest.contains('/')));
+                    assert_eq!(entries.len(), direct.count(), "seed {seed}: {path}");
+                }
+                Some(bytes) => {
+                    let handle = chunk_of(d, &path);
+                    assert_eq!(self.bytes[&handle], *bytes, "seed {seed}: {path} is {handle}");
+                }
+            }
+        }
+    }
+}
+
+fn expire(d: &mut Driver, budget: u32) {
+    d.apply(Command::Expire {
+        trash_before_ns: u64::MAX,
+        unnamed_before_ns: 0,
+        clients_before_ns: 0,
+        budget,
+    });
+}
+
+fn image(state: &Metadata) -> Vec<Vec<u8>> {
+    let mut parts = vec![];
+    state.encode(|part| parts.push(part));
+    parts
+}
+
+#[test]
+fn trees_are_seen_as_they_were_whatever_comes_later() {
+    for seed in 0..60 {
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut d = Driver::new();
+        d.servers(&["r1", "r2", "r3", "r1"], |_| 0);
+        let mut m = Model { live: Files::new(), taken: BTreeMap::new(), bytes: BTreeMap::new(), next: 0 };
+        for dir in ["/a", "/a/b", "/c"] {
+            d.mutate(Mutation::Mkdir { path: dir.into(), parents: false, mode: 0o755 });
+            m.live.insert(dir.into(), None);
+        }
+        for step in 0..300 {
+            let dirs: Vec<String> =
+                m.live.iter().filter(|(_, w)| w.is_none()).map(|(p, _)| p.clone()).collect();
+            let files: Vec<String> =
+                m.live.iter().filter(|(_, w)| w.is_some()).map(|(p, _)| p.clone()).collect();
+            let dir = dirs.choose(&mut rng).cloned().unwrap_or_default();
+            let file = files.choose(&mut rng).cloned();
+            let fresh = format!("{dir}/n{step}");
+            match (rng.random_range(0..12), file) {
+                (0..3, _) => {
+                    let reply = d.mutate(create(&fresh, true));
+                    assert_eq!(code(&reply), None);
+                    m.bytes.insert(chunk_of(&d, &fresh), 0);
+                    m.live.insert(fresh, Some(0));
+                }
+                (3..6, Some(file)) => m.write(&mut d, &file, &mut rng),
+                (6, Some(file)) => {
+                    d.mutate(Mutation::Unlink { path: file.clone().into(), recursive: false });
+                    m.live.remove(&file);
+                    expire(&mut d, 3);
+                }
+                (7, Some(file)) => {
+                    let (from, to) = (file.clone().into(), fresh.clone().into());
+                    assert_eq!(code(&d.mutate(Mutation::Rename { from, to, replace: false })), None);
+                    let what = m.live.remove(&file).unwrap();
+                    m.live.insert(fresh, what);
+                }
+                (8, _) => {
+                    let path = dir.clone().into_bytes();
+                    let path = if path.is_empty() { b"/".to_vec() } else { path };
+                    let name = format!("s{step}");
+                    let reply = d.mutate(Mutation::Snapshot { path, name: name.clone().into() });
+                    assert_eq!(code(&reply), None);
+                    m.taken.insert((dir.clone(), name), below(&m.live, &dir));
+                }
+                (9, _) if rng.random() => {
+                    let Some((dir, name)) = m.taken.keys().next().cloned() else { continue };
+                    let path = if dir.is_empty() { "/".into() } else { dir.clone() };
+                    let reply =
+                        d.mutate(Mutation::DeleteSnapshot { path: path.into(), name: name.clone().into() });
+                    assert_eq!(code(&reply), None);
+                    m.taken.remove(&(dir, name));
+                    expire(&mut d, rng.random_range(0..10));
+                }
+                (10, _) => {
+                    let reply = d.mutate(Mutation::Unlink { path: dir.clone().into(), recursive: true });
+                    let holds = |of: &str| of == dir || of.starts_with(&format!("{dir}/"));
+                    let snapshots = m.taken.keys().any(|(of, _)| holds(of));
+                    let wanted = match (dir.is_empty(), snapshots) {
+                        (true, _) => Some(Code::BadName),
+                        (_, true) => Some(Code::HasSnapshots),
+                        _ => None,
+                    };
+                    assert_eq!(code(&reply), wanted, "seed {seed}: unlink {dir}");
+                    if wanted.is_none() {
+                        m.live.retain(|path, _| !holds(path));
+                    }
+                    expire(&mut d, rng.random_range(0..30));
+                }
+                _ => {
+                    let parts = image(&d.state);
+                    let again = Metadata::decode(parts.iter().map(|p| p.as_slice())).expect("it decodes");
+                    assert_eq!(image(&again), parts, "seed {seed}: the same after encoding");
+                    d.state = again;
+                }
+            }
+            d.state.check();
+            m.check(&d, seed);
+        }
+        for ((dir, name), _) in std::mem::take(&mut m.taken) {
+            let path = if dir.is_empty() { "/".into() } else { dir };
+            d.mutate(Mutation::DeleteSnapshot { path: path.into(), name: name.into() });
+        }
+        expire(&mut d, 10_000);
+        d.state.check();
+        m.check(&d, seed);
+        let (files, chunks, _) = d.state.counts();
+        let live = m.live.values().filter(|w| w.is_some()).count() as u64;
+        assert_eq!((files, chunks), (m.live.len() as u64 + 1, live), "seed {seed}: nothing is left behind");
+    }
+}
+
+#[test]
+fn a_snapshot_is_never_changed() {
+    let mut d = Driver::new();
+    d.servers(&["r1", "r2", "r3"], |_| 0);
+    d.mutate(create("/a/f", true));
+    d.mutate(Mutation::Snapshot { path: b"/a".to_vec(), name: b"s".to_vec() });
+    let file = d.state.stat(b"/a/.snapshot/s/f").unwrap().file;
+    let inside = || b"/a/.snapshot/s/f".to_vec();
+    let new = || b"/a/.snapshot/s/g".to_vec();
+    let refused = [
+        create("/a/.snapshot/s/g", true),
+        create("/a/.snapshot", false),
+        Mutation::Mkdir { path: new(), parents: true, mode: 0 },
+        Mutation::Unlink { path: inside(), recursive: true },
+        Mutation::Unlink { path: b"/a/.snapshot".to_vec(), recursive: true },
+        Mutation::Rename { from: inside(), to: b"/g".to_vec(), replace: true },
+        Mutation::Rename { from: b"/a/f".to_vec(), to: new(), replace: true },
+        Mutation::SetAttr { path: inside(), mode: Some(0), mtime_ns: None, uid: None, gid: None },
+        Mutation::Symlink { path: new(), target: b"x".to_vec(), parents: true },
+        Mutation::Undelete { path: b"/x".to_vec(), to: new() },
+        Mutation::CreateUnnamed { like: new(), chunk: false, near: String::new() },
+        Mutation::Snapshot { path: b"/a/.snapshot/s".to_vec(), name: b"t".to_vec() },
+        Mutation::AddChunk { file, index: 1, declare: None, near: String::new() },
+        Mutation::AddHole { file, index: 1, length: 5 },
+        Mutation::Truncate { file, length: 0 },
+    ];
+    let before = d.state.stat(b"/a/.snapshot/s/f");
+    for mutation in refused {
+        assert_eq!(code(&d.mutate(mutation.clone())), Some(Code::ReadOnly), "{mutation:?}");
+    }
+    assert_eq!(d.state.stat(b"/a/.snapshot/s/f"), before);
+    let again = Mutation::Snapshot { path: b"/a".to_vec(), name: b"s".to_vec() };
+    assert_eq!(code(&d.mutate(again)), Some(Code::Exists));
+    for name in [&b""[..], b".", b"..", b".snapshot", b"a/b", &[b'x'; 256]] {
+        let bad = Mutation::Snapshot { path: b"/a".to_vec(), name: name.to_vec() };
+        assert_eq!(code(&d.mutate(bad)), Some(Code::BadName));
+    }
+    let onto_a_file = Mutation::Snapshot { path: b"/a/f".to_vec(), name: b"t".to_vec() };
+    assert_eq!(code(&d.mutate(onto_a_file)), Some(Code::NotADirectory));
+}
