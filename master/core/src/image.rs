@@ -34,6 +34,8 @@ struct Head {
     table: u64,
 }
 
+type DirectoryAndName = (FileId, Vec<u8>);
+
 #[derive(Encode, Decode)]
 enum Part {
     Head(Head),
@@ -59,7 +61,7 @@ enum Part {
     /// one, for the first - but for what follows.
     Snapshot(u64, SnapshotHead),
     OtherInodes(Vec<(FileId, Option<Inode>)>),
-    OtherDentries(Vec<((FileId, Vec<u8>), Option<FileId>)>),
+    OtherDentries(Vec<(DirectoryAndName, Option<FileId>)>),
     OtherPolicies(Vec<(FileId, Option<Policy>)>),
     NextSnapshot(u64),
     Kept(Vec<((u64, ChunkHandle), ())>),

@@ -249,8 +249,8 @@ impl Metadata {
     fn needed_by(&self, handle: ChunkHandle) -> Option<u64> {
         let file = self.chunks.get(&handle)?.file;
         let young = |s: &Snapshot| handle.counter() >= s.head.next_chunk;
-        let older = self.snapshots.iter().rev().take_while(|(_, s)| !young(s));
-        let (number, _) = older.filter(|(_, s)| s.holds_live(handle, file)).next()?;
+        let mut older = self.snapshots.iter().rev().take_while(|(_, s)| !young(s));
+        let (number, _) = older.find(|(_, s)| s.holds_live(handle, file))?;
         // A fork that is good for the last one is good for all before.
         (self.as_of(*number, handle) == handle).then_some(*number)
     }
