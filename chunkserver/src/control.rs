@@ -244,6 +244,7 @@ fn request_of(ask: MasterAsk, store: StoreId, session: SessionId) -> StoreReques
         Ask::Join { epoch, learner, attempt } => {
             StoreRequest::Join { store, handle, epoch, learner, attempt }
         }
+        Ask::Slow { epoch, accused } => StoreRequest::Slow { store, handle, epoch, accused },
         Ask::Fork { epoch } => StoreRequest::Fork { store, handle, epoch },
         Ask::Forked { epoch, to, length } => StoreRequest::Forked { store, handle, epoch, to, length },
         Ask::Seal { epoch, length, serial } => StoreRequest::Seal { store, handle, epoch, length, serial },
@@ -340,7 +341,8 @@ async fn heartbeat(
         }
         done.truncate(common::limits::ORDERS_MAX);
         if report.stats.copies == 0 && report.stats.copied_bytes > told {
-            tracing::info!(%store, bytes = report.stats.copied_bytes - told, "copied as a new member");
+            let (bytes, limit) = (report.stats.copied_bytes - told, report.stats.copy_rate);
+            tracing::info!(%store, bytes, limit, "copied as a new member");
             told = report.stats.copied_bytes;
         }
         let sent = now();

@@ -13,6 +13,7 @@ pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<(
         Admin::Status => status(&client, json).await,
         Admin::Servers => servers(&client, json).await,
         Admin::Chunks { path: p } => chunks(&client, &path(&p), json).await,
+        Admin::Explain { chunk } => crate::explain::run(&client, ChunkHandle(chunk), json).await,
         Admin::Locate { path: p, offset } => locate(&client, &path(&p), offset, json).await,
         Admin::Policy { path: p, replication, chunk_mib, label } => {
             let chunk_bytes = chunk_mib.map(|m| m * 1024 * 1024);
@@ -29,6 +30,9 @@ pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<(
         Admin::Master { command: MasterCommand::Transfer { id } } => Ok(client.transfer_leader(id).await?),
         Admin::Repair { wait } => repair(&client, wait, json).await,
         Admin::Drain { server, undo, wait } => drain(&client, server.map(ServerId), undo, wait, json).await,
+        Admin::Maintenance { server, minutes, end } => {
+            maintenance(&client, server.map(ServerId), minutes, end, json).await
+        }
         Admin::EmptyTrash => Ok(client.empty_trash().await?),
     }
 }
@@ -121,6 +125,41 @@ async fn drain(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+async fn maintenance(
+    client: &Client,
+    server: Option<ServerId>,
+    minutes: u64,
+    end: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    if let Some(server) = server {
+        let minutes = if end { 0 } else { minutes };
+        client.maintain(server, std::time::Duration::from_secs(minutes * 60)).await?;
+    }
+    let mut items = client.maintained().await?;
+    items.retain(|i| server.is_none_or(|s| s == i.server));
+    for i in &items {
+        let safe = i.at_risk == 0;
+        let left = i.left_ms.div_ceil(60_000);
+        match (json, safe) {
+            (true, _) => print(&json!({"server": i.server.0, "left_ms": i.left_ms, "chunks": i.chunks,
+                "at_risk": i.at_risk, "safe": safe})),
+            (false, true) => println!(
+                "{} is waited for {left} min more; it can be stopped: its {} chunks have enough other live members",
+                i.server, i.chunks
+            ),
+            (false, false) => println!(
+                "{} is waited for {left} min more; do NOT stop it: {} of its {} chunks would have too few live members (`admin repair` says why)",
+                i.server, i.at_risk, i.chunks
+            ),
+        }
+    }
+    if items.is_empty() && !json {
+        println!("no server is maintained");
+    }
+    Ok(())
 }
 
 fn show_drains(items: &[client::DrainItem], stores: &[StoreInfo], json: bool) {

@@ -305,6 +305,12 @@ pub enum Admin {
         /// The file.
         path: OsString,
     },
+    /// Tell all that is known of a chunk: where it belongs, who holds it, what is done about it and why.
+    Explain {
+        /// Which, as `admin chunks` and the logs name it: ch_00042.
+        #[arg(value_parser = chunk_handle)]
+        chunk: u64,
+    },
     /// Show where a byte of a file lies.
     Locate {
         /// The file.
@@ -349,6 +355,19 @@ pub enum Admin {
         /// Do not end before nothing is left.
         #[arg(long)]
         wait: bool,
+    },
+    /// Say that a server will be stopped for a while and come back: nothing of it is copied elsewhere
+    /// meanwhile. Says whether it can be stopped without harm.
+    Maintenance {
+        /// Which, as `admin servers` shows it: cs2; all that are maintained if not given.
+        #[arg(value_parser = server_id)]
+        server: Option<u32>,
+        /// For so many minutes, at most a week.
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=10_080))]
+        minutes: u64,
+        /// It is over.
+        #[arg(long, requires = "server")]
+        end: bool,
     },
     /// Delete what is in the trash for good.
     EmptyTrash,
@@ -446,4 +465,10 @@ impl From<Bench> for bench::Job {
 fn server_id(text: &str) -> Result<u32, String> {
     let number = text.strip_prefix("cs").unwrap_or(text);
     number.parse().map_err(|_| "a server is named as `admin servers` shows it: cs2".into())
+}
+
+/// The number of a chunk: `ch_00042`, or `42`.
+fn chunk_handle(text: &str) -> Result<u64, String> {
+    let number = text.strip_prefix("ch_").unwrap_or(text);
+    number.parse().map_err(|_| "a chunk is named as `admin chunks` shows it: ch_00042".into())
 }

@@ -159,6 +159,44 @@ fn trees_of_strange_names_come_back_as_they_went() {
 }
 
 #[test]
+fn a_chunk_is_explained_and_maintenance_says_whether_it_is_safe() {
+    let mut c = Running::start(1, 3);
+    c.ok(&["append", "/log", "one"]);
+    let line = String::from_utf8(c.ok(&["--json", "admin", "chunks", "/log"])).unwrap();
+    let chunk: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let handle = chunk["handle"].as_str().unwrap().to_owned();
+    let explain = |c: &Running| -> serde_json::Value {
+        serde_json::from_slice(&c.ok(&["--json", "admin", "explain", &handle])).unwrap()
+    };
+    let story = explain(&c);
+    assert_eq!((&story["path"], &story["want"]), (&"/log".into(), &3.into()));
+    assert_eq!(story["replicas"].as_array().unwrap().len(), 3);
+    c.ok(&["snapshot", "create", "/", "s"]);
+    c.ok(&["append", "/log", "two"]);
+    let fork = explain(&c)["forks"][0]["handle"].as_str().unwrap().to_owned();
+    let said = String::from_utf8(c.ok(&["admin", "explain", &fork])).unwrap();
+    assert!(said.contains(&format!("what {handle} of /log held")), "{said}");
+    assert!(!c.cairn(&["admin", "explain", "ch_99999"]).status.success());
+
+    let safe = |c: &Running, args: &[&str]| -> serde_json::Value {
+        let all = [&["--json", "admin", "maintenance"], args].concat();
+        serde_json::from_slice(&c.ok(&all)).unwrap()
+    };
+    let first = safe(&c, &["cs1", "--minutes", "5"]);
+    assert_eq!((&first["safe"], &first["chunks"]), (&true.into(), &2.into()));
+    assert!((200_000..=300_000).contains(&first["left_ms"].as_u64().unwrap()), "{first}");
+    c.stop("cs2");
+    let end = Instant::now() + Duration::from_secs(20);
+    while safe(&c, &[])["at_risk"] != 2 {
+        assert!(Instant::now() < end, "{}", safe(&c, &[]));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    c.ok(&["admin", "maintenance", "cs1", "--end"]);
+    assert!(c.ok(&["--json", "admin", "maintenance"]).is_empty());
+    assert!(!c.cairn(&["admin", "maintenance", "cs9"]).status.success());
+}
+
+#[test]
 fn a_snapshot_stays_as_it_was_through_writes_and_restarts() {
     let mut c = Running::start(3, 4);
     let from = c.dir.path().join("from");

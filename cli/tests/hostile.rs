@@ -376,7 +376,7 @@ impl Hostile {
 
     fn master_request(&mut self) -> Vec<u8> {
         let path = self.path();
-        let msg = match self.rng.random_range(0..13) {
+        let msg = match self.rng.random_range(0..15) {
             0 => MasterRequest::Stat { path },
             1 => MasterRequest::List { path, after: vec![b'z'; 300], limit: self.number() as u32 },
             2 => MasterRequest::Layout {
@@ -390,6 +390,8 @@ impl Hostile {
             6 => MasterRequest::Policy { path },
             7 => MasterRequest::Repairs,
             8 => MasterRequest::Drains,
+            11 => MasterRequest::Maintenance,
+            10 => MasterRequest::Explain { handle: self.handle() },
             9 => MasterRequest::Snapshots { after: self.number(), limit: self.number() as u32 },
             _ => MasterRequest::Mutate {
                 request: self.request(),
@@ -404,7 +406,7 @@ impl Hostile {
     fn mutation(&mut self) -> Mutation {
         let (path, file, mode) = (self.path(), self.file(), self.number() as u32);
         let (near, index) = (self.text(), self.number() as u32);
-        match self.rng.random_range(0..19) {
+        match self.rng.random_range(0..20) {
             0 => Mutation::Mkdir { path, parents: self.flag(), mode },
             1 => Mutation::Create {
                 path,
@@ -449,6 +451,7 @@ impl Hostile {
             },
             14 => Mutation::EmptyTrash { before_ns: self.number() },
             // No server that there is: the kept file's chunk shall stay where it is.
+            18 => Mutation::Maintain { server: ServerId(1000), ms: self.number() },
             16 => Mutation::Snapshot { path, name: self.text().into_bytes() },
             17 => Mutation::DeleteSnapshot { path, name: self.text().into_bytes() },
             15 => Mutation::Drain { server: ServerId(1000 + self.number() as u32 % 1000), on: self.flag() },
@@ -459,7 +462,7 @@ impl Hostile {
     fn store_request(&mut self) -> Vec<u8> {
         let (store, session, handle, epoch) =
             (self.store(), SessionId(self.number()), self.handle(), self.epoch());
-        let msg = match self.rng.random_range(0..10) {
+        let msg = match self.rng.random_range(0..11) {
             0 => StoreRequest::Heartbeat(Beat {
                 store,
                 session,
@@ -475,6 +478,7 @@ impl Hostile {
             4 => StoreRequest::Silent { store, handle, epoch, accused: self.stores() },
             5 => StoreRequest::Corrupt { store, handle, epoch },
             6 => StoreRequest::Join { store, handle, epoch, learner: self.store(), attempt: self.number() },
+            9 => StoreRequest::Slow { store, handle, epoch, accused: self.store() },
             7 => StoreRequest::Fork { store, handle, epoch },
             8 => StoreRequest::Forked { store, handle, epoch, to: self.handle(), length: self.number() },
             _ => StoreRequest::Seal { store, handle, epoch, length: self.number(), serial: self.serial() },

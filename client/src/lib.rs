@@ -8,7 +8,8 @@ mod masters;
 mod requests;
 
 pub use common::wire::client_master::{
-    Attr, ChunkInfo, DrainItem, Entry, FileKind, Policy, RepairItem, SnapshotInfo, Status, TrashEntry,
+    Attr, ChunkInfo, DrainItem, Entry, FileKind, MaintenanceItem, Policy, RepairItem, SnapshotInfo, Status,
+    Story, TrashEntry,
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
@@ -175,6 +176,27 @@ impl Client {
         match self.ask(MasterRequest::Repairs).await? {
             MasterReply::Repairs { items, count } => Ok((items, count)),
             _ => Err(Error::unexpected("repairs")),
+        }
+    }
+
+    /// A server will be away for a while and is waited for; zero ends that.
+    pub async fn maintain(&self, server: ServerId, time: Duration) -> Result<()> {
+        self.mutate(Mutation::Maintain { server, ms: time.as_millis() as u64 }).await.map(drop)
+    }
+
+    /// The servers that are maintained.
+    pub async fn maintained(&self) -> Result<Vec<MaintenanceItem>> {
+        match self.ask(MasterRequest::Maintenance).await? {
+            MasterReply::Maintained(items) => Ok(items),
+            _ => Err(Error::unexpected("maintenance")),
+        }
+    }
+
+    /// All that the leader knows of a chunk.
+    pub async fn explain(&self, handle: ChunkHandle) -> Result<Story> {
+        match self.ask(MasterRequest::Explain { handle }).await? {
+            MasterReply::Explained(story) => Ok(story),
+            _ => Err(Error::unexpected("explain")),
         }
     }
 

@@ -84,6 +84,7 @@ codes! {
     Gap = 76, "a serial before this one is missing";
     Shutdown = 77, "the server is stopping";
     RepairVoid = 78, "this attempt to make a replica is over";
+    Doubted = 79, "the store seems to be sick, and is not used while that is so";
     // Administration.
     NoSuchStore = 90, "no such store or server";
     StoreInUse = 91, "another process serves this store";

@@ -101,12 +101,14 @@ pub const FIRST_COMMIT_MS: u64 = 300;
 pub const APPLY_TIMEOUT_MS: u64 = 500;
 /// A store that is down for so long is not waited for any more: its chunks get other members.
 pub const DEAD_MS: u64 = 20_000;
+/// Longest maintenance of a server: a week, in milliseconds.
+pub const MAINTENANCE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 /// Chunks that are copied to a store at a time.
 pub const LEARNERS_MAX: usize = 8;
 /// Chunks of which a store is the source of copies at a time.
 pub const TAUGHT_MAX: usize = 8;
 /// Bytes that a store copies in a second at least, however busy clients keep it.
-pub const COPY_FLOOR_BYTES_PER_S: u64 = 8 << 20;
+pub const COPY_FLOOR_BYTES_PER_S: u64 = 16 << 20;
 /// An attempt to make a replica that takes longer is given up, and begun elsewhere or anew.
 pub const REPAIR_ATTEMPT_MS: u64 = 180_000;
 /// A primary stops admitting for so long while a new member gets the rest.

@@ -6,7 +6,7 @@ use crate::raft::{Logged, Raft};
 use common::limits::SESSION_MS;
 use common::wire::client_master::RepairItem;
 use common::{Code, SessionId, StoreId, Time};
-use master_core::{Command, Entry, Reply, Standing, Suspicion};
+use master_core::{Command, Complaint, Entry, Reply, Standing, Suspicion};
 use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{BasicNode, ReadPolicy};
 use std::collections::BTreeMap;
@@ -124,7 +124,7 @@ impl Leader {
     }
 
     /// The log's time: it goes on from the last stamp by this machine's monotonic clock.
-    fn stamp_ns(&self) -> u64 {
+    pub fn stamp_ns(&self) -> u64 {
         let state_ns = self.state.read().expect("never poisoned").clock_ns();
         let sessions = self.sessions.lock().expect("never poisoned");
         let elapsed = sessions.began.map_or(0, |began| began.elapsed().as_nanos() as u64);
@@ -209,16 +209,17 @@ impl Leader {
         &self,
         accuser: StoreId,
         accused: &[StoreId],
+        what: Complaint,
         members: &[StoreId],
         standing: &BTreeMap<StoreId, Standing>,
     ) -> Vec<StoreId> {
         let verdict = {
             let mut sessions = self.sessions.lock().expect("never poisoned");
             let of = |id| standing.get(&id).copied().unwrap_or(Standing::Gone);
-            sessions.suspicion.judge(self.now(), accuser, accused, members, of)
+            sessions.suspicion.judge(self.now(), accuser, accused, what, members, of)
         };
         for store in verdict.doubt {
-            tracing::warn!(%store, %accuser, ?accused, "it seems to be sick");
+            tracing::warn!(%store, %accuser, ?accused, ?what, "it seems to be sick");
             self.tell_doubt(store, true).await;
         }
         verdict.remove

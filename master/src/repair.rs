@@ -42,6 +42,8 @@ pub struct Repairs {
     idle_moves: BTreeMap<ChunkHandle, Instant>,
     /// Since when stores are down, by this leader's count.
     down_since: BTreeMap<StoreId, Instant>,
+    /// Stores that are down for maintenance: they are waited for.
+    maintained: BTreeSet<StoreId>,
     /// Attempts under way, and since when by this leader's count.
     began: BTreeMap<(ChunkHandle, u64), Instant>,
     /// Chunks that could not be helped, and why.
@@ -152,7 +154,8 @@ impl Repairs {
     /// Stores that have been down for so long that nobody waits for them.
     fn dead(&self) -> BTreeSet<StoreId> {
         let limit = Duration::from_millis(DEAD_MS);
-        self.down_since.iter().filter(|(_, since)| since.elapsed() > limit).map(|(id, _)| *id).collect()
+        let over = self.down_since.iter().filter(|(_, since)| since.elapsed() > limit).map(|(id, _)| *id);
+        over.filter(|id| !self.maintained.contains(id)).collect()
     }
 
     /// Looks at the next chunks.
@@ -161,6 +164,8 @@ impl Repairs {
         let down: BTreeSet<StoreId> =
             state.all_stores().filter(|(_, s)| s.session().is_none()).map(|(id, _)| id).collect();
         self.down_since.retain(|id, _| down.contains(id));
+        let now = leader.stamp_ns();
+        self.maintained = down.iter().copied().filter(|id| state.is_maintained(*id, now)).collect();
         for id in down {
             self.down_since.entry(id).or_insert_with(Instant::now);
         }

@@ -1,6 +1,7 @@
 //! Drills: a cluster of real processes under load, something is killed, paused or cut off, and
 //! every acknowledged byte is checked afterwards. Tells the gap that clients saw.
 
+mod away;
 mod disk;
 mod full_disk;
 mod grow;
@@ -49,6 +50,12 @@ pub const DRILLS: &[Drill] = &[
     drill("worker-kill", Hit::Worker, "kill -9 of a chunkserver's worker; its parent sees it"),
     drill("server-kill", Hit::Server, "kill -9 of a chunkserver's parent; the worker dies with it"),
     drill("server-pause", Hit::Pause, "SIGSTOP of a chunkserver's worker for 6 s"),
+    drill("server-slow", Hit::Slow, "a chunkserver's worker runs for 20 ms of every 200, for 10 s"),
+    drill(
+        "server-away",
+        Hit::Away,
+        "a chunkserver is away for a minute of writes, and copies what it missed",
+    ),
     drill("cut-server", Hit::Cut, "a chunkserver's cable is pulled for 6 s"),
     drill("cut-leader", Hit::CutLeader, "the leading master's cable is pulled for 6 s"),
     drill("cut-rack", Hit::CutRack, "the cables of a rack and of the leading master are pulled for 6 s"),
@@ -159,6 +166,7 @@ pub async fn run(drill: &'static Drill, repeats: u32, dir: &Path, binary: &Path)
         let mut outcome = Outcome::new(drill, repeats);
         match drill.hit {
             Hit::FullDisk => full_disk::run(&home, binary, repeats, &mut outcome).await,
+            Hit::Away => away::run(&home, binary, repeats, &mut outcome).await,
             Hit::Snapshots => snapshots::run(&home, binary, repeats, &mut outcome).await,
             Hit::Many => many::run(&home, binary, repeats, &mut outcome).await,
             Hit::Storm => storm::run(&home, binary, repeats, &mut outcome).await,
@@ -225,7 +233,9 @@ async fn one(
         false => SETTLE,
     };
     tokio::time::sleep(settle).await;
-    load.mark();
+    if drill.hit != Hit::Slow {
+        load.mark();
+    }
     let struck = Instant::now();
     let down = match (drill.hit, disk) {
         (Hit::Grow, _) => {

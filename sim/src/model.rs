@@ -345,6 +345,7 @@ impl State {
             Ask::Silent { epoch, accused } => {
                 self.config_of(Command::Reconfigure { handle, epoch, remove: vec![accused], primary: None })
             }
+            Ask::Slow { .. } => panic!("time stands still, and {store} finds somebody slow"),
             Ask::Fork { .. } | Ask::Forked { .. } => {
                 panic!("{store} asks for a fork, and there is no snapshot")
             }

@@ -150,6 +150,13 @@ pub enum Ask {
         /// The member.
         accused: StoreId,
     },
+    /// This member answers, but holds writers up.
+    Slow {
+        /// The epoch I know.
+        epoch: Epoch,
+        /// The member, perhaps I myself.
+        accused: StoreId,
+    },
     /// I have stopped admitting: seal it here.
     Seal {
         /// The epoch I know.

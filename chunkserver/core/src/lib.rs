@@ -14,6 +14,7 @@ mod primary;
 mod reads;
 mod scrub;
 mod secondary;
+mod slow;
 pub mod state;
 pub mod store;
 mod takeover;

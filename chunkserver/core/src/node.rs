@@ -9,6 +9,7 @@ use crate::primary::Lead;
 use crate::reads::{PendingRead, ReadFor};
 use crate::scrub::Scrub;
 use crate::secondary::Follow;
+use crate::slow::Slow;
 use crate::state::ChunkState;
 use crate::store::format::Record;
 use crate::store::{Event, PieceTicket, Recovered, Sort, Store, Ticket};
@@ -191,6 +192,7 @@ pub struct Node {
     /// Questions of copies that are answered when it is their turn.
     pub(crate) taught: BTreeMap<ChunkHandle, Taught>,
     pub(crate) pace: Pace,
+    pub(crate) slow: Slow,
     pub(crate) scrub: Scrub,
     /// Chunks whose copy here has rotted.
     pub(crate) rotten: BTreeSet<ChunkHandle>,
@@ -226,6 +228,7 @@ impl Node {
             copied_bytes: 0,
             taught: BTreeMap::new(),
             pace: Pace::default(),
+            slow: Slow::default(),
             scrub: Scrub::default(),
             rotten: BTreeSet::new(),
             reported_failure: false,
@@ -638,7 +641,10 @@ impl Node {
 
     fn event(&mut self, event: Event, out: &mut Outbox) {
         match event {
-            Event::Flushed(latency) => self.pace.waited(self.now, Wait::Flush, latency),
+            Event::Flushed(latency, bulk) => {
+                let what = if bulk { Wait::BulkFlush } else { Wait::Flush };
+                self.pace.waited(self.now, what, latency);
+            }
             Event::Durable(ticket) => self.durable(ticket, out),
             Event::Written(PieceTicket::Held(request, index)) => {
                 self.held.written(request, index);

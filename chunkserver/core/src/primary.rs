@@ -4,6 +4,7 @@
 use crate::fork::Forking;
 use crate::io::{Ask, ConnId, Outbox, Output};
 use crate::node::{Node, Timer, Waiting, handle_of, refuse, reply};
+use crate::slow::Alone;
 use crate::state::TailRecord;
 use crate::store::format::{Place, Record};
 use crate::store::{Sort, Ticket};
@@ -36,6 +37,8 @@ pub(crate) struct Lead {
     pub resolved: Serial,
     /// When something last moved.
     pub progress: Time,
+    /// Who is waited for alone.
+    pub alone: Alone,
     /// Of whom the masters were last told that it does not answer.
     pub accused: Option<StoreId>,
     /// A store is about to become a member; while it is, nothing is admitted.
@@ -66,6 +69,7 @@ impl Lead {
             replies: BTreeMap::new(),
             resolved: Serial(0),
             progress: now,
+            alone: Alone::default(),
             accused: None,
             joining: None,
             snapshot: 0,
@@ -308,6 +312,7 @@ impl Node {
         match &mut chunk.lead {
             Some(lead) => {
                 lead.acked.insert(self.id, durable);
+                self.who_is_slow(handle, out);
                 self.takeover_progress(handle, out);
                 self.try_commit(handle, out);
             }
@@ -337,6 +342,7 @@ impl Node {
         let Some(lead) = chunk.lead.as_mut().filter(serving) else { return };
         if let Some(acked) = lead.acked.get_mut(&from) {
             *acked = serial.min(last).max(*acked);
+            self.who_is_slow(handle, out);
             self.try_commit(handle, out);
         }
     }

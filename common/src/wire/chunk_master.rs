@@ -166,6 +166,17 @@ pub enum StoreRequest {
         /// The epoch.
         epoch: Epoch,
     },
+    /// The primary reports a member that answers, but holds writers up.
+    Slow {
+        /// Who asks.
+        store: StoreId,
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch.
+        epoch: Epoch,
+        /// The member, perhaps the primary itself.
+        accused: StoreId,
+    },
     /// All members hold the fork, durably, and nothing was written meanwhile.
     Forked {
         /// Who asks.

@@ -95,6 +95,13 @@ pub enum MasterRequest {
     Repairs,
     /// The servers that are drained, and what is left on them. The leader answers.
     Drains,
+    /// The servers that are maintained. The leader answers.
+    Maintenance,
+    /// All that the leader knows of a chunk.
+    Explain {
+        /// Which.
+        handle: ChunkHandle,
+    },
     /// The snapshots, a page, oldest first.
     Snapshots {
         /// Those with numbers after this.
@@ -130,6 +137,50 @@ pub struct RepairItem {
     pub ms: u64,
     /// What it waits for; empty if nothing.
     pub why: String,
+}
+
+/// A server that is maintained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MaintenanceItem {
+    /// The server.
+    pub server: ServerId,
+    /// Milliseconds for which it is still waited for; 0: it counts as any other again.
+    pub left_ms: u64,
+    /// Chunks of which it has a replica.
+    pub chunks: u64,
+    /// Those of them that would be frozen, or unreadable, without it.
+    pub at_risk: u64,
+}
+
+/// All that the leader knows of a chunk.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Story {
+    /// Its members now; `wait_ms` is how long those that left must still be waited for.
+    pub config: ChunkConfig,
+    /// Members that it should have.
+    pub want: u8,
+    /// Bytes, as far as the masters know.
+    pub length: u64,
+    /// The file that it belongs to, or did.
+    pub file: FileId,
+    /// Where that file is; `None` if it has no name (any more).
+    pub path: Option<PathBytes>,
+    /// The last snapshot that needs it, if only snapshots do.
+    pub kept: Option<u64>,
+    /// The chunk that it stands in for, and up to which snapshot.
+    pub fork_of: Option<(ChunkHandle, u64)>,
+    /// The chunks that stand in for it, and up to which snapshot each.
+    pub forks: Vec<(ChunkHandle, u64)>,
+    /// Members that shall leave it: they are on a drained server, or it is moved off them.
+    pub leaving: Vec<StoreId>,
+    /// The store that is becoming a member.
+    pub target: Option<StoreId>,
+    /// Stores that hold an old copy.
+    pub old: Vec<StoreId>,
+    /// Stores that left it, and have not confirmed yet that they serve it no more.
+    pub unconfirmed: Vec<StoreId>,
+    /// For how long the leader has known that it lacks members, in milliseconds, and what it waits for.
+    pub lacking: Option<(u64, String)>,
 }
 
 /// The name under which a directory's snapshots are seen in it; it is not listed.
@@ -305,6 +356,13 @@ pub enum Mutation {
         server: ServerId,
         /// Begin, or take back.
         on: bool,
+    },
+    /// A server will be away for a while: nothing of it gets another place until then.
+    Maintain {
+        /// The server.
+        server: ServerId,
+        /// For so many milliseconds; 0 ends it.
+        ms: u64,
     },
     /// Takes a snapshot of a directory's tree.
     Snapshot {
@@ -519,6 +577,10 @@ pub enum MasterReply {
     },
     /// The servers that are drained.
     Drains(Vec<DrainItem>),
+    /// The servers that are maintained.
+    Maintained(Vec<MaintenanceItem>),
+    /// All that the leader knows of a chunk.
+    Explained(Story),
     /// A page of snapshots, or the one that was taken.
     Snapshots(Vec<SnapshotInfo>),
 }

@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 use common::limits::{CHUNK_BYTES_MAX, MIN_REPLICAS};
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::StoreReply;
-use common::wire::client_master::Policy;
+use common::wire::client_master::{Policy, Story};
 use common::{ChunkHandle, Code, Epoch, FileId, Refusal, StoreId};
 
 /// A chunk.
@@ -49,6 +49,28 @@ impl Metadata {
             members: self.members_of(chunk).to_vec(),
             sealed: chunk.sealed.then_some(chunk.length),
             wait_ms: 0,
+        })
+    }
+
+    /// All that is known of a chunk, but for what the leader counts.
+    pub fn explain(&self, handle: ChunkHandle) -> Answer<Story> {
+        let config = self.config(handle)?;
+        let chunk = &self.chunks[&handle];
+        let stay = self.staying(handle, chunk);
+        Ok(Story {
+            want: chunk.want,
+            length: chunk.length,
+            file: chunk.file,
+            path: self.tree.path_of(chunk.file),
+            kept: self.kept_for(handle),
+            fork_of: self.fork_of.get(&handle).copied(),
+            forks: self.forks_of(handle),
+            leaving: config.members.iter().copied().filter(|m| !stay.contains(m)).collect(),
+            target: self.repair(handle).map(|r| r.target),
+            old: self.stale_of(handle),
+            unconfirmed: self.removed_from(handle).into_iter().map(|(store, _)| store).collect(),
+            lacking: None,
+            config,
         })
     }
 

@@ -2,7 +2,7 @@
 //! before it leaves them.
 
 use crate::{Answer, Chunk, Metadata};
-use common::limits::REPLICATION_MAX;
+use common::limits::{MAINTENANCE_MS_MAX, MIN_REPLICAS, REPLICATION_MAX};
 use common::wire::client_master::MasterReply;
 use common::{ChunkHandle, Code, Refusal, ServerId, StoreId};
 use std::collections::BTreeSet;
@@ -18,6 +18,48 @@ impl Metadata {
             false => self.draining.remove(&server),
         };
         Ok(MasterReply::Done)
+    }
+
+    /// A server will be away for so many milliseconds, and is waited for; 0 ends that.
+    pub(crate) fn maintain(&mut self, server: ServerId, ms: u64) -> Answer<MasterReply> {
+        if !self.stores.values().any(|s| s.server == server) {
+            return Err(Refusal::new(Code::NoSuchStore, server));
+        }
+        if ms > MAINTENANCE_MS_MAX {
+            return Err(Refusal::new(Code::BadArgument, "maintenance takes at most a week"));
+        }
+        match ms {
+            0 => self.maintained.remove(&server),
+            ms => self.maintained.insert(server, self.clock_ns + ms * 1_000_000),
+        };
+        Ok(MasterReply::Done)
+    }
+
+    /// The servers that are maintained, and until when by the log's time.
+    pub fn maintained(&self) -> impl Iterator<Item = (ServerId, u64)> {
+        self.maintained.iter().map(|(server, until)| (*server, *until))
+    }
+
+    /// Whether a store is away for maintenance, at this time of the log.
+    pub fn is_maintained(&self, store: StoreId, now_ns: u64) -> bool {
+        let until = self.stores.get(&store).and_then(|s| self.maintained.get(&s.server));
+        until.is_some_and(|until| *until > now_ns)
+    }
+
+    /// Chunks with a replica on a server, and those of them that would have too few live members
+    /// without it. It walks all chunks.
+    pub fn at_risk_without(&self, server: ServerId) -> (u64, u64) {
+        let on_it = |id: &StoreId| self.stores.get(id).is_some_and(|s| s.server == server);
+        let (mut chunks, mut at_risk) = (0, 0);
+        for chunk in self.chunks.values() {
+            let members = self.members_of(chunk);
+            if members.iter().any(on_it) {
+                let live = members.iter().filter(|m| !on_it(m) && self.is_up(**m)).count();
+                chunks += 1;
+                at_risk += u64::from(live < MIN_REPLICAS.min(chunk.want as usize));
+            }
+        }
+        (chunks, at_risk)
     }
 
     /// The servers that are drained.

@@ -68,6 +68,7 @@ enum Part {
     Forks(Vec<((ChunkHandle, u64), ChunkHandle)>),
     Forking(Vec<(ChunkHandle, Forking)>),
     ForkingAt(Vec<((ChunkHandle, StoreId), ())>),
+    Maintained(Vec<(ServerId, u64)>),
 }
 
 impl Metadata {
@@ -134,6 +135,7 @@ impl Metadata {
         parts(all(&self.forks), Part::Forks, &mut out);
         parts(all(&self.forking), Part::Forking, &mut out);
         parts(all(&self.forking_at), Part::ForkingAt, &mut out);
+        parts(all(&self.maintained), Part::Maintained, &mut out);
     }
 
     /// The state that `encode` made these parts of.
@@ -202,6 +204,7 @@ impl Metadata {
                 }
                 Part::Forking(list) => state.forking.extend(list),
                 Part::ForkingAt(list) => state.forking_at.extend(list),
+                Part::Maintained(list) => state.maintained.extend(list),
             }
         }
         // What is interned comes after what names it.

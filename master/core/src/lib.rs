@@ -27,7 +27,7 @@ pub use command::{Command, Entry, Reply};
 pub use inode::{Body, Inode};
 pub use nodes::{Store, StoreState};
 pub use repair::Repair;
-pub use suspicion::{Standing, Suspicion, Verdict};
+pub use suspicion::{Complaint, Standing, Suspicion, Verdict};
 
 use common::wire::chunk_master::{Order, StoreReply};
 use common::wire::client_master::{MasterReply, Policy};
@@ -91,6 +91,8 @@ pub struct Metadata {
     removed: OrdMap<(ChunkHandle, StoreId), SessionId>,
     /// Servers that shall hold nothing.
     draining: OrdMap<ServerId, ()>,
+    /// Servers that are away for a while, and until when by the log's time.
+    maintained: OrdMap<ServerId, u64>,
     /// Chunks that shall leave a member for a better place.
     moving: OrdMap<ChunkHandle, StoreId>,
     /// Attempts to make replicas.
@@ -171,6 +173,7 @@ impl Metadata {
             deletions: OrdMap::new(),
             removed: OrdMap::new(),
             draining: OrdMap::new(),
+            maintained: OrdMap::new(),
             moving: OrdMap::new(),
             repairs: OrdMap::new(),
             next_attempt: 1,

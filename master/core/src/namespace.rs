@@ -75,6 +75,7 @@ impl Metadata {
             }
             Mutation::Snapshot { path, name } => self.take_snapshot(path, name, now),
             Mutation::DeleteSnapshot { path, name } => self.delete_snapshot(path, name),
+            Mutation::Maintain { server, ms } => self.maintain(*server, *ms),
             Mutation::Drain { server, on } => self.drain(*server, *on),
             Mutation::EndClient => unreachable!("handled by the session"),
         }

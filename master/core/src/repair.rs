@@ -5,7 +5,7 @@
 use crate::placement::{Wish, place_one};
 use crate::{Answer, Metadata};
 use bincode::{Decode, Encode};
-use common::limits::{LEARNERS_MAX, REPLICATION_MAX, TAUGHT_MAX};
+use common::limits::{LEARNERS_MAX, MIN_REPLICAS, REPLICATION_MAX, TAUGHT_MAX};
 use common::wire::chunk_master::{RepairOrder, StoreReply};
 use common::{ChunkHandle, Code, Epoch, Refusal, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -126,6 +126,12 @@ impl Metadata {
         match target {
             Some(target) if busy.contains(&target) || ordered(target) => {
                 Err(Refusal::new(Code::Busy, target))
+            }
+            // Writers would wait for it; they do not need it.
+            Some(target)
+                if self.stores[&target].doubted && staying.len() >= MIN_REPLICAS.min(chunk.want as usize) =>
+            {
+                Err(Refusal::new(Code::Doubted, target))
             }
             Some(target) => Ok(target),
             None if busy.is_empty() => Err(Refusal::new(Code::NoServers, handle)),

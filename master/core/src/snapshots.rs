@@ -96,7 +96,8 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
         | Mutation::Truncate { .. }
         | Mutation::EmptyTrash { .. }
         | Mutation::EndClient
-        | Mutation::Drain { .. } => vec![],
+        | Mutation::Drain { .. }
+        | Mutation::Maintain { .. } => vec![],
     }
 }
 
@@ -253,6 +254,17 @@ impl Metadata {
         let (number, _) = older.find(|(_, s)| s.holds_live(handle, file))?;
         // A fork that is good for the last one is good for all before.
         (self.as_of(*number, handle) == handle).then_some(*number)
+    }
+
+    /// The last snapshot that needs a chunk, if only snapshots do.
+    pub(crate) fn kept_for(&self, handle: ChunkHandle) -> Option<u64> {
+        self.snapshots.keys().rev().copied().find(|number| self.kept.contains_key(&(*number, handle)))
+    }
+
+    /// The forks of a chunk, and up to which snapshot each is good.
+    pub(crate) fn forks_of(&self, handle: ChunkHandle) -> Vec<(ChunkHandle, u64)> {
+        let forks = self.forks.range((handle, 0)..=(handle, u64::MAX));
+        forks.map(|((_, number), fork)| (*fork, *number)).collect()
     }
 
     /// All chunks that stand in for others in snapshots.

@@ -14,8 +14,10 @@ const SICK: Span = Span::from_ms(1000);
 /// A complaint that is not heard again for so long has ended. Primaries complain every 100 ms, of
 /// several members in turn; of rot twice a second.
 const PAUSE: Span = Span::from_ms(1500);
-/// A store that was judged to be sick is doubted for so long.
+/// A store that was judged to be sick is doubted for so long; each time again, before it was well for
+/// as long as it was doubted last, for twice as long, up to so many times.
 const DOUBT: Span = Span::from_ms(10_000);
+const DOUBLINGS_MAX: u32 = 6;
 
 /// How a store stands with the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +28,15 @@ pub enum Standing {
     Gone,
     /// Without a session, and probably on its way back.
     Expected,
+}
+
+/// What a primary complains of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Complaint {
+    /// Members do not answer.
+    Silent,
+    /// A member answers so slowly that writers wait for it.
+    Slow,
 }
 
 /// What is to be done about a complaint.
@@ -43,8 +54,22 @@ pub struct Suspicion {
     /// When a primary began to complain of a store, and when it did so last; of itself, if its copy
     /// has rotted.
     complaints: BTreeMap<(StoreId, StoreId), (Time, Time)>,
-    /// Stores that were judged to be sick, and when that was last.
-    doubted: BTreeMap<StoreId, Time>,
+    doubted: BTreeMap<StoreId, Doubt>,
+}
+
+/// A store that was judged to be sick.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    /// When that was last.
+    at: Time,
+    /// How often the time was doubled.
+    doublings: u32,
+}
+
+impl Doubt {
+    fn length(&self) -> Span {
+        Span(DOUBT.0 << self.doublings)
+    }
 }
 
 impl Suspicion {
@@ -67,6 +92,7 @@ impl Suspicion {
         now: Time,
         accuser: StoreId,
         accused: &[StoreId],
+        what: Complaint,
         members: &[StoreId],
         standing: impl Fn(StoreId) -> Standing,
     ) -> Verdict {
@@ -74,7 +100,9 @@ impl Suspicion {
         let mut longest = Span(0);
         for member in members.iter().copied().filter(|m| accused.contains(m)) {
             longest = longest.max(self.complained_for(now, accuser, member));
-            let believed = if self.doubts(now, member) { SICK } else { BELIEVED };
+            // Who is slow has been watched by its primary already.
+            let soon = what == Complaint::Slow || self.doubts(now, member);
+            let believed = if soon { SICK } else { BELIEVED };
             let gone = match standing(member) {
                 Standing::Live => longest > believed,
                 Standing::Gone => true,
@@ -90,21 +118,35 @@ impl Suspicion {
         let others = members.iter().filter(|m| **m != accuser && live(m)).count();
         if denied && sick && others >= MIN_REPLICAS {
             verdict = Verdict { remove: vec![accuser], doubt: vec![accuser] };
-        } else if longest > BELIEVED {
+        } else if longest > BELIEVED || what == Complaint::Slow {
             verdict.doubt = verdict.remove.clone();
         }
-        self.doubted.extend(verdict.doubt.iter().map(|store| (*store, now)));
+        for store in &verdict.doubt {
+            self.doubt(now, *store);
+        }
         verdict
+    }
+
+    fn doubt(&mut self, now: Time, store: StoreId) {
+        let doubt = self.doubted.entry(store).or_insert(Doubt { at: now, doublings: 0 });
+        let (since, length) = (now.since(doubt.at), doubt.length());
+        if since > Span(2 * length.0) {
+            doubt.doublings = 0;
+        } else if since > length {
+            doubt.doublings = (doubt.doublings + 1).min(DOUBLINGS_MAX);
+        }
+        doubt.at = now;
     }
 
     /// Whether a store was judged to be sick lately.
     fn doubts(&self, now: Time, store: StoreId) -> bool {
-        self.doubted.get(&store).is_some_and(|at| now.since(*at) < DOUBT)
+        self.doubted.get(&store).is_some_and(|doubt| now.since(doubt.at) < doubt.length())
     }
 
     /// Whether the doubt about a store is over. One that an older leader had is counted from now.
     pub fn doubt_is_over(&mut self, now: Time, store: StoreId) -> bool {
-        now.since(*self.doubted.entry(store).or_insert(now)) > DOUBT
+        let doubt = self.doubted.entry(store).or_insert(Doubt { at: now, doublings: 0 });
+        now.since(doubt.at) > doubt.length()
     }
 
     /// The stores of which this primary, and nobody else, complains these days.
@@ -130,7 +172,7 @@ mod tests {
         let standing = |id| if gone.contains(&id) { Standing::Gone } else { Standing::Live };
         (0..100u64).find_map(|n| {
             let (now, of) = (Time(Span::from_ms(n * 100).0), accused[n as usize % accused.len()]);
-            let verdict = suspicion.judge(now, A, &[of], &[A, B, C], standing);
+            let verdict = suspicion.judge(now, A, &[of], Complaint::Silent, &[A, B, C], standing);
             (!verdict.remove.is_empty()).then_some((n * 100, verdict))
         })
     }
@@ -159,8 +201,8 @@ mod tests {
         let standing = |_| Standing::Live;
         let done = (0..100u64).find_map(|n| {
             let now = Time(Span::from_ms(n * 100).0);
-            suspicion.judge(now, D, &[B, C], &[D, B, C], standing);
-            let verdict = suspicion.judge(now, A, &[B, C], &[A, B, C], standing);
+            suspicion.judge(now, D, &[B, C], Complaint::Silent, &[D, B, C], standing);
+            let verdict = suspicion.judge(now, A, &[B, C], Complaint::Silent, &[A, B, C], standing);
             (!verdict.remove.is_empty()).then_some((n * 100, verdict.remove))
         });
         assert_eq!(done, Some((2100, vec![B, C])));
@@ -173,19 +215,46 @@ mod tests {
         let done = (0..100u64).find_map(|n| {
             let now = Time(Span::from_ms(n * 100).0);
             suspicion.rot_is_believed(now, A);
-            suspicion.judge(now, A, &[D], &[A, C, D], standing);
-            let verdict = suspicion.judge(now, A, &[B], &[A, B, C], standing);
+            suspicion.judge(now, A, &[D], Complaint::Silent, &[A, C, D], standing);
+            let verdict = suspicion.judge(now, A, &[B], Complaint::Silent, &[A, B, C], standing);
             (!verdict.remove.is_empty()).then_some((n * 100, verdict.remove))
         });
         assert_eq!(done, Some((2100, vec![B])));
     }
 
     #[test]
+    fn who_is_slow_goes_sooner_and_is_doubted_for_longer_each_time() {
+        let (mut suspicion, mut now) = (Suspicion::default(), Time(0));
+        let mut doubted_for = vec![];
+        for _ in 0..3 {
+            let began = now;
+            let removed = (0..100).find(|_| {
+                now = Time(now.0 + Span::from_ms(100).0);
+                let slow = suspicion.judge(now, A, &[B], Complaint::Slow, &[A, B, C], |_| Standing::Live);
+                slow == Verdict { remove: vec![B], doubt: vec![B] }
+            });
+            assert!(removed.is_some_and(|n| (9..=12).contains(&n)), "{removed:?} after {began:?}");
+            let doubted = now;
+            while !suspicion.doubt_is_over(now, B) {
+                now = Time(now.0 + Span::from_ms(500).0);
+            }
+            doubted_for.push(now.since(doubted).0 / 1_000_000_000);
+        }
+        assert_eq!(doubted_for, [10, 20, 40]);
+    }
+
+    #[test]
     fn a_complaint_with_pauses_begins_anew() {
         let mut suspicion = Suspicion::default();
         for s in 0..30 {
-            let verdict =
-                suspicion.judge(Time(Span::from_ms(s * 1600).0), A, &[B], &[A, B, C], |_| Standing::Live);
+            let verdict = suspicion.judge(
+                Time(Span::from_ms(s * 1600).0),
+                A,
+                &[B],
+                Complaint::Silent,
+                &[A, B, C],
+                |_| Standing::Live,
+            );
             assert_eq!(verdict, Verdict::default());
         }
     }
@@ -195,8 +264,8 @@ mod tests {
         let mut suspicion = Suspicion::default();
         for n in 0..15u64 {
             let now = Time(Span::from_ms(n * 100).0);
-            suspicion.judge(now, A, &[C], &[A, C, D], |_| Standing::Live);
-            let verdict = suspicion.judge(now, A, &[B], &[A, B], |_| Standing::Live);
+            suspicion.judge(now, A, &[C], Complaint::Silent, &[A, C, D], |_| Standing::Live);
+            let verdict = suspicion.judge(now, A, &[B], Complaint::Silent, &[A, B], |_| Standing::Live);
             assert_eq!(verdict, Verdict::default());
         }
     }

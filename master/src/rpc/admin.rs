@@ -1,8 +1,8 @@
 //! Administration: status, membership, leadership.
 
 use super::Rpc;
-use common::Code;
-use common::wire::client_master::{DrainItem, MasterReply, Status};
+use common::wire::client_master::{DrainItem, MaintenanceItem, MasterReply, Status};
+use common::{ChunkHandle, Code, ServerId};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers};
@@ -44,6 +44,44 @@ impl Rpc {
             Ok(items) => MasterReply::Drains(items),
             Err(e) => MasterReply::refused(Code::Unavailable, e),
         }
+    }
+
+    /// The servers that are maintained, and what would be at risk without each. All chunks are walked,
+    /// aside.
+    pub(super) async fn maintenance(&self) -> MasterReply {
+        if let Err(e) = self.leader.round().await {
+            return super::client::not_here(e);
+        }
+        let (now, state) =
+            (self.leader.stamp_ns(), self.leader.state.read().expect("never poisoned").clone());
+        let count = move || {
+            let item = |(server, until_ns): (ServerId, u64)| {
+                let (chunks, at_risk) = state.at_risk_without(server);
+                MaintenanceItem { server, left_ms: until_ns.saturating_sub(now) / 1_000_000, chunks, at_risk }
+            };
+            state.maintained().map(item).collect()
+        };
+        match tokio::task::spawn_blocking(count).await {
+            Ok(items) => MasterReply::Maintained(items),
+            Err(e) => MasterReply::refused(Code::Unavailable, e),
+        }
+    }
+
+    /// All that is known of a chunk. The path of its file is looked for in whole directories: aside.
+    pub(super) async fn explain(&self, handle: ChunkHandle) -> MasterReply {
+        if let Err(e) = self.leader.round().await {
+            return super::client::not_here(e);
+        }
+        let state = self.leader.state.read().expect("never poisoned").clone();
+        let mut story = match tokio::task::spawn_blocking(move || state.explain(handle)).await {
+            Ok(Ok(story)) => story,
+            Ok(Err(refusal)) => return MasterReply::refused(refusal.code, refusal.about),
+            Err(e) => return MasterReply::refused(Code::Unavailable, e),
+        };
+        story.config.wait_ms = self.wait_ms(handle);
+        let (items, _) = &*self.leader.repairs.lock().expect("never poisoned");
+        story.lacking = items.iter().find(|i| i.handle == handle).map(|i| (i.ms, i.why.clone()));
+        MasterReply::Explained(story)
     }
 
     pub(super) async fn status(&self) -> Status {

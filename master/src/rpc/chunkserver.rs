@@ -7,7 +7,7 @@ use common::limits::{MIN_REPLICAS, ORDERS_MAX, SESSION_MS};
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::{Beat, StoreReply, StoreRequest};
 use common::{ChunkHandle, Code, Epoch, Refusal, SessionId, StoreId};
-use master_core::{Command, Metadata, Reply, Standing, StoreState};
+use master_core::{Command, Complaint, Metadata, Reply, Standing, StoreState};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -54,7 +54,10 @@ impl Rpc {
             StoreRequest::Confirm { store, session, handle } => self.confirm(store, session, handle).await,
             StoreRequest::Takeover { store, handle, epoch } => self.takeover(store, handle, epoch).await,
             StoreRequest::Silent { store, handle, epoch, accused } => {
-                self.silent(store, handle, epoch, accused).await
+                self.complaint(store, handle, epoch, accused, Complaint::Silent).await
+            }
+            StoreRequest::Slow { store, handle, epoch, accused } => {
+                self.complaint(store, handle, epoch, vec![accused], Complaint::Slow).await
             }
             StoreRequest::Corrupt { store, handle, epoch } => self.corrupt(store, handle, epoch).await,
             // Decided by the entry alone: a refusal of it must be final.
@@ -92,7 +95,7 @@ impl Rpc {
         }
     }
 
-    fn wait_ms(&self, handle: ChunkHandle) -> u64 {
+    pub(super) fn wait_ms(&self, handle: ChunkHandle) -> u64 {
         let removed = self.leader.state.read().expect("never poisoned").removed_from(handle);
         removed.iter().map(|(store, session)| self.leader.remaining_ms(*store, *session)).max().unwrap_or(0)
     }
@@ -226,14 +229,15 @@ impl Rpc {
         self.propose(command, None).await
     }
 
-    /// A primary says that members do not answer. The accuser can be the sick one: who goes is
-    /// for `Suspicion` to say.
-    async fn silent(
+    /// A primary says that members do not answer, or hold it up. The accuser can be the sick one: who
+    /// goes is for `Suspicion` to say.
+    async fn complaint(
         &self,
         store: StoreId,
         handle: ChunkHandle,
         epoch: Epoch,
         accused: Vec<StoreId>,
+        what: Complaint,
     ) -> StoreReply {
         let term = self.leader.begin_if_new();
         let read = self.read(|state| {
@@ -253,7 +257,7 @@ impl Rpc {
             _ => (id, Standing::Gone),
         };
         let standing = sessions.into_iter().map(standing).collect();
-        let remove = self.leader.judge(store, &accused, &config.members, &standing).await;
+        let remove = self.leader.judge(store, &accused, what, &config.members, &standing).await;
         if remove.is_empty() {
             return refused(Refusal::new(Code::Busy, "the accused is in session; try again"));
         }

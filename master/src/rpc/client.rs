@@ -66,6 +66,8 @@ impl Rpc {
                 self.query(|_| Ok(MasterReply::Repairs { items, count })).await
             }
             MasterRequest::Drains => self.drains().await,
+            MasterRequest::Maintenance => self.maintenance().await,
+            MasterRequest::Explain { handle } => self.explain(handle).await,
             MasterRequest::Snapshots { after, limit } => {
                 let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
                 self.query(|s| Ok(MasterReply::Snapshots(s.list_snapshots(after, limit)))).await

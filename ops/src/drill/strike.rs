@@ -33,10 +33,17 @@ pub(super) enum Hit {
     Storm,
     Many,
     Snapshots,
+    Slow,
+    Away,
 }
 
 /// A process is paused, or a cable pulled, for so long.
 const AWAY: Duration = Duration::from_secs(6);
+/// A process that is slow stands still for so long, and runs for so long, in turn.
+const SLOW_STOPPED: Duration = Duration::from_millis(180);
+const SLOW_RUNS: Duration = Duration::from_millis(20);
+/// That it is slow is noticed within this.
+const SLOW_UNNOTICED: Duration = Duration::from_secs(4);
 /// Two of three masters are away for so long.
 const NO_QUORUM: Duration = Duration::from_secs(4);
 
@@ -85,6 +92,14 @@ impl Scene<'_> {
                 let name = self.victim().await?;
                 pause(self.worker(&name)?).await?;
             }
+            Hit::Slow => {
+                let name = self.victim().await?;
+                let pid = self.worker(&name)?;
+                slow(pid, SLOW_UNNOTICED).await?;
+                // What is measured is what is felt of it from here on.
+                self.load.mark();
+                slow(pid, AWAY).await?;
+            }
             Hit::Cut => {
                 let name = self.victim().await?;
                 self.cut(&[name]).await?;
@@ -119,7 +134,7 @@ impl Scene<'_> {
                     self.cluster.kill(&name)?;
                 }
             }
-            Hit::Grow | Hit::Pulled | Hit::FullDisk | Hit::Storm | Hit::Many | Hit::Snapshots => {
+            Hit::Grow | Hit::Pulled | Hit::FullDisk | Hit::Storm | Hit::Many | Hit::Snapshots | Hit::Away => {
                 unreachable!("{hit:?} has a course of its own")
             }
         }
@@ -212,6 +227,18 @@ impl Scene<'_> {
             _ => Ok(primary),
         }
     }
+}
+
+/// Lets a process run now and then only.
+async fn slow(pid: u32, time: Duration) -> anyhow::Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < time {
+        signal(pid, "STOP")?;
+        tokio::time::sleep(SLOW_STOPPED).await;
+        signal(pid, "CONT")?;
+        tokio::time::sleep(SLOW_RUNS).await;
+    }
+    Ok(())
 }
 
 /// Stops a process for a while.

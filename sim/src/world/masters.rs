@@ -8,7 +8,9 @@ use common::wire::ChunkConfig;
 use common::wire::chunk_master::{Order, StoreReply};
 use common::wire::client_master::{MasterReply, Mutation};
 use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, SessionId, Span, StoreId, Time};
-use master_core::{Command, Entry, Metadata, Reply, Standing, Store, StoreState, Suspicion, Verdict};
+use master_core::{
+    Command, Complaint, Entry, Metadata, Reply, Standing, Store, StoreState, Suspicion, Verdict,
+};
 use rand::RngExt;
 use std::collections::BTreeMap;
 
@@ -254,17 +256,13 @@ impl World {
             Ask::Takeover { epoch } if theirs(epoch) => Ok(config),
             Ask::Silent { epoch, .. } if theirs(epoch) => Ok(config),
             Ask::Takeover { epoch } => self.reconfigure(handle, epoch, vec![], Some(store)),
-            Ask::Silent { epoch, accused } => {
-                let remove = self.judge(store, accused, &config.members);
-                match remove.is_empty() {
-                    true => Err(Refusal::new(Code::Busy, "it is alive")),
-                    false => self.reconfigure(handle, epoch, remove, None),
-                }
-            }
+            Ask::Silent { epoch, accused } => self.complaint(&config, epoch, accused, Complaint::Silent),
             Ask::Corrupt { epoch } => panic!("{store} finds rot at {epoch}, and there is none"),
             Ask::Join { epoch, learner, attempt } => {
                 self.config_of(Command::Join { handle, epoch, learner, attempt })
             }
+            Ask::Slow { epoch, .. } if theirs(epoch) => Ok(config),
+            Ask::Slow { epoch, accused } => self.complaint(&config, epoch, accused, Complaint::Slow),
             Ask::Fork { .. } => unreachable!("answered elsewhere"),
             Ask::Forked { epoch, to, length } => {
                 self.config_of(Command::Forked { handle, epoch, to, length })
@@ -284,14 +282,34 @@ impl World {
         self.reconfigure(handle, epoch, vec![primary], None).unwrap_or(config)
     }
 
-    fn judge(&mut self, accuser: StoreId, accused: StoreId, members: &[StoreId]) -> Vec<StoreId> {
+    fn complaint(
+        &mut self,
+        config: &ChunkConfig,
+        epoch: Epoch,
+        accused: StoreId,
+        what: Complaint,
+    ) -> Result<ChunkConfig, Refusal> {
+        let remove = self.judge(config.primary, accused, what, &config.members);
+        match remove.is_empty() {
+            true => Err(Refusal::new(Code::Busy, "it is alive")),
+            false => self.reconfigure(config.handle, epoch, remove, None),
+        }
+    }
+
+    fn judge(
+        &mut self,
+        accuser: StoreId,
+        accused: StoreId,
+        what: Complaint,
+        members: &[StoreId],
+    ) -> Vec<StoreId> {
         let standing = |(id, store): (StoreId, &Store)| match store.session() {
             Some(session) if self.silent_for(id, session) < ALIVE => (id, Standing::Live),
             _ => (id, Standing::Gone),
         };
         let standing: BTreeMap<_, _> = self.masters.state.all_stores().map(standing).collect();
         let Verdict { remove, doubt } =
-            self.masters.suspicion.judge(self.now, accuser, &[accused], members, |id| standing[&id]);
+            self.masters.suspicion.judge(self.now, accuser, &[accused], what, members, |id| standing[&id]);
         for store in doubt {
             self.apply(Command::Doubt { store, doubted: true });
         }

@@ -99,8 +99,9 @@ pub enum Ticket {
 /// What the store has to tell the node.
 #[derive(Debug)]
 pub enum Event {
-    /// A group with writes is durable, so long after it was given to the disk.
-    Flushed(Span),
+    /// A group with writes is durable, so long after it was given to the disk; whether data of extents
+    /// was made durable with it.
+    Flushed(Span, bool),
     /// A record is durable.
     Durable(Ticket),
     /// Data of a piece is written (durable with the next flush).
@@ -189,7 +190,7 @@ pub struct Store {
     limbo: VecDeque<Limbo>,
     allocating: bool,
     /// Since when a group with writes is under way to the disk.
-    flushing: Option<Time>,
+    flushing: Option<(Time, bool)>,
     /// A piece was written since the last look.
     wrote: bool,
     /// The store is not quiet before.
@@ -440,7 +441,7 @@ impl Store {
             let durable = !group.has_extents || Mutant::NoFlushOfExtents.on();
             let kind = DiskKind::Write { offset: group.offset, data: group.data, durable };
             let writes = self.log.under_way().iter().any(|t| matches!(t, Ticket::Write(..)));
-            self.flushing = writes.then_some(now);
+            self.flushing = writes.then_some((now, group.has_extents));
             self.submit(group.file, kind, Op::LogWrite { then_sync: !durable }, out);
         }
         if std::mem::take(&mut self.wrote) {
@@ -492,7 +493,7 @@ impl Store {
                 vec![]
             }
             Op::LogWrite { .. } | Op::LogSync => {
-                let flushed = self.flushing.take().map(|began| Event::Flushed(now.since(began)));
+                let flushed = self.flushing.take().map(|(at, bulk)| Event::Flushed(now.since(at), bulk));
                 flushed.into_iter().chain(self.log.durable().into_iter().map(Event::Durable)).collect()
             }
             Op::Piece(ticket) => vec![Event::Written(ticket)],
