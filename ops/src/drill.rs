@@ -19,7 +19,7 @@ use crate::net::Net;
 use anyhow::{Context, bail};
 use common::StoreId;
 use disk::LoopDisk;
-use load::{Load, Report};
+use load::{Load, Puts, Report};
 pub use outcome::{Outcome, write_table};
 use rand::RngExt;
 use std::path::Path;
@@ -118,6 +118,14 @@ impl Drill {
         matches!(self.hit, Hit::Worker | Hit::Server)
     }
 
+    fn puts(&self) -> Puts {
+        match self.hit {
+            Hit::Grow => Puts::SLOW,
+            _ if self.long_puts() => Puts::LONG,
+            _ => Puts::USUAL,
+        }
+    }
+
     /// Whether everything ends at once: then nothing can answer, and clients see errors.
     fn errors_allowed(&self) -> bool {
         matches!(self.hit, Hit::Everything | Hit::Power)
@@ -144,6 +152,8 @@ impl Drill {
                     _ => 0,
                 }
             ),
+            // Three racks would have to be of one size.
+            racks: if self.hit == Hit::Grow { 6 } else { 3 },
             ..Spec::small(3, 6)
         }
     }
@@ -225,9 +235,9 @@ async fn one(
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
     let client = cluster.healthy().await?;
-    let put_blocks = if drill.long_puts() { load::LONG_PUT_BLOCKS } else { load::PUT_BLOCKS };
+    let puts = drill.puts();
     let config = cluster.client_file()?.config()?;
-    let load = Load::start(config, round, put_blocks, !drill.errors_allowed()).await?;
+    let load = Load::start(config, round, puts, !drill.errors_allowed()).await?;
     let settle = match drill.errors_allowed() {
         true => Duration::from_millis(rand::rng().random_range(50..800)),
         false => SETTLE,
@@ -273,7 +283,7 @@ async fn one(
     gaps.into_iter().for_each(|(kind, longest)| outcome.gap(kind, longest));
     calm.into_iter().for_each(|(kind, longest)| outcome.calm(kind, longest));
     outcome.count("operations acknowledged", acked.len() as u64);
-    outcome.count("operations verified", load::verify(&client, round, put_blocks, &acked).await?);
+    outcome.count("operations verified", load::verify(&client, round, puts.blocks, &acked).await?);
     for name in down.iter().filter(|_| drill.hit == Hit::Lost) {
         cluster.start(name)?;
     }

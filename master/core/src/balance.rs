@@ -25,36 +25,53 @@ impl Metadata {
     /// The next move that brings the cluster closer to balance, among the `limit` chunks after
     /// `after`; and where to look next.
     pub fn wanted_move(&self, after: ChunkHandle, limit: usize) -> (Option<Command>, ChunkHandle) {
-        let usable = |(id, s): &(StoreId, &Store)| s.session().is_some() && !self.is_drained(*id);
-        let full = |s: &Store| s.permille();
-        let Some((from, fullest)) = self.all_stores().filter(usable).max_by_key(|(_, s)| full(s)) else {
-            return (None, after);
-        };
-        let far = |s: &Store| {
-            full(fullest).saturating_sub(full(s)) >= BALANCED_PERMILLE
-                && fullest.register.used.saturating_sub(s.register.used) >= BALANCED_BYTES
-        };
-        if self.moving.len() >= MOVES_MAX || !self.all_stores().filter(usable).any(|(_, s)| far(s)) {
+        if self.moving.len() >= MOVES_MAX {
             return (None, after);
         }
-        // Not to another full store.
-        let near: BTreeSet<StoreId> = self.all_stores().filter(|(_, s)| !far(s)).map(|(id, _)| id).collect();
+        let usable = |(id, s): &(StoreId, &Store)| s.session().is_some() && !self.is_drained(*id);
+        let far = |from: &Store, to: &Store| {
+            from.permille().saturating_sub(to.permille()) >= BALANCED_PERMILLE
+                && from.register.used.saturating_sub(to.register.used) >= BALANCED_BYTES
+        };
+        // Not only off the fullest: the rules of racks may forbid all that would relieve it. Not to another
+        // full store.
+        let mut sources: Vec<(StoreId, &Store, BTreeSet<StoreId>)> = vec![];
+        for (id, from) in self.all_stores().filter(usable) {
+            if self.all_stores().filter(usable).any(|(_, to)| far(from, to)) {
+                let near = self.all_stores().filter(|(_, to)| !far(from, to)).map(|(id, _)| id).collect();
+                sources.push((id, from, near));
+            }
+        }
+        if sources.is_empty() {
+            return (None, after);
+        }
+        sources.sort_by_key(|(_, s, _)| std::cmp::Reverse(s.permille()));
         let mut at = after;
         for (handle, chunk) in self.chunks.from(ChunkHandle(after.0.saturating_add(1))).take(limit) {
             at = handle;
             let members = self.members_of(chunk);
             let whole = members.len() == chunk.want as usize && members.iter().all(|m| self.is_up(*m));
-            if !members.contains(&from) || !whole || self.is_unwell(handle) {
+            if !whole || self.is_unwell(handle) {
                 continue;
             }
-            let others: Vec<StoreId> = members.iter().copied().filter(|m| *m != from).collect();
             let wish = Wish { replicas: 1, chunk_bytes: chunk.length, label: "", near: "", salt: handle.0 };
-            if place_one(self, &wish, members, &others, &[], &near).is_some() {
-                return (Some(Command::Move { handle, epoch: chunk.epoch, from }), at);
+            for (from, _, near) in sources.iter().filter(|(id, ..)| members.contains(id)) {
+                let others: Vec<StoreId> = members.iter().copied().filter(|m| m != from).collect();
+                let target = place_one(self, &wish, members, &others, &[], near);
+                // Balance is not worth a rack.
+                if target.is_some_and(|t| self.racks(others.iter().chain([&t])) >= self.racks(members)) {
+                    return (Some(Command::Move { handle, epoch: chunk.epoch, from: *from }), at);
+                }
             }
         }
         let end = self.chunks.from(ChunkHandle(at.0.saturating_add(1))).next().is_none();
         (None, if end { ChunkHandle(0) } else { at })
+    }
+
+    /// Over how many racks these stores are spread.
+    fn racks<'a>(&self, stores: impl IntoIterator<Item = &'a StoreId>) -> usize {
+        let racks = stores.into_iter().filter_map(|id| self.store(*id)).map(|s| s.register.rack.as_str());
+        racks.collect::<BTreeSet<_>>().len()
     }
 
     /// Begins to move a chunk off a member.

@@ -264,6 +264,22 @@ fn a_full_store_shares_with_an_empty_one() {
     d.state.check();
 }
 
+/// The rules of racks forbid to relieve the fullest store: another one is relieved.
+#[test]
+fn a_rack_shares_within_itself_though_another_is_fuller() {
+    let mut d = Driver::new();
+    let tib = 1 << 40;
+    d.servers(&["r1", "r2", "r3"], |n| if n == 1 { tib / 10 * 7 } else { tib / 2 });
+    for n in 0..10 {
+        new_chunk(&mut d, &format!("/{n}"));
+    }
+    d.apply(Command::Register(register(3, "r1", 0)));
+    let (Some(Command::Move { from, .. }), _) = d.state.wanted_move(ChunkHandle(0), 100) else {
+        panic!("nothing is moved")
+    };
+    assert_eq!(d.state.store(from).unwrap().register.rack, "r1");
+}
+
 #[test]
 fn attempts_and_old_copies_survive_a_snapshot() {
     let (mut d, whole) = with_chunk();

@@ -7,12 +7,12 @@ use anyhow::bail;
 use std::time::{Duration, Instant};
 
 /// Bytes that a chunkserver may use in the drill of growth, and what fills them: files of 64 MiB.
-pub(super) const CAPACITY: u64 = 3 << 30;
-const FILES: u64 = 20;
+pub(super) const CAPACITY: u64 = 5 << 30;
+const FILES: u64 = 32;
 const BLOCKS: u64 = 64;
 /// It has converged when the use of the fullest and of the emptiest store differ by less than this,
-/// in bytes.
-const SPREAD: u64 = 512 << 20;
+/// in bytes; the masters are content with a tenth of the capacity.
+const SPREAD: u64 = 640 << 20;
 
 /// Fills the cluster, adds a server, and waits until the others have shared with it.
 pub(super) async fn run(

@@ -19,10 +19,23 @@ const RECORD_BYTES: usize = 4096;
 const SLOW: Duration = Duration::from_millis(300);
 /// Bytes of the file that is read all the time.
 const READ_BYTES: usize = 4 * WRITE_BYTES_MAX;
-/// Writes of a file of the stream of puts, 1 MiB each, and of a long one.
-pub const PUT_BLOCKS: u64 = 128;
-/// One put of 1 GiB.
-pub const LONG_PUT_BLOCKS: u64 = 1024;
+/// A stream of puts.
+#[derive(Clone, Copy, Debug)]
+pub struct Puts {
+    /// Writes of each file, 1 MiB each.
+    pub blocks: u64,
+    /// Between two files.
+    pub pause: Duration,
+}
+
+impl Puts {
+    /// What most drills put.
+    pub const USUAL: Puts = Puts { blocks: 128, pause: Duration::ZERO };
+    /// One put of 1 GiB.
+    pub const LONG: Puts = Puts { blocks: 1024, pause: Duration::ZERO };
+    /// As much as a drill of minutes can keep.
+    pub const SLOW: Puts = Puts { blocks: 32, pause: Duration::from_secs(1) };
+}
 
 /// What was acknowledged.
 #[derive(Clone, Debug)]
@@ -54,8 +67,7 @@ struct Shared {
     gaps: Mutex<BTreeMap<&'static str, Duration>>,
     calm: Mutex<BTreeMap<&'static str, Duration>>,
     registers: Registers,
-    /// Writes of each put.
-    put_blocks: u64,
+    puts: Puts,
     /// Errors are allowed when everything is killed: then nothing can answer.
     strict: bool,
 }
@@ -127,7 +139,7 @@ pub fn block(seed: u64) -> Vec<u8> {
 
 impl Load {
     /// Starts it, with puts of so many writes. With `strict` every error of a client fails the drill.
-    pub async fn start(config: Config, round: u32, put_blocks: u64, strict: bool) -> anyhow::Result<Load> {
+    pub async fn start(config: Config, round: u32, puts: Puts, strict: bool) -> anyhow::Result<Load> {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             marked: AtomicBool::new(false),
@@ -135,7 +147,7 @@ impl Load {
             gaps: Mutex::default(),
             calm: Mutex::default(),
             registers: Registers::new(),
-            put_blocks,
+            puts,
             strict,
         });
         let client = Client::connect(config.clone()).await?;
@@ -160,7 +172,7 @@ impl Load {
                 n,
             )));
         }
-        tasks.push(tokio::spawn(puts(Client::connect(config.clone()).await?, shared.clone(), round)));
+        tasks.push(tokio::spawn(put_stream(Client::connect(config.clone()).await?, shared.clone(), round)));
         tasks.push(tokio::spawn(small(Client::connect(config.clone()).await?, shared.clone(), round)));
         tasks.push(tokio::spawn(reads(Client::connect(config).await?, shared.clone(), round)));
         Ok(Load { shared, tasks, round })
@@ -222,7 +234,7 @@ async fn append(client: Client, shared: Arc<Shared>, round: u32, me: u64) -> any
     Ok(())
 }
 
-async fn puts(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Result<()> {
+async fn put_stream(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Result<()> {
     let mut n = 0;
     while !shared.stopped() {
         n += 1;
@@ -230,14 +242,15 @@ async fn puts(client: Client, shared: Arc<Shared>, round: u32) -> anyhow::Result
             Ok(()) => shared.acked.lock().expect("never poisoned").push(Acked::Put(n)),
             Err(error) => judge(&shared, "put", error)?,
         }
+        tokio::time::sleep(shared.puts.pause).await;
     }
     Ok(())
 }
 
 async fn put(client: &Client, shared: &Shared, round: u32, n: u64) -> client::Result<()> {
     let mut file = client.put(&below(round, &format!("put-{n}"))).await?;
-    for i in 0..shared.put_blocks {
-        let data = block(n * shared.put_blocks + i).into();
+    for i in 0..shared.puts.blocks {
+        let data = block(n * shared.puts.blocks + i).into();
         let began = Instant::now();
         file.write_block(data).await?;
         shared.done("put", began, None);
