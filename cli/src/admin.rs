@@ -2,7 +2,7 @@
 
 use crate::args::{Admin, MasterCommand};
 use crate::fs::path;
-use crate::output::{human, print};
+use crate::output::{human, print, show};
 use client::{Client, Policy};
 use common::wire::StoreInfo;
 use common::{ChunkHandle, ServerId, StoreId};
@@ -33,6 +33,7 @@ pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<(
         Admin::Maintenance { server, minutes, end } => {
             maintenance(&client, server.map(ServerId), minutes, end, json).await
         }
+        Admin::AcceptLoss { store, yes } => accept_loss(&client, StoreId(store), yes, json).await,
         Admin::EmptyTrash => Ok(client.empty_trash().await?),
     }
 }
@@ -162,6 +163,43 @@ async fn maintenance(
     Ok(())
 }
 
+async fn accept_loss(client: &Client, store: StoreId, yes: bool, json: bool) -> anyhow::Result<()> {
+    let loss = client.loss(store).await?;
+    if yes {
+        client.give_up(store).await?;
+    }
+    if json {
+        let items: Vec<_> = loss
+            .items
+            .iter()
+            .map(|i| {
+                json!({"handle": i.handle.to_string(),
+            "path": i.path.as_ref().map(|p| show(p)), "length": i.length})
+            })
+            .collect();
+        print(&json!({"store": store.0, "up": loss.up, "chunks": loss.chunks, "single": loss.single,
+            "lost": loss.lost, "given_up": yes, "lost_chunks": items}));
+        return Ok(());
+    }
+    println!("{store} is a member of {} chunks. Without it, and all that were given up before:", loss.chunks);
+    println!("  {} go on with two members or more", loss.chunks - loss.single - loss.lost);
+    println!("  {} go on with a single one: nothing that was acknowledged is missing from it", loss.single);
+    println!("  {} are lost{}", loss.lost, if loss.lost > 0 { ": nobody else holds them" } else { "" });
+    for i in &loss.items {
+        let path = i.path.as_ref().map_or("a file without a name".into(), |p| show(p));
+        println!("    {} of {path}, {}", i.handle, human(i.length));
+    }
+    if loss.lost > loss.items.len() as u64 {
+        println!("    and {} more", loss.lost - loss.items.len() as u64);
+    }
+    match (yes, loss.up) {
+        (true, _) => println!("{store} is given up; `admin repair --wait` waits until all chunks are whole"),
+        (false, true) => println!("It is in service, and cannot be given up: drain its server instead."),
+        (false, false) => println!("Nothing was done. If it will never come back, add --yes."),
+    }
+    Ok(())
+}
+
 fn show_drains(items: &[client::DrainItem], stores: &[StoreInfo], json: bool) {
     for i in items {
         // Its number is the masters': its addresses tell which it is.
@@ -218,7 +256,7 @@ async fn servers(client: &Client, json: bool) -> anyhow::Result<()> {
         if json {
             print(
                 &json!({"store": s.store.0, "server": s.server.0, "rack": s.rack, "addr": s.addr.to_string(),
-                "up": s.up, "doubted": s.doubted, "used": s.used, "capacity": s.capacity}),
+                "up": s.up, "doubted": s.doubted, "given_up": s.given_up, "used": s.used, "capacity": s.capacity}),
             );
             continue;
         }
@@ -226,6 +264,7 @@ async fn servers(client: &Client, json: bool) -> anyhow::Result<()> {
         let state = match (s.up, s.doubted) {
             (true, true) => "sick?",
             (true, false) => "up",
+            (false, _) if s.given_up => "gone",
             (false, _) => "down",
         };
         println!(

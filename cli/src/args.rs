@@ -369,6 +369,16 @@ pub enum Admin {
         #[arg(long, requires = "server")]
         end: bool,
     },
+    /// Say that a store will never come back, so that chunks that too few live stores hold go on without
+    /// it. Without `--yes` it only says what that would mean.
+    AcceptLoss {
+        /// Which, as `admin servers` shows it: s3.
+        #[arg(value_parser = store_id)]
+        store: u32,
+        /// Do it: what nobody else holds is lost.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Delete what is in the trash for good.
     EmptyTrash,
 }
@@ -465,6 +475,12 @@ impl From<Bench> for bench::Job {
 fn server_id(text: &str) -> Result<u32, String> {
     let number = text.strip_prefix("cs").unwrap_or(text);
     number.parse().map_err(|_| "a server is named as `admin servers` shows it: cs2".into())
+}
+
+/// The number of a store: `s3`, or `3`.
+fn store_id(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix('s').unwrap_or(text);
+    number.parse().map_err(|_| "a store is named as `admin servers` shows it: s3".into())
 }
 
 /// The number of a chunk: `ch_00042`, or `42`.

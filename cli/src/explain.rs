@@ -64,6 +64,7 @@ fn place(stores: &[StoreInfo], id: StoreId) -> String {
     let state = match (s.up, s.doubted) {
         (true, true) => ", which seems to be sick",
         (true, false) => "",
+        (false, _) if s.given_up => ", which was given up",
         (false, _) => ", which is down",
     };
     format!("on {} in rack {} at {}{state}", s.server, s.rack, s.addr)

@@ -196,6 +196,76 @@ fn a_chunk_is_explained_and_maintenance_says_whether_it_is_safe() {
     assert!(!c.cairn(&["admin", "maintenance", "cs9"]).status.success());
 }
 
+/// Of three members two are gone for good: somebody says so, and the chunk goes on. What only one store
+/// had is lost, and every command says that.
+#[test]
+fn stores_that_never_come_back_are_given_up() {
+    let mut c = Running::start(1, 5);
+    c.ok(&["mkdir", "/single"]);
+    c.ok(&["admin", "policy", "/single", "--replication", "1"]);
+    c.ok(&["append", "/single/f", "alone"]);
+    c.ok(&["append", "/log", "one"]);
+    let members = |c: &Running, path: &str| -> Vec<u64> {
+        let chunk: serde_json::Value =
+            serde_json::from_slice(&c.ok(&["--json", "admin", "chunks", path])).unwrap();
+        chunk["replicas"].as_array().unwrap().iter().map(|r| r["store"].as_u64().unwrap()).collect()
+    };
+    let loss = |c: &Running, store: u64, more: &[&str]| -> serde_json::Value {
+        let name = format!("s{store}");
+        let all = [&["--json", "admin", "accept-loss", &name[..]], more].concat();
+        serde_json::from_slice(&c.ok(&all)).unwrap()
+    };
+    let name_of = |c: &Running, store: u64| {
+        let has = |name: &String| {
+            let meta = c.cluster.dir().join(name).join("data/meta.toml");
+            std::fs::read_to_string(meta).unwrap().lines().any(|l| l == format!("store = {store}"))
+        };
+        (1..=5).map(|n| format!("cs{n}")).find(has).unwrap()
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    let lose = |c: &mut Running, store: u64| {
+        let name = name_of(c, store);
+        c.cluster.kill(&name).unwrap();
+        while loss(c, store, &[])["up"] == true {
+            assert!(Instant::now() < end, "{name} stays up");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let single = members(&c, "/single/f")[0];
+    let victims: Vec<u64> = members(&c, "/log").into_iter().filter(|s| *s != single).take(2).collect();
+    let refused = c.cairn(&["admin", "accept-loss", &victims[0].to_string(), "--yes"]);
+    assert!(!refused.status.success(), "it is in service");
+    victims.iter().for_each(|v| lose(&mut c, *v));
+    assert_eq!(loss(&c, victims[0], &["--yes"])["single"], 0);
+    let second = loss(&c, victims[1], &["--yes"]);
+    assert_eq!((&second["single"], &second["lost"]), (&1.into(), &0.into()), "{second}");
+    c.ok(&["append", "/log", "two"]);
+    c.ok(&["admin", "repair", "--wait"]);
+    assert_eq!(c.ok(&["cat", "/log"]), b"onetwo");
+    let now = members(&c, "/log");
+    assert!(now.len() == 3 && victims.iter().all(|v| !now.contains(v)), "{now:?}");
+
+    lose(&mut c, single);
+    let lost = loss(&c, single, &["--yes"]);
+    assert_eq!((&lost["lost"], &lost["lost_chunks"][0]["path"]), (&1.into(), &"/single/f".into()));
+    let began = Instant::now();
+    let read = c.cairn(&["cat", "/single/f"]);
+    let said = String::from_utf8(read.stderr).unwrap();
+    assert!(!read.status.success() && said.contains(Code::Lost.text()), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(15), "whoever reads it waits in vain");
+    c.ok(&["rm", "/single/f"]);
+
+    // Whoever comes back nevertheless is told, and serves nothing.
+    let name = name_of(&c, victims[0]);
+    c.cluster.start(&name).unwrap();
+    while c.cluster.exited().as_deref() != Some(&name) {
+        assert!(Instant::now() < end, "{name} goes on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let log = std::fs::read_to_string(c.cluster.dir().join(&name).join("log.txt")).unwrap();
+    assert!(log.contains(Code::GivenUp.text()), "{log}");
+}
+
 #[test]
 fn a_snapshot_stays_as_it_was_through_writes_and_restarts() {
     let mut c = Running::start(3, 4);

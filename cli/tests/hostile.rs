@@ -386,11 +386,12 @@ impl Hostile {
             },
             3 => MasterRequest::Config { handle: self.handle(), snapshot: self.number() },
             4 => MasterRequest::PrimarySilent { handle: self.handle(), epoch: self.epoch() },
-            5 => MasterRequest::Trash { after: self.file(), limit: self.number() as u32 },
+            5 => MasterRequest::Trash { after: (self.number(), self.file()), limit: self.number() as u32 },
             6 => MasterRequest::Policy { path },
             7 => MasterRequest::Repairs,
             8 => MasterRequest::Drains,
             11 => MasterRequest::Maintenance,
+            12 => MasterRequest::Loss { store: self.store() },
             10 => MasterRequest::Explain { handle: self.handle() },
             9 => MasterRequest::Snapshots { after: self.number(), limit: self.number() as u32 },
             _ => MasterRequest::Mutate {
@@ -452,6 +453,7 @@ impl Hostile {
             14 => Mutation::EmptyTrash { before_ns: self.number() },
             // No server that there is: the kept file's chunk shall stay where it is.
             18 => Mutation::Maintain { server: ServerId(1000), ms: self.number() },
+            19 => Mutation::GiveUp { store: StoreId(1000 + self.number() as u32 % 1000) },
             16 => Mutation::Snapshot { path, name: self.text().into_bytes() },
             17 => Mutation::DeleteSnapshot { path, name: self.text().into_bytes() },
             15 => Mutation::Drain { server: ServerId(1000 + self.number() as u32 % 1000), on: self.flag() },

@@ -8,8 +8,8 @@ mod masters;
 mod requests;
 
 pub use common::wire::client_master::{
-    Attr, ChunkInfo, DrainItem, Entry, FileKind, MaintenanceItem, Policy, RepairItem, SnapshotInfo, Status,
-    Story, TrashEntry,
+    Attr, ChunkInfo, DrainItem, Entry, FileKind, Loss, MaintenanceItem, Policy, RepairItem, SnapshotInfo,
+    Status, Story, TrashEntry,
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
@@ -165,9 +165,14 @@ impl Client {
 
     /// The trash, oldest first.
     pub async fn trash(&self) -> Result<Vec<TrashEntry>> {
-        match self.ask(MasterRequest::Trash { after: FileId(0), limit: LIST_PAGE_MAX }).await? {
-            MasterReply::Trash(entries) => Ok(entries),
-            _ => Err(Error::unexpected("trash")),
+        let mut all: Vec<TrashEntry> = vec![];
+        loop {
+            let after = all.last().map_or((0, FileId(0)), TrashEntry::key);
+            match self.ask(MasterRequest::Trash { after, limit: LIST_PAGE_MAX }).await? {
+                MasterReply::Trash(page) if page.is_empty() => return Ok(all),
+                MasterReply::Trash(page) => all.extend(page),
+                _ => return Err(Error::unexpected("trash")),
+            }
         }
     }
 
@@ -177,6 +182,19 @@ impl Client {
             MasterReply::Repairs { items, count } => Ok((items, count)),
             _ => Err(Error::unexpected("repairs")),
         }
+    }
+
+    /// What giving a store up would mean.
+    pub async fn loss(&self, store: StoreId) -> Result<Loss> {
+        match self.ask(MasterRequest::Loss { store }).await? {
+            MasterReply::Lost(loss) => Ok(loss),
+            _ => Err(Error::unexpected("loss")),
+        }
+    }
+
+    /// A store that is not in service will never come back: chunks go on without it.
+    pub async fn give_up(&self, store: StoreId) -> Result<()> {
+        self.mutate(Mutation::GiveUp { store }).await.map(drop)
     }
 
     /// A server will be away for a while and is waited for; zero ends that.

@@ -90,6 +90,8 @@ codes! {
     StoreInUse = 91, "another process serves this store";
     WrongStore = 92, "the data directory belongs to another store or cluster";
     NotForProduction = 93, "refused without an explicit confirmation";
+    GivenUp = 94, "the store was given up for good; start its server on an empty directory";
+    Lost = 95, "all stores that held the chunk were given up: its bytes are lost";
 }
 
 impl fmt::Display for Code {

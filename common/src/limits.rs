@@ -27,6 +27,8 @@ pub const REPLICATION_MAX: u8 = 5;
 pub const MIN_REPLICAS: usize = 2;
 /// Most entries in one page of a listing.
 pub const LIST_PAGE_MAX: u32 = 4096;
+/// About most bytes of such a page: no entry is begun beyond them.
+pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most chunks in one page of a file's layout.
 pub const LAYOUT_PAGE_MAX: u32 = 1024;
 /// Most bytes of a refusal's or an admin answer's text.

@@ -71,6 +71,8 @@ mutants! {
     ForkEarly,
     /// What a client has heard of a snapshot is not minded.
     NoStamp,
+    /// A chunk goes on with a single live member though others may come back.
+    NoFloor,
 }
 
 impl Mutant {

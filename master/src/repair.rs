@@ -44,6 +44,8 @@ pub struct Repairs {
     down_since: BTreeMap<StoreId, Instant>,
     /// Stores that are down for maintenance: they are waited for.
     maintained: BTreeSet<StoreId>,
+    /// Stores that nobody waits for any more.
+    given_up: BTreeSet<StoreId>,
     /// Attempts under way, and since when by this leader's count.
     began: BTreeMap<(ChunkHandle, u64), Instant>,
     /// Chunks that could not be helped, and why.
@@ -155,7 +157,7 @@ impl Repairs {
     fn dead(&self) -> BTreeSet<StoreId> {
         let limit = Duration::from_millis(DEAD_MS);
         let over = self.down_since.iter().filter(|(_, since)| since.elapsed() > limit).map(|(id, _)| *id);
-        over.filter(|id| !self.maintained.contains(id)).collect()
+        over.filter(|id| !self.maintained.contains(id)).chain(self.given_up.iter().copied()).collect()
     }
 
     /// Looks at the next chunks.
@@ -166,6 +168,7 @@ impl Repairs {
         self.down_since.retain(|id, _| down.contains(id));
         let now = leader.stamp_ns();
         self.maintained = down.iter().copied().filter(|id| state.is_maintained(*id, now)).collect();
+        self.given_up = state.given_up().collect();
         for id in down {
             self.down_since.entry(id).or_insert_with(Instant::now);
         }
@@ -209,6 +212,9 @@ impl Repairs {
     fn step(&self, state: &Metadata, handle: ChunkHandle) -> Step {
         let Ok(config) = state.config(handle) else { return Step::Well };
         let Some(chunk) = state.chunk(handle) else { return Step::Well };
+        if state.is_lost(handle) {
+            return Step::Wait(Code::Lost.text());
+        }
         let dead = self.dead();
         let mut remove: Vec<StoreId> = config.members.iter().copied().filter(|m| dead.contains(m)).collect();
         if remove.is_empty() {

@@ -75,6 +75,7 @@ pub const DRILLS: &[Drill] = &[
         Hit::Power,
         "kill -9 of every process at once, and their file system forgets what was not synced",
     ),
+    drill("disk-hang", Hit::Hang, "a chunkserver's disk completes no write for 6 s"),
     drill("disk-pulled", Hit::Pulled, "a chunkserver's disk answers every request with an error"),
     drill("store-lost", Hit::Lost, "a chunkserver is killed and never comes back"),
     drill(
@@ -206,7 +207,7 @@ async fn under_load(
     // Dropped after the cluster.
     let disk = match drill.hit {
         Hit::Power => Some(LoopDisk::new(&home.join("power"), POWER_DISK_BYTES)?),
-        Hit::Pulled => Some(LoopDisk::new(&home.join("pulled"), pulled::DISK_BYTES)?),
+        Hit::Pulled | Hit::Hang => Some(LoopDisk::new(&home.join("disk"), pulled::DISK_BYTES)?),
         _ => None,
     };
     let mut cluster = Cluster::open_on(&home.join("cluster"), &spec, binary, net)?;
@@ -250,6 +251,10 @@ async fn one(
     let down = match (drill.hit, disk) {
         (Hit::Grow, _) => {
             outcome.notes.push(grow::run(cluster, spec, &client, round).await?);
+            vec![]
+        }
+        (Hit::Hang, Some(disk)) => {
+            pulled::hang(cluster, disk, &client).await?;
             vec![]
         }
         (Hit::Pulled, Some(disk)) => {

@@ -15,6 +15,8 @@ pub struct Done {
     pub reads: u64,
     /// Attempts to make a replica.
     pub repairs: u64,
+    /// Chunks that were lost, beyond the fault model, and said to be.
+    pub lost: u64,
     /// Virtual milliseconds.
     pub ms: u64,
 }
@@ -26,6 +28,7 @@ impl std::ops::Add for Done {
             acked: self.acked + more.acked,
             reads: self.reads + more.reads,
             repairs: self.repairs + more.repairs,
+            lost: self.lost + more.lost,
             ms: self.ms + more.ms,
         }
     }
@@ -74,6 +77,7 @@ pub fn run(plan: &Plan) -> Result<Done, Failure> {
         world.run();
         world.check_promises();
         world.check_snapshots();
+        let lost = world.chunks_lost;
         world.kill_all();
         world.check_promises();
         world.check_snapshots();
@@ -82,6 +86,7 @@ pub fn run(plan: &Plan) -> Result<Done, Failure> {
             acked: world.acked.len() as u64,
             reads: world.reads_done,
             repairs: world.repairs_begun,
+            lost,
             ms: world.ms(),
         }
     });

@@ -159,6 +159,9 @@ enum Event {
     Undrain {
         store: usize,
     },
+    GiveUp {
+        store: usize,
+    },
 }
 
 impl Event {
@@ -216,6 +219,8 @@ struct Server {
     drift_ppm: i64,
     /// The process stands still until then.
     paused: Option<Time>,
+    /// It never comes back.
+    lost: bool,
     /// It and the masters do not hear each other until then.
     deaf_until: Time,
     woken_at: Option<Time>,
@@ -318,6 +323,8 @@ pub struct World {
     pub reads_done: u64,
     /// Attempts to make a replica.
     pub repairs_begun: u64,
+    /// Chunks that were lost, and said to be.
+    pub chunks_lost: u64,
     /// Connections deliver in order: when the last message arrives, by sender, receiver and class.
     last_arrival: BTreeMap<(usize, usize, bool), Time>,
     /// Acknowledged writes.
@@ -369,6 +376,7 @@ impl World {
             caught: None,
             reads_done: 0,
             repairs_begun: 0,
+            chunks_lost: 0,
             last_arrival: BTreeMap::new(),
             acked: vec![],
             trace: vec![],
@@ -387,6 +395,7 @@ impl World {
                 session: SessionId(0),
                 drift_ppm,
                 paused: None,
+                lost: false,
                 deaf_until: Time(0),
                 woken_at: None,
                 carrying: None,
@@ -585,6 +594,11 @@ impl World {
                 self.drain(store, true);
                 self.at(self.now + Span::from_ms(ms), Event::Undrain { store });
             }
+            What::Lose { store, told, after_ms } => {
+                self.kill(store, false, told);
+                self.servers[store].lost = true;
+                self.at(self.now + Span::from_ms(after_ms), Event::GiveUp { store });
+            }
             What::Election { ms } => self.election(ms),
             What::Snapshot => self.take_snapshot(),
             What::Checkpoint { store } => self.tell(store, Input::Checkpoint),
@@ -677,9 +691,8 @@ impl World {
     pub fn run(&mut self) {
         /// Events after which a run that has not come to rest is stuck.
         const EVENTS_MAX: u64 = 3_000_000;
-        let total = (self.plan.options.writers * self.plan.options.writes) as usize;
         for _ in 0..EVENTS_MAX {
-            if self.faults_left == 0 && self.acked.len() == total && self.is_well() {
+            if self.faults_left == 0 && self.is_well() && self.writers.iter().all(|w| self.has_written(w)) {
                 return;
             }
             self.next();
@@ -691,7 +704,18 @@ impl World {
                 self.trace.push(format!("{} alive {} {view:?}", server.id, server.node.is_some()));
             }
         }
+        let total = self.plan.options.writers * self.plan.options.writes;
         panic!("stuck: {} of {total} writes are acknowledged at {}", self.acked.len(), self.now.0);
+    }
+
+    /// Whether a writer has nothing left to do; or cannot do it.
+    fn has_written(&self, writer: &Writer) -> bool {
+        writer.left == 0 && writer.wanted.is_none() || self.is_lost(writer.config.handle)
+    }
+
+    /// Whether the masters say that a chunk is lost.
+    fn is_lost(&self, handle: ChunkHandle) -> bool {
+        self.masters.state.is_lost(handle)
     }
 
     /// Runs until something is so; panics with this sentence if it never is.
@@ -710,17 +734,21 @@ impl World {
     fn is_well(&self) -> bool {
         let now = self.now;
         let well = |s: &Server| s.node.is_some() && s.paused.is_none() && s.deaf_until <= now;
+        let gone = |s: &Server| s.lost && self.masters.state.is_given_up(s.id);
         self.masters_lead()
             && self.cuts.is_empty()
             && self.masters.state.draining().next().is_none()
             && self.masters.state.moving().next().is_none()
-            && self.servers.iter().all(|s| well(s) && self.is_up(s.id))
+            && self.servers.iter().all(|s| gone(s) || well(s) && self.is_up(s.id))
             && self.handles.iter().all(|h| self.is_whole(*h))
             && self.masters.state.forks().all(|h| self.is_whole(h))
     }
 
-    /// Whether the chunk has all its members, and no attempt to make one is under way.
+    /// Whether the chunk has all its members - or will never have any again -, and no attempt to make one is under way.
     fn is_whole(&self, handle: ChunkHandle) -> bool {
+        if self.is_lost(handle) {
+            return true;
+        }
         let members = self.config(handle).members.len();
         members == self.plan.options.replicas as usize && self.masters.state.repair(handle).is_none()
     }
@@ -754,7 +782,7 @@ impl World {
                 self.step(store, Input::Wake);
             }
             Event::Restart { store } => {
-                if self.servers[store].node.is_none() {
+                if self.servers[store].node.is_none() && !self.servers[store].lost {
                     self.restart(store);
                 }
             }
@@ -787,6 +815,7 @@ impl World {
             Event::Answer { store, handle, answer, .. } => self.step(store, Input::Master { handle, answer }),
             Event::Tend => self.tend(),
             Event::Undrain { store } => self.drain(store, false),
+            Event::GiveUp { store } => self.give_up(store),
         }
     }
 
@@ -796,7 +825,9 @@ impl World {
             self.kill(n, self.plan.options.power, true);
         }
         for n in 0..self.servers.len() {
-            self.restart(n);
+            if !self.servers[n].lost {
+                self.restart(n);
+            }
         }
     }
 }

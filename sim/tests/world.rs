@@ -16,10 +16,10 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 fn check(scenario: &str, default: u64) {
     let scenarios = scenarios();
     let (_, options) = scenarios.iter().find(|(name, _)| *name == scenario).expect("it is in the list");
-    let mut repairs = 0;
+    let (mut repairs, mut lost) = (0, 0);
     for seed in seeds(default) {
         match run(&Plan::new(scenario, options.clone(), seed)) {
-            Ok(done) => repairs += done.repairs,
+            Ok(done) => (repairs, lost) = (repairs + done.repairs, lost + done.lost),
             Err(failure) => {
                 for line in &failure.trace[failure.trace.len().saturating_sub(60)..] {
                     eprintln!("{line}");
@@ -28,7 +28,8 @@ fn check(scenario: &str, default: u64) {
             }
         }
     }
-    println!("{repairs} attempts to make a replica");
+    println!("{repairs} attempts to make a replica, {lost} chunks lost and said to be");
+    assert!(lost == 0 || scenario == "beyond", "{lost} chunks were lost within the fault model");
     assert!(options.kills == 0 || options.replicas == 1 || repairs > 0, "nothing was ever repaired");
 }
 
@@ -65,6 +66,8 @@ worlds! {
     ten_seconds_of_it: "long", 5;
     snapshots_are_taken_while_stores_die: "snapshots", 30;
     snapshots_are_taken_while_all_goes_wrong: "snapshots-power", 20;
+    a_store_is_lost_for_good: "loss", 20;
+    more_is_lost_than_anything_survives: "beyond", 20;
 }
 
 #[test]

@@ -60,10 +60,10 @@ pub enum MasterRequest {
     },
     /// All stores.
     Stores,
-    /// The trash, a page.
+    /// The trash, a page, oldest first.
     Trash {
-        /// Entries after this file.
-        after: FileId,
+        /// Entries after this one, by `TrashEntry::key`; the first page: `(0, 0)`.
+        after: (u64, FileId),
         /// Most entries.
         limit: u32,
     },
@@ -101,6 +101,11 @@ pub enum MasterRequest {
     Explain {
         /// Which.
         handle: ChunkHandle,
+    },
+    /// What giving a store up would mean. The leader answers.
+    Loss {
+        /// The store.
+        store: StoreId,
     },
     /// The snapshots, a page, oldest first.
     Snapshots {
@@ -181,6 +186,35 @@ pub struct Story {
     pub unconfirmed: Vec<StoreId>,
     /// For how long the leader has known that it lacks members, in milliseconds, and what it waits for.
     pub lacking: Option<(u64, String)>,
+}
+
+/// What giving a store up means.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Loss {
+    /// Whether it is in service: then it cannot be given up.
+    pub up: bool,
+    /// Chunks of which it is a member.
+    pub chunks: u64,
+    /// Those of them that only one other store holds.
+    pub single: u64,
+    /// Those that nobody else holds: their bytes are lost.
+    pub lost: u64,
+    /// Of the lost ones, at most `LOSS_ITEMS_MAX`.
+    pub items: Vec<LossItem>,
+}
+
+/// Most lost chunks in one answer.
+pub const LOSS_ITEMS_MAX: usize = 100;
+
+/// A chunk that is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LossItem {
+    /// The chunk.
+    pub handle: ChunkHandle,
+    /// The file that it belongs to; `None` if that has no name (any more).
+    pub path: Option<PathBytes>,
+    /// Bytes, as far as the masters know.
+    pub length: u64,
 }
 
 /// The name under which a directory's snapshots are seen in it; it is not listed.
@@ -364,6 +398,11 @@ pub enum Mutation {
         /// For so many milliseconds; 0 ends it.
         ms: u64,
     },
+    /// A store that is not in service will never come back: its chunks go on without it.
+    GiveUp {
+        /// The store.
+        store: StoreId,
+    },
     /// Takes a snapshot of a directory's tree.
     Snapshot {
         /// The directory.
@@ -483,6 +522,15 @@ pub struct TrashEntry {
     pub path: PathBytes,
     /// When it went in; nanoseconds since 1970.
     pub deleted_ns: i64,
+    /// The same by the clock of the masters' log, which never goes back, in nanoseconds.
+    pub log_ns: u64,
+}
+
+impl TrashEntry {
+    /// Its place in the trash.
+    pub fn key(&self) -> (u64, FileId) {
+        (self.log_ns, self.file)
+    }
 }
 
 /// State of one master, as another or it itself sees it.
@@ -581,6 +629,8 @@ pub enum MasterReply {
     Maintained(Vec<MaintenanceItem>),
     /// All that the leader knows of a chunk.
     Explained(Story),
+    /// What giving a store up would mean.
+    Lost(Loss),
     /// A page of snapshots, or the one that was taken.
     Snapshots(Vec<SnapshotInfo>),
 }

@@ -230,4 +230,6 @@ pub struct StoreInfo {
     pub used: u64,
     /// It seems to be sick, though it is in service: placement takes it last.
     pub doubted: bool,
+    /// It will never come back.
+    pub given_up: bool,
 }

@@ -138,7 +138,8 @@ impl Metadata {
     }
 
     /// A new epoch: members leave, or another leads, or the same primary starts over. Never so
-    /// that fewer live members remain than the floor; then the chunk is frozen and stays as it is.
+    /// that fewer live members remain than the floor; then the chunk is frozen and stays as it is,
+    /// until members return or are given up.
     pub(crate) fn reconfigure(
         &mut self,
         handle: ChunkHandle,
@@ -155,7 +156,7 @@ impl Metadata {
         let stay: Vec<StoreId> = members.iter().copied().filter(|m| !remove.contains(m)).collect();
         let leaving: Vec<StoreId> = members.iter().copied().filter(|m| remove.contains(m)).collect();
         let live = stay.iter().filter(|m| self.is_up(**m)).count();
-        let floor = MIN_REPLICAS.min(chunk.want as usize);
+        let floor = self.floor(&chunk);
         if !leaving.is_empty() && live < floor {
             let about = format!("{handle}: {live} of {} members are alive", members.len());
             return Err(Refusal::new(Code::Frozen, about));

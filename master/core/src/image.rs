@@ -69,6 +69,7 @@ enum Part {
     Forking(Vec<(ChunkHandle, Forking)>),
     ForkingAt(Vec<((ChunkHandle, StoreId), ())>),
     Maintained(Vec<(ServerId, u64)>),
+    GivenUp(Vec<(StoreId, ())>),
 }
 
 impl Metadata {
@@ -136,6 +137,7 @@ impl Metadata {
         parts(all(&self.forking), Part::Forking, &mut out);
         parts(all(&self.forking_at), Part::ForkingAt, &mut out);
         parts(all(&self.maintained), Part::Maintained, &mut out);
+        parts(all(&self.given_up), Part::GivenUp, &mut out);
     }
 
     /// The state that `encode` made these parts of.
@@ -205,6 +207,7 @@ impl Metadata {
                 Part::Forking(list) => state.forking.extend(list),
                 Part::ForkingAt(list) => state.forking_at.extend(list),
                 Part::Maintained(list) => state.maintained.extend(list),
+                Part::GivenUp(list) => state.given_up.extend(list),
             }
         }
         // What is interned comes after what names it.

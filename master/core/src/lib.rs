@@ -10,6 +10,7 @@ pub mod command;
 mod drain;
 mod image;
 mod inode;
+mod loss;
 mod name;
 mod namespace;
 mod nodes;
@@ -29,6 +30,7 @@ pub use nodes::{Store, StoreState};
 pub use repair::Repair;
 pub use suspicion::{Complaint, Standing, Suspicion, Verdict};
 
+use common::limits::PAGE_BYTES_MAX;
 use common::wire::chunk_master::{Order, StoreReply};
 use common::wire::client_master::{MasterReply, Policy};
 use common::{ChunkHandle, ClientId, Epoch, FileId, Refusal, ServerId, SessionId, StoreId};
@@ -93,6 +95,8 @@ pub struct Metadata {
     draining: OrdMap<ServerId, ()>,
     /// Servers that are away for a while, and until when by the log's time.
     maintained: OrdMap<ServerId, u64>,
+    /// Stores that will never come back.
+    given_up: OrdMap<StoreId, ()>,
     /// Chunks that shall leave a member for a better place.
     moving: OrdMap<ChunkHandle, StoreId>,
     /// Attempts to make replicas.
@@ -174,6 +178,7 @@ impl Metadata {
             removed: OrdMap::new(),
             draining: OrdMap::new(),
             maintained: OrdMap::new(),
+            given_up: OrdMap::new(),
             moving: OrdMap::new(),
             repairs: OrdMap::new(),
             next_attempt: 1,
@@ -337,4 +342,17 @@ impl Metadata {
 fn mix(digest: u64, reply: &Reply) -> u64 {
     let crc = common::checksum::crc32c(&common::wire::to_vec(reply)) as u64;
     (digest.rotate_left(7) ^ crc).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// As many as fit a page: at most `limit` entries, and none begun beyond `PAGE_BYTES_MAX`.
+pub(crate) fn page<T>(all: impl Iterator<Item = T>, limit: usize, bytes: impl Fn(&T) -> usize) -> Vec<T> {
+    /// Of the fields of fixed length, at most.
+    const ENTRY_BYTES: usize = 128;
+    let mut taken = 0;
+    let fits = |entry: &T| {
+        let before = taken;
+        taken += bytes(entry) + ENTRY_BYTES;
+        before <= PAGE_BYTES_MAX
+    };
+    all.take(limit).take_while(fits).collect()
 }

@@ -5,7 +5,7 @@ use crate::name::Name;
 use crate::snapshots::Place;
 use crate::tree::refuse;
 use crate::{Answer, Entry, Metadata, ROOT};
-use common::limits::{CHUNK_BYTES_MAX, LAYOUT_PAGE_MAX, LIST_PAGE_MAX, PATH_BYTES_MAX};
+use common::limits::{CHUNK_BYTES_MAX, LAYOUT_PAGE_MAX, LIST_PAGE_MAX, PAGE_BYTES_MAX, PATH_BYTES_MAX};
 use common::wire::ChunkConfig;
 use common::wire::client_master::{Attr, ChunkInfo, FileKind, MasterReply, Mutation, Policy, split_path};
 use common::{ChunkHandle, Code, Epoch, FileId, Refusal, StoreId};
@@ -77,6 +77,7 @@ impl Metadata {
             Mutation::DeleteSnapshot { path, name } => self.delete_snapshot(path, name),
             Mutation::Maintain { server, ms } => self.maintain(*server, *ms),
             Mutation::Drain { server, on } => self.drain(*server, *on),
+            Mutation::GiveUp { store } => self.give_up(*store),
             Mutation::EndClient => unreachable!("handled by the session"),
         }
     }
@@ -508,7 +509,6 @@ impl Metadata {
     /// A page of a directory.
     pub fn list(&self, path: &[u8], after: &[u8], limit: u32) -> Answer<MasterReply> {
         use common::wire::client_master::Entry;
-        const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
         let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
         let entry = |name: &[u8], id| Entry { name: name.to_vec(), attr: self.attr(id) };
         let id = match self.find(path)? {

@@ -93,6 +93,7 @@ impl Metadata {
             capacity: s.register.capacity,
             used: s.register.used,
             doubted: s.doubted,
+            given_up: self.is_given_up(*id),
         };
         self.stores.iter().map(info).collect()
     }
@@ -116,6 +117,9 @@ impl Metadata {
                 }
                 if register.incarnation < old.register.incarnation {
                     return Err(Refusal::new(Code::StoreInUse, format!("{id}: an older incarnation")));
+                }
+                if self.is_given_up(*id) {
+                    return Err(Refusal::new(Code::GivenUp, id));
                 }
                 *id
             }
@@ -216,6 +220,9 @@ impl Metadata {
     /// Tells `id`, and remembers until it is confirmed or its session is over, that it is no
     /// member of `handle` from `epoch` on.
     pub(crate) fn order(&mut self, id: StoreId, handle: ChunkHandle, epoch: Epoch) {
+        if self.is_given_up(id) {
+            return;
+        }
         if epoch == Epoch::DELETED {
             self.orders.remove(&(id, handle));
             self.removed.remove(&(handle, id));

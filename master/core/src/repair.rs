@@ -220,7 +220,9 @@ impl Metadata {
         }
         for store in self.stale_of(handle) {
             self.stale.remove(&(handle, store));
-            self.deletions.insert((store, handle), epoch);
+            if !self.is_given_up(store) {
+                self.deletions.insert((store, handle), epoch);
+            }
         }
     }
 

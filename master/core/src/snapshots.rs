@@ -10,7 +10,7 @@
 
 use crate::inode::{Body, Inode};
 use crate::tree::{Tree, refuse};
-use crate::{Answer, Chunk, Metadata};
+use crate::{Answer, Chunk, Metadata, page};
 use bincode::{Decode, Encode};
 use common::limits::{NAME_BYTES_MAX, SNAPSHOTS_MAX};
 use common::wire::ChunkConfig;
@@ -97,7 +97,8 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
         | Mutation::EmptyTrash { .. }
         | Mutation::EndClient
         | Mutation::Drain { .. }
-        | Mutation::Maintain { .. } => vec![],
+        | Mutation::Maintain { .. }
+        | Mutation::GiveUp { .. } => vec![],
     }
 }
 
@@ -182,7 +183,7 @@ impl Metadata {
     /// A page of the snapshots, oldest first.
     pub fn list_snapshots(&self, after: u64, limit: usize) -> Vec<SnapshotInfo> {
         let rest = self.snapshots.range(after.saturating_add(1)..);
-        rest.take(limit).map(|(number, _)| self.snapshot_info(*number)).collect()
+        page(rest.map(|(number, _)| self.snapshot_info(*number)), limit, |s| s.path.len() + s.name.len())
     }
 
     fn snapshot_info(&self, number: u64) -> SnapshotInfo {

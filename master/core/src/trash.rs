@@ -2,10 +2,11 @@
 
 use crate::inode::Body;
 use crate::name::Name;
-use crate::{Answer, Metadata};
+use crate::{Answer, Metadata, page};
 use bincode::{Decode, Encode};
 use common::wire::client_master::{TrashEntry, split_path};
 use common::{ChunkHandle, Code, FileId, Refusal};
+use std::ops::Bound;
 
 /// A deleted file or tree.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -28,14 +29,17 @@ impl Metadata {
     }
 
     /// A page of the trash, oldest first.
-    pub fn list_trash(&self, after: FileId, limit: usize) -> Vec<TrashEntry> {
-        let visible = self.trash.iter().filter(|((_, file), t)| !t.path.is_empty() && *file > after);
-        let entry = |((_, file), t): (&(u64, FileId), &Trashed)| TrashEntry {
+    pub fn list_trash(&self, after: (u64, FileId), limit: usize) -> Vec<TrashEntry> {
+        // What is in the grave (0) is no more in the trash.
+        let from = after.max((0, FileId(u64::MAX)));
+        let visible = self.trash.range((Bound::Excluded(from), Bound::Unbounded));
+        let entry = |((log_ns, file), t): (&(u64, FileId), &Trashed)| TrashEntry {
             file: *file,
             path: t.path.clone(),
             deleted_ns: t.deleted_ns,
+            log_ns: *log_ns,
         };
-        visible.take(limit).map(entry).collect()
+        page(visible.filter(|(_, t)| !t.path.is_empty()).map(entry), limit, |t| t.path.len())
     }
 
     pub(crate) fn undelete(&mut self, path: &[u8], to: &[u8]) -> Answer<FileId> {
@@ -56,6 +60,7 @@ impl Metadata {
     pub(crate) fn expire(&mut self, trash_ns: u64, unnamed_ns: u64, clients_ns: u64, budget: u32) {
         self.end_idle_clients(clients_ns, budget);
         self.sweep_snapshots(budget);
+        self.forget_given_up(budget);
         let idle = self.unnamed.iter().filter(|(_, seen)| **seen < unnamed_ns).map(|(file, _)| *file);
         for file in idle.take(budget as usize).collect::<Vec<_>>() {
             self.unnamed.remove(&file);
@@ -77,6 +82,7 @@ impl Metadata {
         let trash = self.trash.get_min().is_some_and(|((at, _), _)| *at == 0 || *at < trash_ns);
         trash
             || self.has_leftovers()
+            || self.has_untold()
             || self.unnamed.values().any(|seen| *seen < unnamed_ns)
             || self.clients.values().any(|c| c.seen_ns < clients_ns)
     }

@@ -5,7 +5,7 @@ use crate::inode::{Body, FileBody, Inode, NOWHERE};
 use crate::name::Name;
 use crate::packed::Packed;
 use crate::{Answer, ROOT};
-use common::limits::{CHUNK_BYTES_MAX, REPLICATION_DEFAULT};
+use common::limits::{CHUNK_BYTES_MAX, PATH_BYTES_MAX, REPLICATION_DEFAULT};
 use common::wire::client_master::{Policy, split_path};
 use common::{Code, FileId, Refusal};
 use imbl::OrdMap;
@@ -116,12 +116,18 @@ impl Tree {
         std::iter::successors(up(&id), up)
     }
 
-    /// The path of an inode that has a name; what has none has none. It looks through a whole
-    /// directory for each name: for people who ask, not for the data path.
+    /// The path of an inode that has a name; what has none has none. Of one that renames have made
+    /// longer than any that can be asked for, `...` and the last names. It looks through a whole directory
+    /// for each name: for people who ask, not for the data path.
     pub fn path_of(&self, id: FileId) -> Option<Vec<u8>> {
-        let mut names = vec![];
+        let mut names: Vec<Vec<u8>> = vec![];
         let mut at = id;
         for parent in self.above(id) {
+            if names.iter().map(|n| n.len() + 1).sum::<usize>() > PATH_BYTES_MAX {
+                names.push(b"...".to_vec());
+                names.reverse();
+                return Some(names.join(&b'/'));
+            }
             let mut named =
                 self.dentries.range((parent, Name::new(&[]))..).take_while(|((p, _), _)| *p == parent);
             names.push(named.find(|(_, child)| **child == at)?.0.1.bytes().to_vec());

@@ -423,3 +423,35 @@ fn many_deletions_do_not_hold_up_a_session_and_removals_come_first() {
     assert!(all_removals, "deletions may wait, removals may not");
     assert_eq!(orders[0].handle, kept.config.handle);
 }
+
+/// Deleted in another order than made, and with long names: pages lose nothing, and fit a frame.
+#[test]
+fn the_trash_is_listed_page_by_page_in_the_order_of_deletion() {
+    let mut d = Driver::new();
+    let count = 3000;
+    let deep = "/d".repeat(1000);
+    for n in 1..=1000 {
+        d.mutate(Mutation::Mkdir { path: "/d".repeat(n).into(), mode: 0o755, parents: false });
+    }
+    for i in 0..count {
+        d.mutate(create(&format!("{deep}/{i}"), false));
+    }
+    let mut deleted = vec![];
+    for i in (0..count).rev() {
+        let path = format!("{deep}/{i}").into_bytes();
+        d.mutate(Mutation::Unlink { path: path.clone(), recursive: false });
+        deleted.push(path);
+    }
+    let (mut listed, mut after, mut pages) = (vec![], (0, FileId(0)), 0);
+    loop {
+        let page = d.state.list_trash(after, 4096);
+        let Some(last) = page.last() else { break };
+        after = last.key();
+        pages += 1;
+        let reply = MasterReply::Trash(page.clone());
+        assert!(common::wire::to_vec(&reply).len() < common::wire::frame::Kind::MasterReply.body_bytes_max());
+        listed.extend(page.into_iter().map(|t| t.path));
+    }
+    assert!(pages > 1);
+    assert_eq!(listed, deleted);
+}

@@ -294,3 +294,46 @@ fn attempts_and_old_copies_survive_a_snapshot() {
     let repair = d.state.repair(two.handle).unwrap();
     assert_eq!(config(store(&mut d, join(&two, repair.target, repair.attempt))).members.len(), 3);
 }
+
+/// Two of three members are gone: the chunk waits for them until they are given up, then it goes on with
+/// the one that is left; without that it is lost.
+#[test]
+fn a_chunk_goes_on_without_members_that_are_given_up() {
+    let (mut d, whole) = with_chunk();
+    let [a, b, c] = whole.members[..] else { panic!("{whole:?}") };
+    let handle = whole.handle;
+    let give_up = |d: &mut Driver, store| driver::code(&d.mutate(Mutation::GiveUp { store }));
+    assert_eq!(give_up(&mut d, b), Some(Code::StoreInUse));
+    assert_eq!(give_up(&mut d, StoreId(99)), Some(Code::NoSuchStore));
+    let down = |d: &mut Driver, store| {
+        let session = d.state.store(store).unwrap().session().unwrap();
+        d.apply(Command::StoreDown { store, session });
+    };
+    let leave = |d: &mut Driver, epoch, remove: Vec<StoreId>| {
+        store(d, Command::Reconfigure { handle, epoch, remove, primary: None })
+    };
+    down(&mut d, b);
+    down(&mut d, c);
+    assert_eq!(leave(&mut d, whole.epoch, vec![b, c]), Err(Code::Frozen));
+    assert_eq!(give_up(&mut d, b), None);
+    assert_eq!(leave(&mut d, whole.epoch, vec![b, c]), Err(Code::Frozen), "{c} may come back");
+    assert_eq!(leave(&mut d, whole.epoch, vec![b]), Err(Code::Frozen), "only {a} would be live");
+    assert_eq!(give_up(&mut d, c), None);
+    let one = config(leave(&mut d, whole.epoch, vec![b, c]));
+    assert_eq!((&one.members[..], one.primary), (&[a][..], a));
+    assert!(d.state.stale_of(handle).is_empty() && !d.state.is_lost(handle));
+    let register = d.state.store(b).unwrap().register.clone();
+    assert_eq!(store(&mut d, Command::Register(register)), Err(Code::GivenUp));
+
+    down(&mut d, a);
+    let said = d.state.loss_of(a).unwrap();
+    assert_eq!((said.chunks, said.single, said.lost, said.items[0].handle), (1, 0, 1, handle));
+    assert_eq!(give_up(&mut d, a), None);
+    assert!(d.state.is_lost(handle));
+    assert_eq!(leave(&mut d, one.epoch, vec![a]), Err(Code::Frozen));
+    d.state.check();
+    let mut blocks: Vec<Vec<u8>> = vec![];
+    d.state.encode(|block| blocks.push(block));
+    let read = Metadata::decode(blocks.iter().map(|b| &b[..])).unwrap();
+    assert_eq!(read.given_up().collect::<Vec<_>>(), d.state.given_up().collect::<Vec<_>>());
+}

@@ -2,7 +2,7 @@
 
 use super::Rpc;
 use common::wire::client_master::{DrainItem, MaintenanceItem, MasterReply, Status};
-use common::{ChunkHandle, Code, ServerId};
+use common::{ChunkHandle, Code, ServerId, StoreId};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers};
@@ -82,6 +82,19 @@ impl Rpc {
         let (items, _) = &*self.leader.repairs.lock().expect("never poisoned");
         story.lacking = items.iter().find(|i| i.handle == handle).map(|i| (i.ms, i.why.clone()));
         MasterReply::Explained(story)
+    }
+
+    /// What giving a store up would mean. All chunks are walked, aside.
+    pub(super) async fn loss(&self, store: StoreId) -> MasterReply {
+        if let Err(e) = self.leader.round().await {
+            return super::client::not_here(e);
+        }
+        let state = self.leader.state.read().expect("never poisoned").clone();
+        match tokio::task::spawn_blocking(move || state.loss_of(store)).await {
+            Ok(Ok(loss)) => MasterReply::Lost(loss),
+            Ok(Err(refusal)) => MasterReply::refused(refusal.code, refusal.about),
+            Err(e) => MasterReply::refused(Code::Unavailable, e),
+        }
     }
 
     pub(super) async fn status(&self) -> Status {

@@ -3,6 +3,7 @@
 use super::Rpc;
 use crate::leader::NotHere;
 use common::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX, SESSION_MS};
+use common::wire::ChunkConfig;
 use common::wire::chunk_master::StoreReply;
 use common::wire::client_master::{MasterReply, MasterRequest, Mutation, SnapshotInfo};
 use common::{ChunkHandle, Code, Epoch, Refusal};
@@ -45,7 +46,7 @@ impl Rpc {
             MasterRequest::Layout { file, from, limit } => self.query(|s| s.layout(file, from, limit)).await,
             MasterRequest::Config { handle, snapshot } => {
                 let seen = |s: &Metadata| if snapshot > 0 { s.as_of(snapshot, handle) } else { handle };
-                self.query(|s| s.config(seen(s)).map(MasterReply::Config)).await
+                self.query(|s| not_lost(s, seen(s)).map(MasterReply::Config)).await
             }
             MasterRequest::Policy { path } => {
                 self.query(|s| s.policy_at(&path).map(MasterReply::Policy)).await
@@ -68,6 +69,7 @@ impl Rpc {
             MasterRequest::Drains => self.drains().await,
             MasterRequest::Maintenance => self.maintenance().await,
             MasterRequest::Explain { handle } => self.explain(handle).await,
+            MasterRequest::Loss { store } => self.loss(store).await,
             MasterRequest::Snapshots { after, limit } => {
                 let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
                 self.query(|s| Ok(MasterReply::Snapshots(s.list_snapshots(after, limit)))).await
@@ -118,7 +120,7 @@ impl Rpc {
         }
         let (config, session) = {
             let state = self.leader.state.read().expect("never poisoned");
-            let config = match state.config(handle) {
+            let config = match not_lost(&state, handle) {
                 Ok(config) => config,
                 Err(r) => return refusal(r),
             };
@@ -141,6 +143,14 @@ impl Rpc {
             }
             Err(e) => not_here(e),
         }
+    }
+}
+
+/// The configuration of a chunk, for somebody who wants to use it.
+fn not_lost(state: &Metadata, handle: ChunkHandle) -> Result<ChunkConfig, Refusal> {
+    match state.is_lost(handle) {
+        true => Err(Refusal::new(Code::Lost, handle)),
+        false => state.config(handle),
     }
 }
 

@@ -11,6 +11,18 @@ pub(super) struct LoopDisk {
     mount: PathBuf,
 }
 
+/// Frozen until this is dropped: a drill that is interrupted must not leave processes that cannot be
+/// killed.
+pub(super) struct Frozen<'a>(&'a LoopDisk);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = tool("xfs_io", &["-x", "-c", "thaw", &self.0.mount.to_string_lossy()]) {
+            tracing::error!(%error, mount = %self.0.mount.display(), "the drill's disk stays frozen");
+        }
+    }
+}
+
 impl LoopDisk {
     /// Makes one in a directory that is to be. Its file is sparse.
     pub fn new(home: &Path, bytes: u64) -> anyhow::Result<LoopDisk> {
@@ -40,6 +52,12 @@ impl LoopDisk {
     /// the disk (EXT4_IOC_SHUTDOWN, without a flush of the journal).
     pub fn pull(&self) -> anyhow::Result<()> {
         tool("xfs_io", &["-x", "-c", "shutdown", &self.mount.to_string_lossy()])
+    }
+
+    /// From now on nothing that writes comes to an end (FIFREEZE), until it is thawed.
+    pub fn freeze(&self) -> anyhow::Result<Frozen<'_>> {
+        tool("xfs_io", &["-x", "-c", "freeze", &self.mount.to_string_lossy()])?;
+        Ok(Frozen(self))
     }
 
     /// Mounts it anew: the journal is replayed, as after a loss of power. Nobody may use it.

@@ -1,5 +1,5 @@
-//! The disk of one chunkserver answers every request with an error: the store goes out of service
-//! by itself, its chunks get new members, and it comes back when the disk does.
+//! The disk of one chunkserver hangs; or it answers every request with an error: then the store goes
+//! out of service by itself, its chunks get new members, and it comes back when the disk does.
 
 use super::disk::LoopDisk;
 use super::strike::whole;
@@ -13,6 +13,27 @@ use std::time::{Duration, Instant};
 pub(super) const DISK_BYTES: u64 = 8 << 30;
 /// Whose disk it is.
 pub(super) const VICTIM: &str = "cs1";
+
+/// It hangs for so long: nothing that writes comes to an end, and nothing fails.
+const HANGS: Duration = Duration::from_secs(6);
+
+/// New chunks are placed on it so soon after it is doubted no more.
+const USED_AGAIN: Duration = Duration::from_secs(1);
+
+pub(super) async fn hang(cluster: &Cluster, disk: &LoopDisk, client: &Client) -> anyhow::Result<()> {
+    let store = store_of(cluster, VICTIM)?;
+    let began = Instant::now();
+    // After another round nobody needs it for a while.
+    while client.stores().await?.iter().any(|s| s.store == store && s.doubted) {
+        if began.elapsed() > WHOLE_WITHIN {
+            bail!("{store} is still doubted");
+        }
+        tokio::time::sleep(USED_AGAIN).await;
+    }
+    let _frozen = disk.freeze()?;
+    tokio::time::sleep(HANGS).await;
+    Ok(())
+}
 
 pub(super) async fn run(cluster: &mut Cluster, disk: &LoopDisk, client: &Client) -> anyhow::Result<String> {
     let store = store_of(cluster, VICTIM)?;

@@ -28,6 +28,7 @@ pub(super) enum Hit {
     Everything,
     Power,
     Pulled,
+    Hang,
     Lost,
     FullDisk,
     Storm,
@@ -134,7 +135,14 @@ impl Scene<'_> {
                     self.cluster.kill(&name)?;
                 }
             }
-            Hit::Grow | Hit::Pulled | Hit::FullDisk | Hit::Storm | Hit::Many | Hit::Snapshots | Hit::Away => {
+            Hit::Grow
+            | Hit::Pulled
+            | Hit::Hang
+            | Hit::FullDisk
+            | Hit::Storm
+            | Hit::Many
+            | Hit::Snapshots
+            | Hit::Away => {
                 unreachable!("{hit:?} has a course of its own")
             }
         }

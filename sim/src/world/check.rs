@@ -3,7 +3,7 @@
 use super::World;
 use bytes::Bytes;
 use chunkserver_core::io::Input;
-use common::limits::PIECE_BYTES_MAX;
+use common::limits::{MIN_REPLICAS, PIECE_BYTES_MAX};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::{ChunkHandle, Code, Span, StoreId};
 use std::collections::BTreeMap;
@@ -101,8 +101,24 @@ impl World {
     /// once, whole; overwrites are those of the highest serial.
     pub fn check_promises(&mut self) {
         for handle in self.handles.clone() {
-            self.check_chunk(handle);
+            match self.is_lost(handle) {
+                false => self.check_chunk(handle),
+                true => self.check_lost(handle),
+            }
         }
+    }
+
+    /// A chunk is lost only if all members that it had in the end are, and so only beyond the fault
+    /// model; and whoever looks for what is missing is told.
+    fn check_lost(&mut self, handle: ChunkHandle) {
+        let members = self.config(handle).members;
+        assert!(members.iter().all(|m| self.servers[self.index(*m)].lost), "{handle} is given up too early");
+        let lost = self.servers.iter().filter(|s| s.lost).count();
+        let least = MIN_REPLICAS.min(self.plan.options.replicas as usize);
+        assert!(lost >= least, "{handle} is lost with {lost} stores");
+        let said = self.masters.state.loss_of(members[0]).expect("it is known").items;
+        assert!(said.iter().any(|i| i.handle == handle), "nobody is told that {handle} is lost");
+        self.chunks_lost += 1;
     }
 
     /// What all members of a chunk serve. Who lags behind the masters' patience may still leave it:

@@ -64,6 +64,16 @@ impl World {
         self.mutate(Mutation::Drain { server, on });
     }
 
+    /// Somebody says that a store will never come back, as soon as the masters hear it.
+    pub(super) fn give_up(&mut self, n: usize) {
+        let store = self.servers[n].id;
+        if !self.masters_lead() || self.is_up(store) {
+            return self.at(self.now + ASK_AGAIN, Event::GiveUp { store: n });
+        }
+        self.trace.push(format!("{} give up {n}", self.now.0));
+        assert_eq!(self.mutate(Mutation::GiveUp { store }), MasterReply::Done);
+    }
+
     /// Whether somebody leads.
     pub(super) fn masters_lead(&self) -> bool {
         self.now >= self.masters.away_until
@@ -365,6 +375,14 @@ impl World {
     }
 
     fn tend_chunk(&mut self, handle: ChunkHandle) {
+        if self.masters.state.is_lost(handle) {
+            // What was begun with it comes to nothing.
+            if let Some(repair) = self.masters.state.repair(handle) {
+                self.apply(Command::EndRepair { handle, attempt: repair.attempt });
+            }
+            self.apply(Command::EndMove { handle });
+            return;
+        }
         let config = self.config(handle);
         let dead: Vec<StoreId> = config.members.iter().copied().filter(|m| !self.is_up(*m)).collect();
         if !dead.is_empty() && self.rng.random_bool(0.3) {

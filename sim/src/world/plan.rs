@@ -4,6 +4,7 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Who takes part, and how much befalls them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,10 @@ pub struct Options {
     /// Snapshots of everything; then writers go from chunk to chunk.
     #[serde(default)]
     pub snapshots: u32,
+    /// Stores that are lost for good, and given up later. With as many of them as a chunk has replicas,
+    /// chunks can be lost: then that must be said.
+    #[serde(default)]
+    pub losses: u32,
 }
 
 /// Something that befalls the world.
@@ -115,6 +120,15 @@ pub enum What {
         /// For so long.
         ms: u64,
     },
+    /// A store dies and never comes back; later it is given up.
+    Lose {
+        /// Which.
+        store: usize,
+        /// Whether the masters are told at once that it died.
+        told: bool,
+        /// When it is given up, in milliseconds.
+        after_ms: u64,
+    },
     /// A snapshot of everything is taken.
     Snapshot,
     /// A store makes a checkpoint.
@@ -158,6 +172,7 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         drains: 0,
         checkpoints: 2,
         snapshots: 0,
+        losses: 0,
     };
     let repair = Options { stores: 5, writes: 40, span_ms: 800, kills: 8, checkpoints: 8, ..calm.clone() };
     let net = Options {
@@ -213,6 +228,13 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
             "snapshots-power",
             Options { chunks: 2, snapshots: 4, kills: 6, power: true, append: false, ..net.clone() },
         ),
+        // Chunks never have less than two live members: nothing is lost with one.
+        ("loss", Options { chunks: 2, kills: 4, losses: 1, ..net.clone() }),
+        // Beyond the fault model.
+        (
+            "beyond",
+            Options { stores: 7, chunks: 4, writers: 4, kills: 3, losses: 4, power: true, ..net.clone() },
+        ),
     ]
 }
 
@@ -266,6 +288,11 @@ impl Plan {
                 ms: rng.random_range(500..4000),
             });
         }
+        add(options.losses, &|rng| What::Lose {
+            store: rng.random_range(0..stores),
+            told: rng.random(),
+            after_ms: rng.random_range(0..3000),
+        });
         add(options.snapshots, &|_| What::Snapshot);
         add(options.checkpoints, &|rng| What::Checkpoint { store: rng.random_range(0..stores) });
         // What a checkpoint leaves half done is found when it is killed.
@@ -304,6 +331,11 @@ impl Plan {
         if o.replicas == 0 || o.replicas as u32 > o.stores.min(common::limits::REPLICATION_MAX as u32) {
             return Err("replicas: at least 1, at most as many as there are stores, and 5".into());
         }
+        let lost = |f: &Fault| if let What::Lose { store, .. } = f.what { Some(store) } else { None };
+        let lost: BTreeSet<usize> = self.faults.iter().filter_map(lost).collect();
+        if stores.saturating_sub(lost.len()) < o.replicas as usize {
+            return Err("so many stores must stay as a chunk has replicas".into());
+        }
         for fault in &self.faults {
             let there = match &fault.what {
                 What::Kill { store, .. }
@@ -311,6 +343,7 @@ impl Plan {
                 | What::Deaf { store, .. }
                 | What::Drain { store, .. }
                 | What::Island { store, .. }
+                | What::Lose { store, .. }
                 | What::Checkpoint { store } => *store < stores,
                 What::Cut { from, to, .. } => *from < stores && *to < stores && from != to,
                 What::Election { .. } | What::Snapshot => true,

@@ -9,6 +9,9 @@ use common::wire::chunk_chunk::LogPoint;
 use std::sync::Arc;
 
 const BLOCK: u32 = BLOCK_BYTES as u32;
+/// Extents that go on where another ends are one, up to this: an extent knows only its last write, and is
+/// copied as a whole to a replica that lacks that.
+const MERGED_BYTES_MAX: u32 = 8 * 1024 * 1024;
 
 /// Bytes that are in memory and in the log only, until a checkpoint moves them home.
 #[derive(Debug, PartialEq, Eq)]
@@ -84,7 +87,7 @@ impl Extent {
         rest
     }
 
-    /// Whether `next` goes on where this one ends, in the chunk and on disk.
+    /// Whether `next` goes on where this one ends, in the chunk and on disk, and the two may be one.
     fn is_followed_by(&self, next: &Extent) -> bool {
         let (Home::Disk { segment, block }, Home::Disk { segment: s, block: b }) = (&self.home, &next.home)
         else {
@@ -94,6 +97,7 @@ impl Extent {
             && self.skip + self.len == self.run
             && self.run.is_multiple_of(BLOCK)
             && next.skip == 0
+            && self.len + next.len <= MERGED_BYTES_MAX
             && segment == s
             && block + self.run / BLOCK == *b
     }
