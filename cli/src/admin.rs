@@ -3,7 +3,7 @@
 use crate::args::{Admin, MasterCommand};
 use crate::fs::path;
 use crate::output::{human, print, show};
-use client::{Client, Policy};
+use client::{Client, Policy, Quota};
 use common::wire::StoreInfo;
 use common::{ChunkHandle, ServerId, StoreId};
 use serde_json::json;
@@ -24,6 +24,9 @@ pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<(
             };
             show_policy(&policy, json);
             Ok(())
+        }
+        Admin::Quota { path: p, entries, bytes, remove } => {
+            quota(&client, &path(&p), Quota { entries, bytes }, remove, json).await
         }
         Admin::Master { command: MasterCommand::Add { id, addr } } => Ok(client.add_master(id, addr).await?),
         Admin::Master { command: MasterCommand::Remove { id } } => Ok(client.remove_master(id).await?),
@@ -160,6 +163,25 @@ async fn maintenance(
     if items.is_empty() && !json {
         println!("no server is maintained");
     }
+    Ok(())
+}
+
+async fn quota(client: &Client, dir: &[u8], new: Quota, remove: bool, json: bool) -> anyhow::Result<()> {
+    let mut usage = client.usage(dir).await?;
+    if remove || new != Quota::default() {
+        let old = if remove { Quota::default() } else { usage.quota };
+        let quota = Quota { entries: new.entries.or(old.entries), bytes: new.bytes.or(old.bytes) };
+        usage = client.set_quota(dir, quota).await?;
+    }
+    let Quota { entries, bytes } = usage.quota;
+    if json {
+        print(&json!({"path": show(dir), "entries": usage.entries, "bytes": usage.bytes,
+            "max_entries": entries, "max_bytes": bytes}));
+        return Ok(());
+    }
+    let of = |max: Option<String>| max.map_or("no limit".into(), |max| format!("of {max}"));
+    println!("{} entries, {}", usage.entries, of(entries.map(|n| n.to_string())));
+    println!("{}, {}", human(usage.bytes), of(bytes.map(human)));
     Ok(())
 }
 

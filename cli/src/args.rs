@@ -75,7 +75,7 @@ pub struct Drill {
     /// Where its cluster lives meanwhile; the system's temporary directory if not given.
     #[arg(long)]
     pub dir: Option<PathBuf>,
-    /// Write the table of what came of them into this Markdown file, in place of the one there.
+    /// Write what came of them into the table in this Markdown file; rows of other drills stay.
     #[arg(long)]
     pub table: Option<PathBuf>,
 }
@@ -230,7 +230,7 @@ pub enum Fs {
         #[arg(default_value = "/")]
         path: OsString,
     },
-    /// Sum the bytes below a path.
+    /// Show the bytes and entries below a path: they are counted as they change.
     Du {
         /// The path.
         #[arg(default_value = "/")]
@@ -332,6 +332,20 @@ pub enum Admin {
         /// Only racks whose name begins so.
         #[arg(long)]
         label: Option<String>,
+    },
+    /// Show or limit what a directory may hold, with all that is below it.
+    Quota {
+        /// The directory.
+        path: OsString,
+        /// Most files, directories and symlinks.
+        #[arg(long)]
+        entries: Option<u64>,
+        /// Most bytes of files: 500M, 10GiB. A file may outgrow it by what fits its last chunk.
+        #[arg(long, value_parser = bytes)]
+        bytes: Option<u64>,
+        /// No limits any more.
+        #[arg(long, conflicts_with_all = ["entries", "bytes"])]
+        remove: bool,
     },
     /// Change the group of masters.
     Master {
@@ -475,6 +489,23 @@ impl From<Bench> for bench::Job {
 fn server_id(text: &str) -> Result<u32, String> {
     let number = text.strip_prefix("cs").unwrap_or(text);
     number.parse().map_err(|_| "a server is named as `admin servers` shows it: cs2".into())
+}
+
+/// A number of bytes: 4096, 500M, 10GiB; units are powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text[digits.len()..].trim().trim_end_matches(['B', 'b']).trim_end_matches('i');
+    let power = match unit.to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        "P" => 5,
+        _ => return Err("a number of bytes is written like 4096, 500M or 10GiB".into()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a number of bytes begins with a number")?;
+    number.checked_mul(1 << (10 * power)).ok_or_else(|| "so many bytes there are not".into())
 }
 
 /// The number of a store: `s3`, or `3`.

@@ -199,28 +199,11 @@ async fn tree(client: &Client, root: &[u8]) -> anyhow::Result<()> {
 }
 
 async fn du(client: &Client, root: &[u8], json: bool) -> anyhow::Result<()> {
-    let (mut bytes, mut files, mut dirs) = (0u64, 0u64, 0u64);
-    let mut todo = vec![root.to_vec()];
-    let attr = client.lookup(root).await?;
-    if attr.kind != FileKind::Directory {
-        (bytes, files) = (attr.length, 1);
-        todo.clear();
-    }
-    while let Some(dir) = todo.pop() {
-        dirs += 1;
-        for entry in client.list(&dir).await? {
-            match entry.attr.kind {
-                FileKind::Directory => todo.push(join(&dir, &entry.name)),
-                _ => (bytes, files) = (bytes + entry.attr.length, files + 1),
-            }
-        }
-    }
-    if json {
-        print(
-            &json!({"path": String::from_utf8_lossy(root), "bytes": bytes, "files": files, "directories": dirs}),
-        );
-    } else {
-        println!("{} in {files} files, {dirs} directories  {}", human(bytes), show(root));
+    let usage = client.usage(root).await?;
+    match json {
+        true => print(&json!({"path": show(root), "bytes": usage.bytes, "entries": usage.entries,
+            "quota": {"bytes": usage.quota.bytes, "entries": usage.quota.entries}})),
+        false => println!("{} in {} entries  {}", human(usage.bytes), usage.entries, show(root)),
     }
     Ok(())
 }

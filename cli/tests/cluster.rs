@@ -196,6 +196,38 @@ fn a_chunk_is_explained_and_maintenance_says_whether_it_is_safe() {
     assert!(!c.cairn(&["admin", "maintenance", "cs9"]).status.success());
 }
 
+#[test]
+fn a_quota_holds_for_all_that_is_below_and_du_is_counted_as_it_changes() {
+    let c = Running::start(1, 3);
+    let from = c.dir.path().join("from");
+    std::fs::write(&from, random(3 << 20, 1)).unwrap();
+    c.ok(&["mkdir", "-p", "/q/sub"]);
+    c.ok(&["admin", "quota", "/q", "--bytes", "8MiB"]);
+    c.ok(&["admin", "quota", "/q", "--entries", "4"]);
+    let put = |to: &str| c.cairn(&["put".as_ref(), from.as_os_str(), to.as_ref()]);
+    assert!(put("/q/1").status.success() && put("/q/sub/2").status.success());
+    let du =
+        |path: &str| -> serde_json::Value { serde_json::from_slice(&c.ok(&["--json", "du", path])).unwrap() };
+    assert_eq!((&du("/q")["bytes"], &du("/q")["entries"]), (&(6 << 20).into(), &3.into()));
+    assert_eq!(du("/q/sub")["quota"]["bytes"], serde_json::Value::Null);
+    let refused = put("/q/sub/3");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains(Code::QuotaExceeded.text()), "{said}");
+    assert_eq!(du("/q")["entries"], 3, "nothing of it is there");
+    assert!(put("/q/sub/2").status.success(), "in place of one of the same size");
+    c.ok(&["touch", "/q/empty"]);
+    assert!(!c.cairn(&["mkdir", "/q/more"]).status.success(), "four entries");
+    assert!(put("/3").status.success());
+    assert!(!c.cairn(&["mv", "/3", "/q/3"]).status.success());
+    c.ok(&["rm", "-r", "/q/sub"]);
+    assert_eq!((&du("/q")["bytes"], &du("/q")["entries"]), (&(3 << 20).into(), &2.into()));
+    c.ok(&["mv", "/3", "/q/3"]);
+    assert!(!c.cairn(&["undelete", "/q/sub"]).status.success());
+    c.ok(&["admin", "quota", "/q", "--remove"]);
+    c.ok(&["undelete", "/q/sub"]);
+    assert_eq!(du("/q")["bytes"], 9 << 20);
+}
+
 /// Of three members two are gone for good: somebody says so, and the chunk goes on. What only one store
 /// had is lost, and every command says that.
 #[test]

@@ -8,7 +8,7 @@
 use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
 use common::wire::chunk_master::{Beat, Order, StoreRequest};
 use common::wire::client_chunk::ClientChunk;
-use common::wire::client_master::{MasterRequest, Mutation, Policy};
+use common::wire::client_master::{MasterRequest, Mutation, Policy, Quota};
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
 use common::wire::{self, Caller, ChunkConfig, Hello, Message, Piece};
 use common::*;
@@ -392,6 +392,7 @@ impl Hostile {
             8 => MasterRequest::Drains,
             11 => MasterRequest::Maintenance,
             12 => MasterRequest::Loss { store: self.store() },
+            13 => MasterRequest::Usage { path },
             10 => MasterRequest::Explain { handle: self.handle() },
             9 => MasterRequest::Snapshots { after: self.number(), limit: self.number() as u32 },
             _ => MasterRequest::Mutate {
@@ -407,7 +408,7 @@ impl Hostile {
     fn mutation(&mut self) -> Mutation {
         let (path, file, mode) = (self.path(), self.file(), self.number() as u32);
         let (near, index) = (self.text(), self.number() as u32);
-        match self.rng.random_range(0..20) {
+        match self.rng.random_range(0..22) {
             0 => Mutation::Mkdir { path, parents: self.flag(), mode },
             1 => Mutation::Create {
                 path,
@@ -453,6 +454,10 @@ impl Hostile {
             14 => Mutation::EmptyTrash { before_ns: self.number() },
             // No server that there is: the kept file's chunk shall stay where it is.
             18 => Mutation::Maintain { server: ServerId(1000), ms: self.number() },
+            20 => Mutation::SetQuota {
+                path: [&path[..], b"/q"].concat(),
+                quota: Quota { entries: self.maybe(), bytes: self.maybe() },
+            },
             19 => Mutation::GiveUp { store: StoreId(1000 + self.number() as u32 % 1000) },
             16 => Mutation::Snapshot { path, name: self.text().into_bytes() },
             17 => Mutation::DeleteSnapshot { path, name: self.text().into_bytes() },

@@ -8,8 +8,8 @@ mod masters;
 mod requests;
 
 pub use common::wire::client_master::{
-    Attr, ChunkInfo, DrainItem, Entry, FileKind, Loss, MaintenanceItem, Policy, RepairItem, SnapshotInfo,
-    Status, Story, TrashEntry,
+    Attr, ChunkInfo, DrainItem, Entry, FileKind, Loss, MaintenanceItem, Policy, Quota, RepairItem,
+    SnapshotInfo, Status, Story, TrashEntry, Usage,
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
@@ -181,6 +181,22 @@ impl Client {
         match self.ask(MasterRequest::Repairs).await? {
             MasterReply::Repairs { items, count } => Ok((items, count)),
             _ => Err(Error::unexpected("repairs")),
+        }
+    }
+
+    /// How much is at a path, with all that is below it, and how much may be.
+    pub async fn usage(&self, path: &[u8]) -> Result<Usage> {
+        match self.ask(MasterRequest::Usage { path: path.into() }).await? {
+            MasterReply::Usage(usage) => Ok(usage),
+            _ => Err(Error::unexpected("usage")),
+        }
+    }
+
+    /// Limits what a directory may hold, with all that is below it; an empty quota takes that back.
+    pub async fn set_quota(&self, path: &[u8], quota: Quota) -> Result<Usage> {
+        match self.mutate(Mutation::SetQuota { path: path.into(), quota }).await? {
+            MasterReply::Usage(usage) => Ok(usage),
+            _ => Err(Error::unexpected("quota")),
         }
     }
 

@@ -2,6 +2,7 @@
 //! every acknowledged byte is checked afterwards. Tells the gap that clients saw.
 
 mod away;
+mod clients;
 mod disk;
 mod full_disk;
 mod grow;
@@ -55,6 +56,11 @@ pub const DRILLS: &[Drill] = &[
         "server-away",
         Hit::Away,
         "a chunkserver is away for a minute of writes, and copies what it missed",
+    ),
+    drill(
+        "client-kill",
+        Hit::Clients,
+        "kill -9 of 48 clients a repeat in the middle of appends and puts; another one appends",
     ),
     drill("cut-server", Hit::Cut, "a chunkserver's cable is pulled for 6 s"),
     drill("cut-leader", Hit::CutLeader, "the leading master's cable is pulled for 6 s"),
@@ -180,6 +186,7 @@ pub async fn run(drill: &'static Drill, repeats: u32, dir: &Path, binary: &Path)
             Hit::Away => away::run(&home, binary, repeats, &mut outcome).await,
             Hit::Snapshots => snapshots::run(&home, binary, repeats, &mut outcome).await,
             Hit::Many => many::run(&home, binary, repeats, &mut outcome).await,
+            Hit::Clients => clients::run(&home, binary, repeats, &mut outcome).await,
             Hit::Storm => storm::run(&home, binary, repeats, &mut outcome).await,
             _ => under_load(drill, &home, binary, repeats, &mut outcome).await,
         }

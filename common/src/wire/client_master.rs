@@ -107,6 +107,11 @@ pub enum MasterRequest {
         /// The store.
         store: StoreId,
     },
+    /// How much is at a path, with all that is below it, and how much may be.
+    Usage {
+        /// The path.
+        path: PathBytes,
+    },
     /// The snapshots, a page, oldest first.
     Snapshots {
         /// Those with numbers after this.
@@ -186,6 +191,26 @@ pub struct Story {
     pub unconfirmed: Vec<StoreId>,
     /// For how long the leader has known that it lacks members, in milliseconds, and what it waits for.
     pub lacking: Option<(u64, String)>,
+}
+
+/// What a directory may hold, with all that is below it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Quota {
+    /// Files, directories and symlinks.
+    pub entries: Option<u64>,
+    /// Bytes of files; holes count. A file may outgrow it by what fits its last chunk.
+    pub bytes: Option<u64>,
+}
+
+/// How much is at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Usage {
+    /// Files, directories and symlinks below a directory; 1 for what is none.
+    pub entries: u64,
+    /// Bytes of files; holes count.
+    pub bytes: u64,
+    /// The directory's own limits.
+    pub quota: Quota,
 }
 
 /// What giving a store up means.
@@ -397,6 +422,13 @@ pub enum Mutation {
         server: ServerId,
         /// For so many milliseconds; 0 ends it.
         ms: u64,
+    },
+    /// Limits what a directory may hold, with all that is below it; an empty quota takes that back.
+    SetQuota {
+        /// The directory.
+        path: PathBytes,
+        /// The limits.
+        quota: Quota,
     },
     /// A store that is not in service will never come back: its chunks go on without it.
     GiveUp {
@@ -631,6 +663,8 @@ pub enum MasterReply {
     Explained(Story),
     /// What giving a store up would mean.
     Lost(Loss),
+    /// How much is at a path.
+    Usage(Usage),
     /// A page of snapshots, or the one that was taken.
     Snapshots(Vec<SnapshotInfo>),
 }

@@ -204,7 +204,7 @@ impl Metadata {
         self.put_chunk(handle, chunk);
         if let Some(mut inode) = self.tree.inodes.get(&file).cloned() {
             inode.set_length(handle, length, sealed);
-            self.tree.inodes.insert(file, inode);
+            self.tree.put_file(file, inode);
         }
     }
 

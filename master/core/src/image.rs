@@ -2,12 +2,13 @@
 
 use crate::name::Name;
 use crate::packed::Packed;
+use crate::quota::Totals;
 use crate::snapshots::{Forking, Snapshot, SnapshotHead};
 use crate::trash::Trashed;
 use crate::tree::Tree;
 use crate::{Body, Chunk, Inode, Metadata, Repair, Store, sessions};
 use bincode::{Decode, Encode};
-use common::wire::client_master::Policy;
+use common::wire::client_master::{Policy, Quota};
 use common::{ChunkHandle, ClientId, Code, Epoch, FileId, ServerId, SessionId, StoreId};
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
@@ -70,6 +71,10 @@ enum Part {
     ForkingAt(Vec<((ChunkHandle, StoreId), ())>),
     Maintained(Vec<(ServerId, u64)>),
     GivenUp(Vec<(StoreId, ())>),
+    EmptiedNs(u64),
+    Totals(Vec<(FileId, Totals)>),
+    OtherTotals(Vec<(FileId, Option<Totals>)>),
+    Quotas(Vec<(FileId, Quota)>),
 }
 
 impl Metadata {
@@ -101,6 +106,8 @@ impl Metadata {
             .map(|((parent, name), child)| ((*parent, name.bytes().to_vec()), child));
         parts(entries, Part::Dentries, &mut out);
         parts(all(&self.tree.policies), Part::Policies, &mut out);
+        parts(all(&self.tree.totals), Part::Totals, &mut out);
+        parts(all(&self.quotas), Part::Quotas, &mut out);
         parts(self.chunks.iter(), Part::Chunks, &mut out);
         parts(all(&self.file_policies), Part::FilePolicies, &mut out);
         parts(all(&self.sets), Part::Sets, &mut out);
@@ -130,6 +137,7 @@ impl Metadata {
             let dentries = dentries.map(|((dir, name), child)| ((dir, name.bytes().to_vec()), child));
             owned_parts(dentries, Part::OtherDentries, &mut out);
             owned_parts(unlike(&tree.policies, &base.policies), Part::OtherPolicies, &mut out);
+            owned_parts(unlike(&tree.totals, &base.totals), Part::OtherTotals, &mut out);
             base = tree;
         }
         parts(all(&self.kept), Part::Kept, &mut out);
@@ -138,6 +146,7 @@ impl Metadata {
         parts(all(&self.forking_at), Part::ForkingAt, &mut out);
         parts(all(&self.maintained), Part::Maintained, &mut out);
         parts(all(&self.given_up), Part::GivenUp, &mut out);
+        out(Part::EmptiedNs(self.emptied_ns));
     }
 
     /// The state that `encode` made these parts of.
@@ -199,6 +208,9 @@ impl Metadata {
                     make_like(&mut state.tree_of(latest)?.dentries, named);
                 }
                 Part::OtherPolicies(list) => make_like(&mut state.tree_of(latest)?.policies, list),
+                Part::Totals(list) => state.tree.totals.extend(list),
+                Part::OtherTotals(list) => make_like(&mut state.tree_of(latest)?.totals, list),
+                Part::Quotas(list) => state.quotas.extend(list),
                 Part::Kept(list) => state.kept.extend(list),
                 Part::Forks(list) => {
                     state.fork_of.extend(list.iter().map(|(key, fork)| (*fork, *key)));
@@ -208,6 +220,7 @@ impl Metadata {
                 Part::ForkingAt(list) => state.forking_at.extend(list),
                 Part::Maintained(list) => state.maintained.extend(list),
                 Part::GivenUp(list) => state.given_up.extend(list),
+                Part::EmptiedNs(ns) => state.emptied_ns = ns,
             }
         }
         // What is interned comes after what names it.

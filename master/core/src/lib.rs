@@ -16,6 +16,7 @@ mod namespace;
 mod nodes;
 mod packed;
 pub mod placement;
+mod quota;
 mod repair;
 mod sessions;
 mod snapshots;
@@ -32,7 +33,7 @@ pub use suspicion::{Complaint, Standing, Suspicion, Verdict};
 
 use common::limits::PAGE_BYTES_MAX;
 use common::wire::chunk_master::{Order, StoreReply};
-use common::wire::client_master::{MasterReply, Policy};
+use common::wire::client_master::{MasterReply, Policy, Quota};
 use common::{ChunkHandle, ClientId, Epoch, FileId, Refusal, ServerId, SessionId, StoreId};
 use imbl::OrdMap;
 use name::Name;
@@ -82,6 +83,8 @@ pub struct Metadata {
     servers: OrdMap<u128, ServerId>,
     clients: OrdMap<ClientId, sessions::Client>,
     trash: OrdMap<(u64, FileId), trash::Trashed>,
+    /// What went into the trash before this is nobody's any more, and deleted in bounded steps.
+    emptied_ns: u64,
     /// Files without a name yet, and when they were last written to.
     unnamed: OrdMap<FileId, u64>,
     /// Removals that stores must be told, and have not confirmed, in the session in which they
@@ -95,6 +98,8 @@ pub struct Metadata {
     draining: OrdMap<ServerId, ()>,
     /// Servers that are away for a while, and until when by the log's time.
     maintained: OrdMap<ServerId, u64>,
+    /// What directories may hold.
+    quotas: OrdMap<FileId, Quota>,
     /// Stores that will never come back.
     given_up: OrdMap<StoreId, ()>,
     /// Chunks that shall leave a member for a better place.
@@ -149,6 +154,7 @@ impl Metadata {
     pub fn new() -> Metadata {
         Metadata {
             clock_ns: 0,
+            emptied_ns: 0,
             applied: 0,
             digest: 0,
             fixed_digest: (0, 0),
@@ -179,6 +185,7 @@ impl Metadata {
             draining: OrdMap::new(),
             maintained: OrdMap::new(),
             given_up: OrdMap::new(),
+            quotas: OrdMap::new(),
             moving: OrdMap::new(),
             repairs: OrdMap::new(),
             next_attempt: 1,
@@ -196,7 +203,8 @@ impl Metadata {
     /// Applies one entry of the log. The same entry on the same state gives the same answer and
     /// the same new state, on every machine.
     pub fn apply(&mut self, entry: &Entry) -> Reply {
-        self.clock_ns = self.clock_ns.max(entry.stamp_ns);
+        // No two entries have the same time.
+        self.clock_ns = (self.clock_ns + 1).max(entry.stamp_ns);
         let reply = self.dispatch(entry);
         self.applied += 1;
         self.digest = mix(self.digest, &reply);
@@ -271,6 +279,13 @@ impl Metadata {
                     let range = (id, Name::new(&[]))..=(FileId(id.0 + 1), Name::new(&[]));
                     let count = self.tree.dentries.range(range).filter(|((p, _), _)| *p == id).count();
                     assert_eq!(*entries, count as u64, "{id} counts its entries wrongly");
+                    let range = (id, Name::new(&[]))..=(FileId(id.0 + 1), Name::new(&[]));
+                    let named = self.tree.dentries.range(range).filter(|((p, _), _)| *p == id);
+                    let sum = named
+                        .map(|(_, child)| self.tree.weight(*child))
+                        .fold((0, 0), |sum, w| (sum.0 + w.entries, sum.1 + w.bytes));
+                    let totals = self.tree.totals_of(id);
+                    assert_eq!((totals.entries, totals.bytes), sum, "{id}: what it holds is counted");
                 }
                 Body::File(file) => {
                     file.check();

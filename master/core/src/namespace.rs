@@ -1,7 +1,8 @@
 //! Names: directories, files, symlinks, and every change of them.
 
-use crate::inode::{Body, Inode, Part};
+use crate::inode::{Body, Inode, NOWHERE, Part};
 use crate::name::Name;
+use crate::quota::Totals;
 use crate::snapshots::Place;
 use crate::tree::refuse;
 use crate::{Answer, Entry, Metadata, ROOT};
@@ -64,13 +65,9 @@ impl Metadata {
             Mutation::Truncate { file, length } => self.truncate(*file, *length, now),
             Mutation::Symlink { path, target, parents } => self.symlink(path, target, *parents, now),
             Mutation::SetPolicy { path, policy } => self.set_policy(path, policy),
+            Mutation::SetQuota { path, quota } => self.set_quota(path, quota),
             Mutation::EmptyTrash { before_ns } => {
-                let (visible, _): (Vec<_>, Vec<_>) =
-                    self.trash.keys().copied().partition(|(at, _)| *at > 0 && at < before_ns);
-                for key in visible {
-                    self.trash.remove(&key);
-                    self.move_to_grave(key.1);
-                }
+                self.emptied_ns = self.emptied_ns.max(self.clock_ns.min(*before_ns));
                 Ok(MasterReply::Done)
             }
             Mutation::Snapshot { path, name } => self.take_snapshot(path, name, now),
@@ -101,6 +98,10 @@ impl Metadata {
                 None => return refuse(Code::NotFound, path),
             }
         }
+        if missing < dirs.len() {
+            let made = Totals::of_entries((dirs.len() - missing) as u64);
+            self.within_quotas(at, Totals::NOTHING, made, |_| false)?;
+        }
         for name in &dirs[missing..] {
             let id = self.new_inode(Inode::directory(0o755, 0));
             self.tree.link(at, name.to_vec(), id);
@@ -125,6 +126,7 @@ impl Metadata {
             Some(id) if parents && self.tree.is_directory(id) => Ok(MasterReply::Attr(self.attr(id))),
             Some(_) => refuse(Code::Exists, path),
             None => {
+                self.within_quotas(parent, Totals::NOTHING, Totals::of_entries(1), |_| false)?;
                 let id = self.new_inode(Inode::directory(permissions(mode), now));
                 self.tree.link(parent, name, id);
                 Ok(MasterReply::Attr(self.attr(id)))
@@ -147,6 +149,8 @@ impl Metadata {
             Some(id) if self.tree.is_directory(id) => return refuse(Code::IsADirectory, path),
             Some(id) => id,
             None => {
+                let more = if chunk.is_some() { Totals::FILE } else { Totals::of_entries(1) };
+                self.within_quotas(parent, Totals::NOTHING, more, |_| false)?;
                 let policy = self.intern_policy(self.tree.policy_at(path)?);
                 let id = self.new_inode(Inode::file(permissions(mode), now, policy));
                 if let Err(refusal) = self.first_chunk(id, chunk) {
@@ -185,6 +189,7 @@ impl Metadata {
             return Ok(());
         }
         let policy = self.file_policies[&inode.policy].clone();
+        self.may_grow(id, Totals::CHUNK)?;
         let handle = self.new_chunk(id, &policy, near, salt)?;
         self.push_part(id, handle, 0);
         Ok(())
@@ -193,7 +198,15 @@ impl Metadata {
     fn push_part(&mut self, id: FileId, handle: ChunkHandle, length: u64) {
         let mut inode = self.tree.inodes[&id].clone();
         inode.push(handle, length);
-        self.tree.inodes.insert(id, inode);
+        self.tree.put_file(id, inode);
+    }
+
+    /// Whether a file that has a name may have so much more. What has none yet is weighed when it gets one.
+    fn may_grow(&self, id: FileId, more: Totals) -> Answer<()> {
+        match self.tree.inodes[&id].parent {
+            NOWHERE => Ok(()),
+            parent => self.within_quotas(parent, Totals::NOTHING, more, |_| false),
+        }
     }
 
     fn opened(&self, id: FileId) -> Answer<MasterReply> {
@@ -230,10 +243,14 @@ impl Metadata {
             return refuse(Code::BadArgument, path);
         }
         let (parent, name) = self.parent_of(path, parents)?;
-        if let Some(old) = self.tree.child(parent, &name) {
-            if self.tree.is_directory(old) {
-                return refuse(Code::IsADirectory, path);
-            }
+        let old = self.tree.child(parent, &name);
+        if old.is_some_and(|old| self.tree.is_directory(old)) {
+            return refuse(Code::IsADirectory, path);
+        }
+        let minus = old.map_or(Totals::NOTHING, |old| self.tree.weight(old));
+        let plus = Totals { entries: 1, bytes: length.into() };
+        self.within_quotas(parent, minus, plus, |_| false)?;
+        if let Some(old) = old {
             self.tree.unlink_entry(parent, &name);
             self.move_to_grave(old);
         }
@@ -282,6 +299,7 @@ impl Metadata {
                 }
             }
         }
+        self.may_grow(id, Totals::CHUNK)?;
         let handle = self.new_chunk(id, &policy, near, salt)?;
         self.push_part(id, handle, 0);
         if self.unnamed.contains_key(&id) {
@@ -301,6 +319,7 @@ impl Metadata {
                 format!("the file has {count} chunks, not {index}"),
             ));
         }
+        self.may_grow(id, Totals::of_bytes(length))?;
         self.push_part(id, ChunkHandle::HOLE, length);
         Ok(MasterReply::Chunk(self.chunk_info(id, count)?))
     }
@@ -334,7 +353,11 @@ impl Metadata {
                 return refuse(Code::BadArgument, to);
             }
         }
-        if let Some(old) = self.tree.child(to_parent, &to_name) {
+        let old = self.tree.child(to_parent, &to_name);
+        let minus = old.map_or(Totals::NOTHING, |old| self.tree.weight(old));
+        let above: Vec<FileId> = std::iter::once(from_parent).chain(self.tree.above(from_parent)).collect();
+        self.within_quotas(to_parent, minus, self.tree.weight(id), |dir| above.contains(&dir))?;
+        if let Some(old) = old {
             if !replace {
                 return refuse(Code::Exists, to);
             }
@@ -380,6 +403,9 @@ impl Metadata {
         if file.parts().last().is_some_and(|p| self.chunks.get(&p.handle).is_some_and(|c| !c.sealed)) {
             return Err(Refusal::new(Code::BadArgument, "the last chunk is not sealed"));
         }
+        let more = length.saturating_sub(file.length());
+        self.may_grow(id, Totals::of_bytes(more))?;
+        let file = self.tree.file(id).expect("just seen");
         let mut start = 0;
         let mut keep = 0;
         let mut cut = None;
@@ -408,7 +434,7 @@ impl Metadata {
             body.push(ChunkHandle::HOLE, length - start);
         }
         inode.mtime_ns = now;
-        self.tree.inodes.insert(id, inode);
+        self.tree.put_file(id, inode);
         for part in dropped.iter().filter(|p| p.handle != ChunkHandle::HOLE) {
             self.let_go(part.handle);
         }
@@ -420,7 +446,10 @@ impl Metadata {
             return refuse(Code::BadName, path);
         }
         let (parent, name) = self.parent_of(path, parents)?;
-        if let Some(old) = self.tree.child(parent, &name) {
+        let old = self.tree.child(parent, &name);
+        let minus = old.map_or(Totals::NOTHING, |old| self.tree.weight(old));
+        self.within_quotas(parent, minus, Totals::of_entries(1), |_| false)?;
+        if let Some(old) = old {
             if !parents || self.tree.is_directory(old) {
                 return refuse(Code::Exists, path);
             }

@@ -85,6 +85,7 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
         | Mutation::Unlink { path, .. }
         | Mutation::Symlink { path, .. }
         | Mutation::SetPolicy { path, .. }
+        | Mutation::SetQuota { path, .. }
         | Mutation::Snapshot { path, .. }
         | Mutation::DeleteSnapshot { path, .. } => vec![path],
         Mutation::CreateUnnamed { like, .. } => vec![like],

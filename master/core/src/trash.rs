@@ -2,6 +2,7 @@
 
 use crate::inode::Body;
 use crate::name::Name;
+use crate::quota::Totals;
 use crate::{Answer, Metadata, page};
 use bincode::{Decode, Encode};
 use common::wire::client_master::{TrashEntry, split_path};
@@ -28,29 +29,39 @@ impl Metadata {
         self.trash.insert((0, file), Trashed { path: vec![], deleted_ns: 0 });
     }
 
+    /// What can be brought back, oldest first, after this entry. What is in the grave (0), or was there
+    /// when the trash was emptied, cannot.
+    fn visible_trash(
+        &self,
+        after: (u64, FileId),
+    ) -> impl DoubleEndedIterator<Item = (&(u64, FileId), &Trashed)> {
+        let from = after.max((self.emptied_ns.max(1) - 1, FileId(u64::MAX)));
+        let visible = self.trash.range((Bound::Excluded(from), Bound::Unbounded));
+        visible.filter(|(_, t)| !t.path.is_empty())
+    }
+
     /// A page of the trash, oldest first.
     pub fn list_trash(&self, after: (u64, FileId), limit: usize) -> Vec<TrashEntry> {
-        // What is in the grave (0) is no more in the trash.
-        let from = after.max((0, FileId(u64::MAX)));
-        let visible = self.trash.range((Bound::Excluded(from), Bound::Unbounded));
+        let visible = self.visible_trash(after);
         let entry = |((log_ns, file), t): (&(u64, FileId), &Trashed)| TrashEntry {
             file: *file,
             path: t.path.clone(),
             deleted_ns: t.deleted_ns,
             log_ns: *log_ns,
         };
-        page(visible.filter(|(_, t)| !t.path.is_empty()).map(entry), limit, |t| t.path.len())
+        page(visible.map(entry), limit, |t| t.path.len())
     }
 
     pub(crate) fn undelete(&mut self, path: &[u8], to: &[u8]) -> Answer<FileId> {
         let names = split_path(path)?;
-        let same = |t: &Trashed| !t.path.is_empty() && split_path(&t.path).is_ok_and(|n| n == names);
-        let newest = self.trash.iter().rev().find(|(_, t)| same(t)).map(|(key, _)| *key);
+        let same = |t: &Trashed| split_path(&t.path).is_ok_and(|n| n == names);
+        let newest = self.visible_trash((0, FileId(0))).rev().find(|(_, t)| same(t)).map(|(key, _)| *key);
         let key = newest.ok_or_else(|| Refusal::new(Code::NotInTrash, String::from_utf8_lossy(path)))?;
         let (parent, name) = self.parent_of(to, true)?;
         if self.tree.child(parent, &name).is_some() {
             return Err(Refusal::new(Code::Exists, String::from_utf8_lossy(to)));
         }
+        self.within_quotas(parent, Totals::NOTHING, self.tree.weight(key.1), |_| false)?;
         self.trash.remove(&key);
         self.tree.link(parent, name, key.1);
         Ok(key.1)
@@ -58,6 +69,7 @@ impl Metadata {
 
     /// Deletes what is older than the given log times; at most `budget` inodes.
     pub(crate) fn expire(&mut self, trash_ns: u64, unnamed_ns: u64, clients_ns: u64, budget: u32) {
+        let trash_ns = trash_ns.max(self.emptied_ns);
         self.end_idle_clients(clients_ns, budget);
         self.sweep_snapshots(budget);
         self.forget_given_up(budget);
@@ -79,6 +91,7 @@ impl Metadata {
 
     /// Whether `expire` would find work, given these log times.
     pub fn has_expired(&self, trash_ns: u64, unnamed_ns: u64, clients_ns: u64) -> bool {
+        let trash_ns = trash_ns.max(self.emptied_ns);
         let trash = self.trash.get_min().is_some_and(|((at, _), _)| *at == 0 || *at < trash_ns);
         trash
             || self.has_leftovers()
@@ -110,5 +123,6 @@ impl Metadata {
         self.trash.remove(&(at, file));
         self.tree.inodes.remove(&file);
         self.tree.policies.remove(&file);
+        self.quotas.remove(&file);
     }
 }

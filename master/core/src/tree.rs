@@ -4,6 +4,7 @@
 use crate::inode::{Body, FileBody, Inode, NOWHERE};
 use crate::name::Name;
 use crate::packed::Packed;
+use crate::quota::Totals;
 use crate::{Answer, ROOT};
 use common::limits::{CHUNK_BYTES_MAX, PATH_BYTES_MAX, REPLICATION_DEFAULT};
 use common::wire::client_master::{Policy, split_path};
@@ -16,6 +17,8 @@ pub(crate) struct Tree {
     pub inodes: Packed<FileId, Inode>,
     pub dentries: OrdMap<(FileId, Name), FileId>,
     pub policies: OrdMap<FileId, Policy>,
+    /// What directories hold, with all that is below them; those that are not empty.
+    pub totals: OrdMap<FileId, Totals>,
 }
 
 /// What a file has when no directory above it says otherwise.
@@ -37,7 +40,7 @@ impl Tree {
     pub fn new() -> Tree {
         let mut inodes = Packed::new();
         inodes.insert(ROOT, Inode::directory(0o755, 0));
-        Tree { inodes, dentries: OrdMap::new(), policies: OrdMap::new() }
+        Tree { inodes, dentries: OrdMap::new(), policies: OrdMap::new(), totals: OrdMap::new() }
     }
 
     /// What a directory calls by this name.
@@ -81,6 +84,16 @@ impl Tree {
         assert!(before.is_none(), "the name was taken");
         self.count_entry(parent, 1);
         self.set_parent(child, parent);
+        self.weigh(parent, Totals::NOTHING, self.weight(child));
+    }
+
+    /// A file has changed, perhaps in length.
+    pub fn put_file(&mut self, id: FileId, inode: Inode) {
+        let (before, parent) = (self.weight(id), inode.parent);
+        self.inodes.insert(id, inode);
+        if parent != NOWHERE {
+            self.weigh(parent, before, self.weight(id));
+        }
     }
 
     fn set_parent(&mut self, id: FileId, parent: FileId) {
@@ -94,6 +107,7 @@ impl Tree {
         let child = child.expect("the caller looked the name up");
         self.count_entry(parent, -1);
         self.set_parent(child, NOWHERE);
+        self.weigh(parent, self.weight(child), Totals::NOTHING);
         child
     }
 

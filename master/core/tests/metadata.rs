@@ -2,7 +2,7 @@
 
 mod driver;
 
-use common::wire::client_master::{MasterReply, Mutation, Policy};
+use common::wire::client_master::{MasterReply, Mutation, Policy, Quota};
 use common::*;
 use driver::{CAPACITY, Driver, code, create, register};
 use master_core::placement::{SCATTER_WIDTH, Wish, place};
@@ -454,4 +454,93 @@ fn the_trash_is_listed_page_by_page_in_the_order_of_deletion() {
     }
     assert!(pages > 1);
     assert_eq!(listed, deleted);
+}
+
+#[test]
+fn an_emptied_trash_gives_nothing_back_and_what_comes_later_stays() {
+    let mut d = Driver::new();
+    let delete = |d: &mut Driver, path: &str| {
+        d.mutate(create(path, false));
+        d.mutate(Mutation::Unlink { path: path.into(), recursive: false });
+    };
+    let undelete = |d: &mut Driver, path: &str| {
+        code(&d.mutate(Mutation::Undelete { path: path.into(), to: path.into() }))
+    };
+    (0..3).for_each(|i| delete(&mut d, &format!("/{i}")));
+    let before = d.state.counts().0;
+    d.mutate(Mutation::EmptyTrash { before_ns: u64::MAX });
+    delete(&mut d, "/later");
+    assert_eq!(undelete(&mut d, "/1"), Some(Code::NotInTrash));
+    let listed: Vec<_> = d.state.list_trash((0, FileId(0)), 10).into_iter().map(|t| t.path).collect();
+    assert_eq!(listed, [b"/later".to_vec()]);
+    assert!(d.state.has_expired(0, 0, 0));
+    d.apply(Command::Expire { trash_before_ns: 0, unnamed_before_ns: 0, clients_before_ns: 0, budget: 100 });
+    assert!(!d.state.has_expired(0, 0, 0));
+    assert_eq!(d.state.counts().0, before + 1 - 3, "the three are gone, the later one is not");
+    assert_eq!(undelete(&mut d, "/later"), None);
+    d.state.check();
+}
+
+/// What a directory holds is what is below it - `check` counts - and quotas are never overrun by more
+/// than the last chunks, whatever happens; a copy that was made of an image goes on the same.
+#[test]
+fn quotas_hold_under_any_changes() {
+    let seed: u64 = rand::random();
+    println!("SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut d = Driver::new();
+    d.servers(&["r1", "r2", "r3"], |_| 0);
+    let (max_entries, max_bytes) = (12, 40_000);
+    for dir in ["/a", "/a/b", "/a/c", "/e"] {
+        d.mutate(Mutation::Mkdir { path: dir.into(), parents: true, mode: 0o755 });
+    }
+    let quota = Quota { entries: Some(max_entries), bytes: Some(max_bytes) };
+    d.mutate(Mutation::SetQuota { path: b"/a".to_vec(), quota });
+    let (mut refused, mut done) = (0, 0);
+    for _ in 0..3000 {
+        let dirs = ["/a", "/a/b", "/a/c", "/a/b/d", "/e", "/e/d"];
+        let mut path =
+            || format!("{}/{}", dirs[rng.random_range(0..dirs.len())], rng.random_range(0..5)).into_bytes();
+        let (one, other) = (path(), path());
+        let mutation = match rng.random_range(0..9) {
+            0 => {
+                Mutation::Mkdir { path: [&one[..one.len() - 2], b"/d"].concat(), parents: true, mode: 0o755 }
+            }
+            1 | 2 => Mutation::Rename { from: one, to: other, replace: rng.random() },
+            3 => Mutation::Unlink { path: one, recursive: true },
+            4 => Mutation::Undelete { path: one.clone(), to: one },
+            5 => Mutation::Symlink { path: one, target: b"x".to_vec(), parents: true },
+            6 => {
+                let Ok(attr) = d.state.stat(&one) else { continue };
+                Mutation::Truncate { file: attr.file, length: rng.random_range(0..30_000) }
+            }
+            _ => {
+                let unnamed = Mutation::CreateUnnamed { like: one.clone(), chunk: true, near: String::new() };
+                let MasterReply::Opened { attr, .. } = d.mutate(unnamed) else { panic!() };
+                let length = rng.random_range(1..20_000);
+                Mutation::Publish {
+                    file: attr.file,
+                    path: one,
+                    length,
+                    mode: 0o644,
+                    mtime_ns: 0,
+                    parents: true,
+                }
+            }
+        };
+        match code(&d.mutate(mutation)) {
+            Some(Code::QuotaExceeded) => refused += 1,
+            Some(_) => {}
+            None => done += 1,
+        }
+        d.state.check();
+        let usage = d.state.usage_of(b"/a").unwrap();
+        assert!(usage.entries <= max_entries && usage.bytes <= max_bytes, "{usage:?}");
+    }
+    assert!(refused > 50 && done > 500, "{refused} refused, {done} done");
+    let mut blocks: Vec<Vec<u8>> = vec![];
+    d.state.encode(|block| blocks.push(block));
+    let read = Metadata::decode(blocks.iter().map(|b| &b[..])).unwrap();
+    read.check();
+    assert_eq!(read.usage_of(b"/a"), d.state.usage_of(b"/a"));
 }

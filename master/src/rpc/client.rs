@@ -69,6 +69,7 @@ impl Rpc {
             MasterRequest::Drains => self.drains().await,
             MasterRequest::Maintenance => self.maintenance().await,
             MasterRequest::Explain { handle } => self.explain(handle).await,
+            MasterRequest::Usage { path } => self.query(|s| s.usage_of(&path).map(MasterReply::Usage)).await,
             MasterRequest::Loss { store } => self.loss(store).await,
             MasterRequest::Snapshots { after, limit } => {
                 let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;

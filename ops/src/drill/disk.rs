@@ -4,6 +4,10 @@ use crate::cluster::Cluster;
 use crate::net::tool;
 use anyhow::Context;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What killed processes had open is closed within this.
+const RELEASED_WITHIN: Duration = Duration::from_secs(15);
 
 /// Unmounted when dropped.
 pub(super) struct LoopDisk {
@@ -70,8 +74,16 @@ impl LoopDisk {
         tool("mount", &["-o", "loop", &self.image.to_string_lossy(), &self.mount.to_string_lossy()])
     }
 
+    /// The kernel closes files of a killed process after its end, if requests of them are under way
+    /// (io_uring): until then the mount is busy.
     fn unmount(&self) -> anyhow::Result<()> {
-        tool("umount", &[&self.mount.to_string_lossy()])
+        let began = Instant::now();
+        loop {
+            match tool("umount", &[&self.mount.to_string_lossy()]) {
+                Err(_) if began.elapsed() < RELEASED_WITHIN => std::thread::sleep(Duration::from_millis(20)),
+                done => return done,
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What repeats of one drill came to, and how it is told: as text, as JSON, as a row of a table.
 
-use super::Drill;
+use super::{DRILLS, Drill};
 use anyhow::Context;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -146,14 +146,19 @@ const HEAD: &str = "\
 |---|---|---|---|---|---|---|---|---|
 ";
 
-/// Writes the table of drills into a Markdown file, in place of the one that is there.
+/// Writes what came of drills into the table in a Markdown file: their rows are new, others stay.
 pub fn write_table(path: &Path, outcomes: &[Outcome]) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let place =
-        text.split_once(TABLE[0]).and_then(|(before, rest)| Some((before, rest.split_once(TABLE[1])?.1)));
-    let (before, after) =
+        text.split_once(TABLE[0]).and_then(|(before, rest)| Some((before, rest.split_once(TABLE[1])?)));
+    let (before, (old, after)) =
         place.with_context(|| format!("{}: no lines {} and {}", path.display(), TABLE[0], TABLE[1]))?;
-    let rows: String = outcomes.iter().map(|outcome| outcome.row() + "\n").collect();
+    let row = |drill: &Drill| {
+        let new = outcomes.iter().find(|o| o.drill.name == drill.name).map(Outcome::row);
+        let start = format!("| [{}]", drill.name);
+        new.or_else(|| old.lines().find(|line| line.starts_with(&start)).map(str::to_owned))
+    };
+    let rows: String = DRILLS.iter().filter_map(row).map(|row| row + "\n").collect();
     let text = format!("{before}{}\n{HEAD}{rows}{}{after}", TABLE[0], TABLE[1]);
     std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }

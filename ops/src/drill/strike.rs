@@ -29,6 +29,7 @@ pub(super) enum Hit {
     Power,
     Pulled,
     Hang,
+    Clients,
     Lost,
     FullDisk,
     Storm,
@@ -142,7 +143,8 @@ impl Scene<'_> {
             | Hit::Storm
             | Hit::Many
             | Hit::Snapshots
-            | Hit::Away => {
+            | Hit::Away
+            | Hit::Clients => {
                 unreachable!("{hit:?} has a course of its own")
             }
         }
