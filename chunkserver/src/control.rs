@@ -278,8 +278,8 @@ async fn keep_session(
             capacity: shard.capacity,
             used: 0,
         });
-        let (store, session) = match masters.try_ask(&register).await {
-            Some(StoreReply::Registered { store, session, .. }) => (store, session),
+        let (store, session, next_chunk) = match masters.try_ask(&register).await {
+            Some(StoreReply::Registered { store, session, next_chunk, .. }) => (store, session, next_chunk),
             Some(StoreReply::Refused { refusal, .. }) => {
                 anyhow::bail!("the masters refuse this store: {refusal}");
             }
@@ -295,7 +295,7 @@ async fn keep_session(
         }
         tracing::info!(%store, %session, addr = %shard.addr, "in session");
         *current.lock().expect("never poisoned") = (store, session);
-        let _ = shard.to.send(ToShard::Begin(store, masters.cluster()));
+        let _ = shard.to.send(ToShard::Begin(store, masters.cluster(), next_chunk));
         heartbeat(masters, shard, store, session, &mut confirmed, &failed, early).await?;
         tracing::warn!(%store, %session, "the session has lapsed; registering anew");
     }

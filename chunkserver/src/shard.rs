@@ -27,7 +27,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 /// What the control thread tells a shard.
 pub enum ToShard {
     /// The masters gave the store its id, and the cluster is this.
-    Begin(StoreId, ClusterId),
+    Begin(StoreId, ClusterId, ChunkHandle),
     /// The stores and their addresses.
     Table(Vec<StoreInfo>),
     /// The session holds until then.
@@ -169,9 +169,9 @@ async fn run(
     // The control thread waits for this; it cannot be gone.
     let _ = up.send(());
     let DataDir { path, recovered, locked, lock, .. } = dir;
-    let (id, cluster) = loop {
+    let (id, cluster, next_chunk) = loop {
         match inbox.recv().await {
-            Some(ToShard::Begin(id, cluster)) => break (id, cluster),
+            Some(ToShard::Begin(id, cluster, next_chunk)) => break (id, cluster, next_chunk),
             Some(ToShard::Probe(answer)) => {
                 let _ = answer.send(Report { stats: Stats::default(), oldest_disk_op_ms: 0 });
             }
@@ -186,11 +186,13 @@ async fn run(
             return;
         }
     };
+    let mut node = Node::new(id, recovered);
+    node.begins_with(next_chunk);
     let shard = Rc::new(Shard {
         id: Cell::new(id),
         cluster,
         engine,
-        node: RefCell::new(Node::new(id, recovered)),
+        node: RefCell::new(node),
         disk,
         control,
         conns: RefCell::default(),

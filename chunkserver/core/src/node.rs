@@ -172,6 +172,8 @@ pub struct Node {
     pub(crate) id: StoreId,
     pub(crate) now: Time,
     session: Option<(SessionId, Time)>,
+    /// Chunks from this on were made in this life; `None`: that is not known, and all were.
+    first_chunk: Option<ChunkHandle>,
     /// The last snapshot that was taken.
     pub(crate) snapshot: u64,
     pub(crate) store: Store,
@@ -206,6 +208,18 @@ pub struct Node {
 const HELD_CHECK_MS: u64 = 1000;
 
 impl Node {
+    /// When it registers for the first time, a store is told which chunks are made after that. It may
+    /// have made, led and lost older ones in an earlier life: their other members can hold records of
+    /// it that it does not know of, so those it takes over as if it had known them.
+    pub fn begins_with(&mut self, next_chunk: ChunkHandle) {
+        self.first_chunk.get_or_insert(next_chunk);
+    }
+
+    /// Whether a chunk that is not here was never here, either.
+    pub(crate) fn is_new(&self, handle: ChunkHandle) -> bool {
+        self.first_chunk.is_none_or(|first| handle >= first)
+    }
+
     /// A node on a recovered store.
     pub fn new(id: StoreId, recovered: Recovered) -> Node {
         let chunks = recovered.chunks.into_iter().map(|(h, s)| (h, Box::new(Chunk::new(s)))).collect();
@@ -213,6 +227,7 @@ impl Node {
             id,
             now: Time(0),
             session: None,
+            first_chunk: None,
             snapshot: 0,
             store: recovered.store,
             chunks,
@@ -548,7 +563,8 @@ impl Node {
             self.create(config, Ticket::None);
             let chunk = self.chunks.get_mut(&handle).expect("just made");
             chunk.confirmed = session;
-            if leads && epoch.number() == 1 {
+            if leads && epoch.number() == 1 && self.is_new(handle) {
+                let chunk = self.chunks.get_mut(&handle).expect("just made");
                 chunk.lead = Some(Box::new(Lead::fresh(&others, self.now)));
             }
             return self.run_waiting(handle, out);

@@ -95,8 +95,10 @@ impl Node {
             return refuse(&ask, Code::BadArgument, out);
         }
         if !self.chunks.contains_key(&handle) {
+            let is_new = self.is_new(handle);
             let first = |c: &&ChunkConfig| {
                 c.invalid().is_none()
+                    && is_new
                     && c.handle == handle
                     && c.epoch == ask.epoch
                     && c.epoch.number() == 1

@@ -203,6 +203,8 @@ pub enum StoreReply {
         server: ServerId,
         /// The session.
         session: SessionId,
+        /// Chunks that are made from now on have handles from this on.
+        next_chunk: ChunkHandle,
     },
     /// A session goes on, from the moment the heartbeat was *sent*.
     Renewed {

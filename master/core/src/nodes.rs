@@ -148,7 +148,8 @@ impl Metadata {
         let state = StoreState::Up(session);
         self.stores.insert(id, Store { server, register, state, recent, recent_ns, doubted: false });
         self.table += 1;
-        Ok(StoreReply::Registered { store: id, server, session })
+        let next_chunk = ChunkHandle::new(0, self.next_chunk);
+        Ok(StoreReply::Registered { store: id, server, session, next_chunk })
     }
 
     fn server_of(&mut self, uuid: u128) -> ServerId {

@@ -122,7 +122,7 @@ impl World {
         }
         let known = life > 1 || self.servers[n].session != SessionId(0);
         let register = register(n, known.then_some(id), life);
-        let Reply::Store(StoreReply::Registered { store, session, .. }) =
+        let Reply::Store(StoreReply::Registered { store, session, next_chunk, .. }) =
             self.apply(Command::Register(register))
         else {
             panic!("refused");
@@ -130,6 +130,7 @@ impl World {
         assert_eq!(store, id);
         self.masters.renewed.insert(id, (session, self.now));
         let server = &mut self.servers[n];
+        server.node.as_mut().expect("it asks").begins_with(next_chunk);
         (server.session, server.carrying, server.done) = (session, None, vec![]);
         self.later(Event::Beat { store: n, life, session });
     }
