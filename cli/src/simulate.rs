@@ -134,6 +134,7 @@ fn one(name: &str, scenario: &Options, options: &Sim, jobs: usize, json: bool) -
 
 /// Writes a failing plan and its trace.
 fn save(plan: &Plan, dir: &Path) -> anyhow::Result<String> {
+    std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     let path = dir.join(format!("cairn-sim-{}-{}.json", plan.scenario, plan.seed));
     std::fs::write(&path, serde_json::to_string_pretty(plan)?)
         .with_context(|| format!("write {}", path.display()))?;

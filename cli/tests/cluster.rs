@@ -4,7 +4,7 @@
 use client::{Client, Config};
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
 use common::wire::{self, Caller, Hello};
-use common::{ClusterId, Code};
+use common::{ClusterId, Code, StoreId};
 use ops::cluster::{ClientFile, Cluster, Spec};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -248,10 +248,7 @@ fn stores_that_never_come_back_are_given_up() {
         serde_json::from_slice(&c.ok(&all)).unwrap()
     };
     let name_of = |c: &Running, store: u64| {
-        let has = |name: &String| {
-            let meta = c.cluster.dir().join(name).join("data/meta.toml");
-            std::fs::read_to_string(meta).unwrap().lines().any(|l| l == format!("store = {store}"))
-        };
+        let has = |name: &String| c.cluster.store(name).unwrap() == Some(StoreId(store as u32));
         (1..=5).map(|n| format!("cs{n}")).find(has).unwrap()
     };
     let end = Instant::now() + Duration::from_secs(60);

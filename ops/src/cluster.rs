@@ -3,7 +3,7 @@
 use crate::net::Net;
 use anyhow::{Context, bail};
 use client::{Client, Config};
-use common::ClusterId;
+use common::{ClusterId, StoreId};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -181,12 +181,31 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts all servers.
+    /// Starts all servers. A new chunkserver is registered before the next is started, so that masters
+    /// number the servers as their names do: who reads `cs1` means the same one everywhere.
     pub fn start_all(&mut self) -> anyhow::Result<()> {
+        let end = Instant::now() + HEALTHY_WITHIN;
         for name in self.names()? {
             self.start(&name)?;
+            let runs = |c: &mut Cluster| {
+                matches!(c.processes.last_mut().map(|p| p.child.try_wait()), Some(Ok(None)))
+            };
+            while name.starts_with("cs") && self.store(&name)?.is_none() && Instant::now() < end && runs(self)
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
         Ok(())
+    }
+
+    /// The store of a chunkserver, once masters have given it a number.
+    pub fn store(&self, name: &str) -> anyhow::Result<Option<StoreId>> {
+        let text = match std::fs::read_to_string(self.dir.join(name).join("data/meta.toml")) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.with_context(|| format!("read meta.toml of {name}"))?,
+        };
+        let id = text.lines().find_map(|l| l.strip_prefix("store = ")).filter(|id| *id != "0");
+        Ok(id.map(|id| id.parse().map(StoreId)).transpose()?)
     }
 
     /// How clients reach it.

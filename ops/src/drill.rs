@@ -310,7 +310,5 @@ async fn report_exit(config: &Path) -> anyhow::Result<()> {
 
 /// The store of a chunkserver.
 fn store_of(cluster: &Cluster, name: &str) -> anyhow::Result<StoreId> {
-    let meta = std::fs::read_to_string(cluster.dir().join(name).join("data/meta.toml"))?;
-    let id = meta.lines().find_map(|l| l.strip_prefix("store = ")).context("meta.toml names no store")?;
-    Ok(StoreId(id.parse()?))
+    cluster.store(name)?.with_context(|| format!("{name} is not registered"))
 }

@@ -744,13 +744,16 @@ impl World {
             && self.masters.state.forks().all(|h| self.is_whole(h))
     }
 
-    /// Whether the chunk has all its members - or will never have any again -, and no attempt to make one is under way.
+    /// Whether the chunk has all its members, none of them given up, and no attempt to make one is
+    /// under way; or it will never have any again.
     fn is_whole(&self, handle: ChunkHandle) -> bool {
         if self.is_lost(handle) {
             return true;
         }
-        let members = self.config(handle).members.len();
-        members == self.plan.options.replicas as usize && self.masters.state.repair(handle).is_none()
+        let members = self.config(handle).members;
+        members.len() == self.plan.options.replicas as usize
+            && !members.iter().any(|m| self.masters.state.is_given_up(*m))
+            && self.masters.state.repair(handle).is_none()
     }
 
     /// The next event.

@@ -69,7 +69,7 @@ impl World {
                 None => {}
             }
         }
-        panic!("a read of {store} has no answer but {refused:?}");
+        panic!("a read of {store} has no answer but {refused:?}; {handle} has {:?}", self.config(handle));
     }
 
     fn ask_as_checker(&mut self, handle: ChunkHandle, store: StoreId, request: u64, msg: ClientChunk) {
