@@ -127,7 +127,8 @@ impl Node {
             }
             Step::Making(_, awaiting) => {
                 let late = now.since(forking.since) >= Span::from_ms(APPLY_TIMEOUT_MS);
-                if let Some(accused) = awaiting.into_iter().find(|m| *m != me).filter(|_| late) {
+                let late = |m: &StoreId| *m != me && (late || self.lost.contains(m));
+                if let Some(accused) = awaiting.into_iter().find(late) {
                     self.ask(handle, Ask::Silent { epoch, accused }, out);
                 }
                 self.ask_forks(handle, out);

@@ -185,6 +185,9 @@ pub struct Node {
     timers: BTreeSet<(Time, Timer)>,
     /// Chunks that this store leads and that are not at rest.
     pub(crate) busy: BTreeSet<ChunkHandle>,
+    /// Stores that cannot be reached, as far as is known: nobody waits for them before the masters are
+    /// asked.
+    pub(crate) lost: BTreeSet<StoreId>,
     /// Chunks whose secondaries' durability must be told to their primary.
     pub(crate) acks: BTreeSet<ChunkHandle>,
     pub(crate) corrupt: u64,
@@ -237,6 +240,7 @@ impl Node {
             checkpoint: Checkpoint::new(recovered.checkpoint),
             timers: BTreeSet::new(),
             busy: BTreeSet::new(),
+            lost: BTreeSet::new(),
             acks: BTreeSet::new(),
             corrupt: 0,
             learners: BTreeMap::new(),
@@ -264,7 +268,10 @@ impl Node {
             Input::Client { conn, request, epoch, snapshot, msg, data } => {
                 self.client(Waiting { conn, request, epoch, snapshot, msg, data }, out)
             }
-            Input::Peer { from, msg, data } => self.peer(from, msg, data, out),
+            Input::Peer { from, msg, data } => {
+                self.lost.remove(&from);
+                self.peer(from, msg, data, out)
+            }
             Input::PeerReset { peer } => self.peer_reset(peer, out),
             Input::PeerLost { peer } => self.peer_lost(peer, out),
             Input::UpstreamLost { peer } => self.upstream_lost(peer, out),

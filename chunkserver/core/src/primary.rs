@@ -440,16 +440,17 @@ impl Node {
         };
         let Some(lead) = &chunk.lead else { return };
         let late_at = lead.progress + Span::from_ms(APPLY_TIMEOUT_MS);
-        if now < late_at {
-            return self.timer(late_at, Timer::Answers(handle));
-        }
+        let overdue = |m: &StoreId| now >= late_at || self.lost.contains(m);
         let last = chunk.state.last_point().1;
         let is_late = |m: &StoreId| match &lead.phase {
             Phase::Serving => lead.acked.get(m).is_none_or(|s| *s < last),
             phase => phase.awaits(*m),
         };
         let members = chunk.state.config.members.iter().copied();
-        let late: Vec<StoreId> = members.filter(|m| *m != me && is_late(m)).collect();
+        let late: Vec<StoreId> = members.filter(|m| *m != me && is_late(m) && overdue(m)).collect();
+        if late.is_empty() && now < late_at {
+            return self.timer(late_at, Timer::Answers(handle));
+        }
         // In turn: one that only lags behind a hung one must not shield it.
         let after = |m: &&StoreId| lead.accused.is_some_and(|last| **m > last);
         let accused = late.iter().filter(after).min().or(late.iter().min()).copied();
@@ -538,7 +539,10 @@ impl Node {
         }
     }
 
+    /// A store cannot be reached. The masters may not know yet that it has ended, and have whoever asks
+    /// ask again: until it is heard of, its answers count as late.
     pub(crate) fn peer_lost(&mut self, peer: StoreId, out: &mut Outbox) {
+        self.lost.insert(peer);
         for (request, index, upstream) in self.held.chain_lost(peer) {
             self.tell_held(request, index, upstream, Some(Code::ChainBroken), out);
         }
@@ -547,6 +551,7 @@ impl Node {
             let epoch = chunk.state.config.epoch;
             if chunk.state.config.members.contains(&peer) {
                 self.ask(handle, Ask::Silent { epoch, accused: peer }, out);
+                self.timer(self.now + Span::from_ms(ASK_AGAIN_MS), Timer::Answers(handle));
             }
         }
     }
@@ -561,6 +566,7 @@ impl Node {
 
     /// The connection to a member broke and stands again: what it may have missed is sent again.
     pub(crate) fn peer_reset(&mut self, peer: StoreId, out: &mut Outbox) {
+        self.lost.remove(&peer);
         for (request, index, upstream) in self.held.chain_lost(peer) {
             self.tell_held(request, index, upstream, Some(Code::ChainBroken), out);
         }
