@@ -57,7 +57,9 @@ async fn run(shard: Rc<Shard>, to: StoreId, class: Class, queue: Rc<Queue>) {
                 shard.feed(Input::PeerLost { peer: to });
                 let Some(sock) = dial_anew(&shard, to).await else {
                     queue.close();
-                    return forget(&shard, to, class, &queue);
+                    forget(&shard, to, class, &queue);
+                    // Once more, for what was queued meanwhile.
+                    return shard.feed(Input::PeerLost { peer: to });
                 };
                 mended = true;
                 sock

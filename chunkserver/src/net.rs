@@ -251,11 +251,7 @@ async fn connection(shard: &Rc<Shard>, conn: u64, queue: &Queue, sock: Sock) -> 
         }
     };
     queue.push(wire::frame(shard.cluster, 0, 0, &HelloOk { cluster: shard.cluster, version }, 0), vec![]);
-    let ended = frames(shard, conn, queue, &hello.caller, &mut reader).await;
-    if let Caller::Store(peer) = hello.caller {
-        shard.feed(Input::UpstreamLost { peer });
-    }
-    ended
+    frames(shard, conn, queue, &hello.caller, &mut reader).await
 }
 
 /// Feeds what comes on a connection to the shard.

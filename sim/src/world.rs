@@ -508,8 +508,7 @@ impl World {
 
     /// A connection that broke stands again.
     fn mend(&mut self, from: usize, to: usize) {
-        let (said, heard) = (self.servers[from].id, self.servers[to].id);
-        self.deliver(from, to, true, Input::UpstreamLost { peer: said });
+        let heard = self.servers[to].id;
         self.tell(from, Input::PeerReset { peer: heard });
     }
 
@@ -552,7 +551,6 @@ impl World {
         for other in 0..self.servers.len() {
             if other != n && self.servers[other].node.is_some() {
                 self.deliver(n, other, false, Input::PeerLost { peer: store });
-                self.deliver(n, other, true, Input::UpstreamLost { peer: store });
             }
         }
     }

@@ -37,10 +37,7 @@ pub struct HeldWrite {
     since: Time,
     /// Blocks for the whole write, if they lie together.
     together: Option<Blocks>,
-    /// Where the newest piece came from, and whether more can come from there.
-    via: Upstream,
-    broken: bool,
-    /// The chunk at which a commit waits for the pieces.
+    /// The chunk at which a commit waits until the pieces are written.
     wanted_by: Option<ChunkHandle>,
     pieces: BTreeMap<u16, HeldPiece>,
 }
@@ -62,6 +59,10 @@ pub fn piece_len(total: u32, index: u16) -> Option<u32> {
 impl HeldWrite {
     fn pieces_here(&self) -> bool {
         self.pieces.len() == self.total.div_ceil(PIECE_BYTES_MAX as u32) as usize
+    }
+
+    fn is_complete(&self) -> bool {
+        self.pieces_here() && self.pieces.values().all(|p| p.written)
     }
 }
 
@@ -94,21 +95,10 @@ impl HeldPieces {
         let known = self.writes.contains_key(&request);
         if !known {
             let together = take(total).ok();
-            self.writes.insert(
-                request,
-                HeldWrite {
-                    total,
-                    since: now,
-                    together,
-                    via: upstream,
-                    broken: false,
-                    wanted_by: None,
-                    pieces: BTreeMap::new(),
-                },
-            );
+            let pieces = BTreeMap::new();
+            self.writes.insert(request, HeldWrite { total, since: now, together, wanted_by: None, pieces });
         }
         let write = self.writes.get_mut(&request).expect("just made");
-        (write.via, write.broken) = (upstream, false);
         let blocks = match write.together {
             Some(all) => {
                 let first = index as u32 * (PIECE_BYTES_MAX / common::limits::BLOCK_BYTES) as u32;
@@ -144,30 +134,17 @@ impl HeldPieces {
         if piece.written && piece.awaits.is_none() { piece.upstream.take() } else { None }
     }
 
-    /// Whether every piece of the write is written here.
-    pub fn is_complete(&self, request: RequestId) -> bool {
-        self.writes.get(&request).is_some_and(|w| w.pieces_here() && w.pieces.values().all(|p| p.written))
+    /// The bytes of a write whose every piece is written here.
+    pub fn complete(&self, request: RequestId) -> Option<u32> {
+        self.writes.get(&request).filter(|w| w.is_complete()).map(|w| w.total)
     }
 
-    /// A commit waits for the pieces of this write; false if none of it is on its way.
-    pub fn want(&mut self, request: RequestId, handle: ChunkHandle) -> bool {
-        match self.writes.get_mut(&request) {
-            Some(write) if !write.broken || write.pieces_here() => {
-                write.wanted_by = Some(handle);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// No more pieces come from a store: the chunks at which a commit waits for such.
-    pub fn upstream_lost(&mut self, peer: StoreId) -> Vec<ChunkHandle> {
-        let mut waiting = vec![];
-        for write in self.writes.values_mut().filter(|w| w.via == Upstream::Store(peer)) {
-            write.broken = true;
-            waiting.extend(write.wanted_by);
-        }
-        waiting
+    /// A commit of so many bytes waits until the pieces are written; false if some are not here. Whoever
+    /// commits was told that the whole chain holds them: what is missing then was never handed on, and
+    /// will not come.
+    pub fn want(&mut self, request: RequestId, len: u32, handle: ChunkHandle) -> bool {
+        let here = self.writes.get_mut(&request).filter(|w| w.total == len && w.pieces_here());
+        here.map(|write| write.wanted_by = Some(handle)).is_some()
     }
 
     /// The chunk at which a commit waits for this write.
@@ -178,8 +155,8 @@ impl HeldPieces {
     /// The write is committed to the log: its bytes' place, and nothing is held any more.
     /// All pieces must be written.
     pub fn claim(&mut self, request: RequestId) -> Place {
-        assert!(self.is_complete(request), "{request} is not complete");
         let write = self.writes.remove(&request).expect("complete");
+        assert!(write.is_complete(), "{request} is not complete");
         let mut runs: Vec<Run> = vec![];
         for (_, held) in write.pieces {
             self.bytes -= held.piece.len as usize;

@@ -47,11 +47,6 @@ pub enum Input {
         /// Which.
         peer: StoreId,
     },
-    /// The connection from a store ended: what it was to hand on will not come.
-    UpstreamLost {
-        /// Which.
-        peer: StoreId,
-    },
     /// The masters answer `MasterAsk` about this chunk.
     Master {
         /// The chunk.

@@ -112,8 +112,6 @@ pub(crate) enum Timer {
     Hold(ChunkHandle),
     /// Ask the masters again.
     AskAgain(ChunkHandle),
-    /// A piece that was promised has not come.
-    Piece(ChunkHandle),
     /// The primary has not answered a read's question.
     Read(ChunkHandle),
     /// The primary has not answered a copy's question.
@@ -274,7 +272,6 @@ impl Node {
             }
             Input::PeerReset { peer } => self.peer_reset(peer, out),
             Input::PeerLost { peer } => self.peer_lost(peer, out),
-            Input::UpstreamLost { peer } => self.upstream_lost(peer, out),
             Input::Master { handle, answer } => self.master_answers(handle, answer, out),
             Input::Session { session, until } => self.session = Some((session, until)),
             Input::Snapshot(number) => self.snapshot_taken(number),
@@ -319,7 +316,6 @@ impl Node {
             Timer::IdleCommit(handle) => self.tell_commit(handle, out),
             Timer::Hold(handle) => self.hold_goes_on(handle, out),
             Timer::AskAgain(handle) => self.ask_again(handle, out),
-            Timer::Piece(handle) => self.drain(handle, out),
             Timer::Read(handle) => self.reads_are_late(handle, out),
             Timer::Copy(handle) => self.copy_is_late(handle, out),
             Timer::Fork(handle) => self.fork_on(handle, out),
@@ -672,7 +668,7 @@ impl Node {
             Event::Written(PieceTicket::Held(request, index)) => {
                 self.held.written(request, index);
                 self.piece_progress(request, index, out);
-                if self.held.is_complete(request) {
+                if self.held.complete(request).is_some() {
                     self.pieces_complete(request, out);
                 }
             }

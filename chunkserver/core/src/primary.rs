@@ -206,10 +206,8 @@ impl Node {
                 return refuse(&ask, Code::DiskFull, out);
             }
             Some(piece) => Place::Inline { data: ask.data.to_vec(), crcs: piece.crcs.clone() },
-            None if self.held.is_complete(request) && self.held.total(request) == Some(len) => {
-                self.held.claim(request)
-            }
-            None if self.held.want(request, handle) => return self.park(handle, ask, out),
+            None if self.held.complete(request) == Some(len) => self.held.claim(request),
+            None if self.held.want(request, len, handle) => return self.park(handle, ask, out),
             None => return refuse(&ask, Code::PieceMissing, out),
         };
         let chunk = self.chunks.get_mut(&handle).expect("led");
@@ -220,8 +218,7 @@ impl Node {
         lead.replies.insert(request, vec![(ask.conn, ask.request)]);
         if chunk.state.tail.is_empty() {
             lead.progress = self.now;
-            self.busy.insert(handle);
-            self.timer(self.now + Span::from_ms(APPLY_TIMEOUT_MS), Timer::Answers(handle));
+            self.await_answers(handle);
         }
         self.append(handle, op, place);
         self.send_applies(handle, None, serial, out);
@@ -429,6 +426,14 @@ impl Node {
         }
     }
 
+    /// From now on members of a chunk that this store leads owe an answer.
+    pub(crate) fn await_answers(&mut self, handle: ChunkHandle) {
+        self.busy.insert(handle);
+        let one_is_lost = self.chunks[&handle].config().members.iter().any(|m| self.lost.contains(m));
+        let wait = if one_is_lost { 0 } else { APPLY_TIMEOUT_MS };
+        self.timer(self.now + Span::from_ms(wait), Timer::Answers(handle));
+    }
+
     /// Members have not answered for too long: the masters decide.
     pub(crate) fn answers_are_late(&mut self, handle: ChunkHandle, out: &mut Outbox) {
         let (me, now) = (self.id, self.now);
@@ -553,14 +558,6 @@ impl Node {
                 self.ask(handle, Ask::Silent { epoch, accused: peer }, out);
                 self.timer(self.now + Span::from_ms(ASK_AGAIN_MS), Timer::Answers(handle));
             }
-        }
-    }
-
-    /// Nothing more comes from a store that was to hand pieces on: they are fetched at once.
-    pub(crate) fn upstream_lost(&mut self, peer: StoreId, out: &mut Outbox) {
-        for handle in self.held.upstream_lost(peer) {
-            self.run_waiting(handle, out);
-            self.drain(handle, out);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::held::Upstream;
 use crate::io::{Outbox, Output};
-use crate::node::{Node, Timer};
+use crate::node::Node;
 use crate::store::alloc::Blocks;
 use crate::store::format::{Place, Record, Run};
 use crate::store::{PieceTicket, Sort, Ticket};
@@ -10,18 +10,14 @@ use bytes::Bytes;
 use common::limits::{BLOCK_BYTES, CHUNK_WINDOW, INLINE_BYTES_MAX, PIECE_BYTES_MAX};
 use common::wire::chunk_chunk::{Peer, WriteOp};
 use common::wire::{ChunkConfig, Piece};
-use common::{ChunkHandle, Code, Epoch, RequestId, Serial, Span, StoreId, Time};
+use common::{ChunkHandle, Code, Epoch, RequestId, Serial, StoreId};
 use std::collections::VecDeque;
-
-/// How long a piece that is under way along the chain is waited for, before the primary is asked.
-const PIECE_WAIT_MS: u64 = 300;
 
 /// A write from the primary whose turn or bytes have not come.
 #[derive(Clone, Debug)]
 pub(crate) struct QueuedApply {
     op: WriteOp,
     from: StoreId,
-    since: Time,
     inline: Option<(Piece, Bytes)>,
 }
 
@@ -59,15 +55,7 @@ impl Node {
             }
             Peer::Apply { handle, epoch, op, inline, committed, create } => {
                 let inline = inline.map(|piece| (piece, data));
-                self.apply(
-                    from,
-                    handle,
-                    epoch,
-                    QueuedApply { op, from, since: self.now, inline },
-                    committed,
-                    create,
-                    out,
-                )
+                self.apply(from, handle, epoch, QueuedApply { op, from, inline }, committed, create, out)
             }
             Peer::Applied { handle, epoch, serial } => self.applied(from, handle, epoch, serial, out),
             Peer::ApplyRefused { handle, epoch, applied, code } => {
@@ -239,15 +227,10 @@ impl Node {
             let place = match &front.inline {
                 Some((piece, data)) => Place::Inline { data: data.to_vec(), crcs: piece.crcs.clone() },
                 None if chunk.follow.fetch.is_some() => return,
-                None if self.held.is_complete(request) && self.held.total(request) == Some(front.op.len) => {
-                    self.held.claim(request)
-                }
+                None if self.held.complete(request) == Some(front.op.len) => self.held.claim(request),
+                None if self.held.want(request, front.op.len, handle) => return,
                 None => {
-                    let until = front.since + Span::from_ms(PIECE_WAIT_MS);
                     let (from, serial) = (front.from, front.op.serial);
-                    if self.now < until && self.held.want(request, handle) {
-                        return self.timer(until, Timer::Piece(handle));
-                    }
                     return self.start_fetch(handle, from, serial, out);
                 }
             };

@@ -9,7 +9,6 @@ use crate::node::{Node, Timer};
 use crate::primary::Lead;
 use crate::store::Ticket;
 use crate::store::format::Record;
-use common::limits::APPLY_TIMEOUT_MS;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::{LogPoint, Peer};
 use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, Serial, Span, StoreId};
@@ -91,11 +90,10 @@ impl Node {
         let chunk = self.chunks.get_mut(&handle).expect("just set");
         chunk.confirmed = session;
         chunk.lead = Some(Box::new(lead));
-        self.busy.insert(handle);
         if hold {
             self.hold(handle);
         }
-        self.timer(self.now + Span::from_ms(APPLY_TIMEOUT_MS), Timer::Answers(handle));
+        self.await_answers(handle);
         for to in config.members.iter().copied().filter(|m| *m != self.id) {
             let config = ChunkConfig { wait_ms: 0, ..config.clone() };
             out.push(Output::Peer { to, msg: Peer::NewEpoch { config }, data: vec![] });
