@@ -318,12 +318,16 @@ impl Hostile {
                     handle,
                     epoch,
                     op: WriteOp { len: payload.len() as u32, ..self.op() },
+                    after: self.op().origin,
                     inline: Some(Piece::of(&payload)),
                     committed: serial,
                     create: if self.flag() { Some(ChunkConfig { handle, ..self.config() }) } else { None },
                 }
             }
-            3 => Peer::Apply { handle, epoch, op: self.op(), inline: None, committed: serial, create: None },
+            3 => {
+                let (op, after) = (self.op(), self.op().origin);
+                Peer::Apply { handle, epoch, op, after, inline: None, committed: serial, create: None }
+            }
             4 => Peer::Applied { handle, epoch, serial },
             5 => Peer::ApplyRefused { handle, epoch, applied: serial, code },
             6 => Peer::Commit { handle, epoch, committed: serial, nonce: self.number() },

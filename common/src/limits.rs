@@ -81,7 +81,7 @@ pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
 /// A chunkserver's heartbeat to the master, in milliseconds.
 pub const HEARTBEAT_MS: u64 = 250;
 /// Length of a store's session, in milliseconds.
-pub const SESSION_MS: u64 = 2200;
+pub const SESSION_MS: u64 = 2100;
 /// Allowance for clocks that run at different speeds, in percent of the session.
 pub const DRIFT_PERCENT: u64 = 5;
 /// Time between two batched ReadIndex rounds for renewals.

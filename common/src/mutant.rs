@@ -35,8 +35,9 @@ mutants! {
     NoAnswers,
     /// A request that is under way already is admitted again.
     NoDedupInTail,
-    /// Members keep what is not in the adopted tail.
-    NoCut,
+    /// A primary takes a chunk that it made, led and lost for a new one, and members do not look whether
+    /// what comes next follows what they have.
+    LedAsNew,
     /// A primary reads before what it adopted is committed.
     ReadUnresolved,
     /// A secondary reads without asking what is committed.

@@ -50,11 +50,12 @@ fn messages_have_just_these_bytes() {
         handle: ChunkHandle(8),
         epoch: Epoch(1),
         op,
+        after: Origin { epoch: Epoch(1), incarnation: 1 },
         inline: piece,
         committed: Serial(2),
         create: None,
     };
-    assert_eq!(wire::encode(&apply), [2, 8, 1, 1, 2, 3, 4, 5, 5, 6, 7, 1, 7, 1, 252, 4, 3, 2, 1, 2, 0]);
+    assert_eq!(wire::encode(&apply), [2, 8, 1, 1, 2, 3, 4, 5, 5, 6, 7, 1, 1, 1, 7, 1, 252, 4, 3, 2, 1, 2, 0]);
     assert_eq!(wire::encode(&Hello::new(Caller::Store(StoreId(3)))), [1, 3, 1, 1]);
     assert_eq!(wire::encode(&Refusal::new(Code::Busy, "x")), [65, 1, b'x']);
 }

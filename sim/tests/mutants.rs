@@ -14,7 +14,11 @@ const RUNS: u64 = 4000;
 /// The scenario and the seed that find a mistake, and after how many runs.
 fn find(mutant: Mutant, runs: u64) -> Option<(&'static str, u64, u64, String)> {
     switch::set(Some(mutant));
-    let scenarios = scenarios();
+    let mut scenarios = scenarios();
+    if let Ok(only) = std::env::var("SCENARIO") {
+        scenarios.retain(|(name, _)| *name == only);
+        assert!(!scenarios.is_empty(), "there is no scenario {only}");
+    }
     let found = (0..runs).find_map(|n| {
         let (name, options) = &scenarios[(n % scenarios.len() as u64) as usize];
         let seed = n / scenarios.len() as u64;

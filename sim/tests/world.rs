@@ -63,6 +63,7 @@ worlds! {
     everything_at_once: "net", 20;
     everything_at_once_with_power: "net-power", 20;
     chunks_come_into_being: "births", 40;
+    chunks_are_lost_where_they_were_made: "cradles", 40;
     ten_seconds_of_it: "long", 5;
     snapshots_are_taken_while_stores_die: "snapshots", 30;
     snapshots_are_taken_while_all_goes_wrong: "snapshots-power", 20;

@@ -277,7 +277,9 @@ impl Node {
         let create = lead.fresh.then(|| state.config.clone());
         for member in state.config.members.iter().copied().filter(|m| *m != me && to.is_none_or(|t| t == *m))
         {
-            for TailRecord { op, place } in state.tail.iter().filter(|r| r.op.serial >= first) {
+            let before = std::iter::once(state.last.0).chain(state.tail.iter().map(|r| r.op.origin));
+            let records = state.tail.iter().zip(before).filter(|(r, _)| r.op.serial >= first);
+            for (TailRecord { op, place }, after) in records {
                 let (inline, data) = match place {
                     Place::Inline { data, crcs } => {
                         let piece = Piece { len: op.len, crcs: crcs.clone() };
@@ -285,8 +287,8 @@ impl Node {
                     }
                     Place::Runs(_) => (None, vec![]),
                 };
-                let (op, create) = (op.clone(), create.clone());
-                let msg = Peer::Apply { handle, epoch: state.config.epoch, op, inline, committed, create };
+                let (op, create, epoch) = (op.clone(), create.clone(), state.config.epoch);
+                let msg = Peer::Apply { handle, epoch, op, after, inline, committed, create };
                 out.push(Output::Peer { to: member, msg, data });
             }
         }

@@ -8,15 +8,16 @@ use crate::store::format::{Place, Record, Run};
 use crate::store::{PieceTicket, Sort, Ticket};
 use bytes::Bytes;
 use common::limits::{BLOCK_BYTES, CHUNK_WINDOW, INLINE_BYTES_MAX, PIECE_BYTES_MAX};
-use common::wire::chunk_chunk::{Peer, WriteOp};
+use common::wire::chunk_chunk::{Origin, Peer, WriteOp};
 use common::wire::{ChunkConfig, Piece};
-use common::{ChunkHandle, Code, Epoch, RequestId, Serial, StoreId};
+use common::{ChunkHandle, Code, Epoch, Mutant, RequestId, Serial, StoreId};
 use std::collections::VecDeque;
 
 /// A write from the primary whose turn or bytes have not come.
 #[derive(Clone, Debug)]
 pub(crate) struct QueuedApply {
     op: WriteOp,
+    after: Origin,
     from: StoreId,
     inline: Option<(Piece, Bytes)>,
 }
@@ -53,9 +54,10 @@ impl Node {
             Peer::Held { request, index, refused } => {
                 self.held_downstream(from, request, index, refused, out)
             }
-            Peer::Apply { handle, epoch, op, inline, committed, create } => {
+            Peer::Apply { handle, epoch, op, after, inline, committed, create } => {
                 let inline = inline.map(|piece| (piece, data));
-                self.apply(from, handle, epoch, QueuedApply { op, from, inline }, committed, create, out)
+                let apply = QueuedApply { op, after, from, inline };
+                self.apply(from, handle, epoch, apply, committed, create, out)
             }
             Peer::Applied { handle, epoch, serial } => self.applied(from, handle, epoch, serial, out),
             Peer::ApplyRefused { handle, epoch, applied, code } => {
@@ -174,6 +176,15 @@ impl Node {
         }
         if epoch > config.epoch {
             return self.refuse_apply(from, handle, Code::UnknownEpoch, out);
+        }
+        // A second lock, as Raft's on its log: what comes next follows only what the primary believes to
+        // be here. Two members that differ are never told so by acknowledging what comes after.
+        let chunk = &self.chunks[&handle];
+        let newest = |a: &QueuedApply| (a.op.origin, a.op.serial);
+        let before = chunk.follow.queue.back().map_or(chunk.state.last_point(), newest);
+        let follows = apply.after == before.0 || Mutant::LedAsNew.on();
+        if apply.op.serial.0 == before.1.0 + 1 && !follows {
+            return self.refuse_apply(from, handle, Code::Reconfiguring, out);
         }
         self.advance(handle, committed);
         let chunk = self.chunks.get_mut(&handle).expect("it exists");

@@ -317,7 +317,7 @@ impl Node {
         for (member, report) in &reports {
             let keep = adopted.common(report);
             lead.acked.insert(*member, keep);
-            if report.last.1 > keep && !Mutant::NoCut.on() {
+            if report.last.1 > keep {
                 awaiting.insert(*member);
                 let msg = Peer::Adopt { handle, epoch, keep, committed: committed.min(keep) };
                 out.push(Output::Peer { to: *member, msg, data: vec![] });

@@ -108,6 +108,8 @@ pub enum Peer {
         epoch: Epoch,
         /// The write.
         op: WriteOp,
+        /// The origin of the write before it in the chunk's order, which must be the last one there.
+        after: Origin,
         /// Checksums of the payload, if the bytes are inline.
         inline: Option<Piece>,
         /// Everything up to here is committed.

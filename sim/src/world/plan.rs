@@ -203,6 +203,21 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         ("net", Options { chunks: 2, kills: 3, ..net.clone() }),
         ("net-power", Options { chunks: 2, kills: 4, power: true, append: false, ..net.clone() }),
         ("births", Options { chunks: 8, writers: 8, writes: 4, kills: 6, power: true, ..calm.clone() }),
+        // Chunks are lost by those that have just made them.
+        (
+            "cradles",
+            Options {
+                stores: 3,
+                chunks: 12,
+                writers: 36,
+                writes: 2,
+                span_ms: 60,
+                kills: 12,
+                power: true,
+                checkpoints: 0,
+                ..calm.clone()
+            },
+        ),
         (
             "long",
             Options {
