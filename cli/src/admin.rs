@@ -14,6 +14,10 @@ pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<(
         Admin::Servers => servers(&client, json).await,
         Admin::Chunks { path: p } => chunks(&client, &path(&p), json).await,
         Admin::Explain { chunk } => crate::explain::run(&client, ChunkHandle(chunk), json).await,
+        Admin::Audit { path: p, from, rate, repair } => {
+            let from = from.map(|p| path(&p));
+            crate::audit::run(&client, &path(&p), crate::audit::Options { from, rate, repair, json }).await
+        }
         Admin::Locate { path: p, offset } => locate(&client, &path(&p), offset, json).await,
         Admin::Policy { path: p, replication, chunk_mib, label } => {
             let chunk_bytes = chunk_mib.map(|m| m * 1024 * 1024);

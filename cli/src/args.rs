@@ -311,6 +311,22 @@ pub enum Admin {
         #[arg(value_parser = chunk_handle)]
         chunk: u64,
     },
+    /// Compare the replicas of every chunk with each other, byte by byte. Scrubs find a copy that does not
+    /// match its own checksums; this finds copies that match theirs, and differ.
+    Audit {
+        /// A file, or a directory with all that is below it.
+        #[arg(default_value = "/")]
+        path: OsString,
+        /// Begin at this path: where an audit that was interrupted said it had come to.
+        #[arg(long)]
+        from: Option<OsString>,
+        /// Read at most so many MiB a second, of all replicas together.
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=65536))]
+        rate: u64,
+        /// Have replicas that most others disagree with made anew.
+        #[arg(long)]
+        repair: bool,
+    },
     /// Show where a byte of a file lies.
     Locate {
         /// The file.

@@ -2,6 +2,7 @@
 
 mod admin;
 mod args;
+mod audit;
 mod explain;
 mod fs;
 mod output;

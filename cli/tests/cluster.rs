@@ -523,6 +523,75 @@ fn a_copy_that_rots_is_found_without_a_reader_and_made_anew() {
     assert!(read.unwrap() == data, "the copy that was made anew serves other bytes");
 }
 
+/// A write's bytes in the log of a store are changed, and every checksum with them: no scrub can see it.
+fn forge(log: &Path, bytes: &[u8]) {
+    let mut all = std::fs::read(log).unwrap();
+    let at = all.windows(bytes.len()).position(|w| w == bytes).expect("the write is in the log");
+    let group =
+        (0..=at / 4096).rev().map(|block| block * 4096).find(|b| all[*b..].starts_with(b"CRNL")).unwrap();
+    let len = u32::from_le_bytes(all[group + 32..][..4].try_into().unwrap()) as usize;
+    let records = group + 64..group + 64 + len;
+    all[at + 5] ^= 1;
+    for n in 0..bytes.len().div_ceil(4096) {
+        let slice = n * 4096..bytes.len().min((n + 1) * 4096);
+        let old = common::checksum::crc32c(&bytes[slice.clone()]).to_le_bytes();
+        let new = common::checksum::crc32c(&all[at + slice.start..at + slice.end]).to_le_bytes();
+        let found =
+            all[records.clone()].windows(4).position(|w| w == old).expect("its checksum is beside it");
+        all[records.start + found..][..4].copy_from_slice(&new);
+    }
+    let crc = common::checksum::crc32c(&all[records]).to_le_bytes();
+    all[group + 36..][..4].copy_from_slice(&crc);
+    let crc = common::checksum::crc32c(&all[group..group + 60]).to_le_bytes();
+    all[group + 60..][..4].copy_from_slice(&crc);
+    std::fs::write(log, all).unwrap();
+}
+
+#[test]
+fn an_audit_finds_a_copy_that_differs_though_its_checksums_are_right() {
+    let mut c = Running::start(1, 4);
+    let record: String = random(3000, 77).iter().map(|b| char::from(b'a' + b % 26)).collect();
+    c.ok(&["mkdir", "/d"]);
+    c.ok(&["append", "/d/log", &record]);
+    c.ok(&["append", "/d/other", "same everywhere"]);
+    let audit = |c: &Running, args: &[&str]| -> (bool, Vec<serde_json::Value>) {
+        let out = c.cairn(&[&["--json", "admin", "audit"], args].concat());
+        let lines = String::from_utf8(out.stdout).unwrap();
+        (out.status.success(), lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect())
+    };
+    let (good, said) = audit(&c, &[]);
+    assert!(good && said.len() == 1, "{said:?}");
+    assert_eq!(
+        (&said[0]["files"], &said[0]["chunks"], &said[0]["bytes"]),
+        (&2.into(), &2.into(), &3015.into())
+    );
+
+    let shown = c.ok(&["--json", "admin", "chunks", "/d/log"]);
+    let chunk: serde_json::Value = serde_json::from_slice(&shown).unwrap();
+    let victim = chunk["replicas"][1]["store"].as_u64().unwrap();
+    let name = format!("cs{victim}");
+    assert_eq!(c.cluster.store(&name).unwrap(), Some(StoreId(victim as u32)));
+    c.cluster.kill(&name).unwrap();
+    forge(&c.cluster.dir().join(&name).join("data/log/0000"), record.as_bytes());
+    c.cluster.start(&name).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    let found = loop {
+        let (good, said) = audit(&c, &["/d"]);
+        if !good && said[0]["camps"].is_array() {
+            break said;
+        }
+        assert!(Instant::now() < end, "{said:?}");
+    };
+    assert_eq!((&found[0]["path"], &found[0]["wrong"]), (&"/d/log".into(), &serde_json::json!([victim])));
+    let (good, said) = audit(&c, &["/d", "--repair"]);
+    assert!(!good && said[0]["made_anew"] == victim, "{said:?}");
+    c.ok(&["admin", "repair", "--wait"]);
+    let (good, said) = audit(&c, &["--from", "/d/log"]);
+    assert!(good && said[0]["files"] == 2, "{said:?}");
+    assert_eq!(audit(&c, &["--from", "/d/other"]).1[0]["files"], 1);
+    assert_eq!(c.ok(&["cat", "/d/log"]), record.as_bytes());
+}
+
 #[test]
 fn callers_that_go_away_leave_no_room_taken() {
     let c = Running::start(1, 3);

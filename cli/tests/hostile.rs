@@ -380,7 +380,7 @@ impl Hostile {
 
     fn master_request(&mut self) -> Vec<u8> {
         let path = self.path();
-        let msg = match self.rng.random_range(0..15) {
+        let msg = match self.rng.random_range(0..16) {
             0 => MasterRequest::Stat { path },
             1 => MasterRequest::List { path, after: vec![b'z'; 300], limit: self.number() as u32 },
             2 => MasterRequest::Layout {
@@ -396,6 +396,7 @@ impl Hostile {
             8 => MasterRequest::Drains,
             11 => MasterRequest::Maintenance,
             12 => MasterRequest::Loss { store: self.store() },
+            14 => MasterRequest::Condemn { handle: self.handle(), epoch: self.epoch(), store: self.store() },
             13 => MasterRequest::Usage { path },
             10 => MasterRequest::Explain { handle: self.handle() },
             9 => MasterRequest::Snapshots { after: self.number(), limit: self.number() as u32 },

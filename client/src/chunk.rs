@@ -339,7 +339,7 @@ impl Client {
         loop {
             if under_way.is_empty() {
                 match rest.next() {
-                    Some(store) => under_way.push(self.read_replica(config, *store, offset, len)),
+                    Some(store) => under_way.push(self.read_one(config, *store, offset, len)),
                     None => return Err(last),
                 }
             }
@@ -353,7 +353,7 @@ impl Client {
                 Ok(None) => {}
                 Err(_) => {
                     if let Some(store) = rest.next() {
-                        under_way.push(self.read_replica(config, *store, offset, len));
+                        under_way.push(self.read_one(config, *store, offset, len));
                     } else if let Some(answer) = under_way.next().await {
                         match answer {
                             Ok(data) => return Ok(data),
@@ -365,7 +365,7 @@ impl Client {
         }
     }
 
-    async fn read_replica(
+    pub(crate) async fn read_one(
         &self,
         config: &ChunkConfig,
         store: StoreId,

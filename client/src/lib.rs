@@ -461,6 +461,24 @@ impl Client {
         }
     }
 
+    /// What one member of a chunk serves of a range, at most `PIECE_BYTES_MAX` long: verified, and shorter
+    /// where the chunk ends.
+    pub async fn read_replica(
+        &self,
+        config: &common::wire::ChunkConfig,
+        store: StoreId,
+        offset: u64,
+        len: u32,
+    ) -> Result<Vec<bytes::Bytes>> {
+        let read = self.read_one(config, store, offset, len).await;
+        read.map_err(|last| Error::Unreadable { what: format!("{} on {store}", config.handle), last })
+    }
+
+    /// A replica differs from the others: it leaves the chunk, and is made anew.
+    pub async fn condemn(&self, handle: ChunkHandle, epoch: common::Epoch, store: StoreId) -> Result<()> {
+        self.ask(MasterRequest::Condemn { handle, epoch, store }).await.map(drop)
+    }
+
     /// How a chunk stands at one of its members.
     pub async fn replica(&self, config: &common::wire::ChunkConfig, store: StoreId) -> Result<ReplicaView> {
         self.replica_view(config, store).await

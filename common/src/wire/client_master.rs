@@ -102,6 +102,16 @@ pub enum MasterRequest {
         /// Which.
         handle: ChunkHandle,
     },
+    /// A replica is not what the others are, as `cairn admin audit` has found: it leaves the chunk, and is
+    /// made anew. Answered by the configuration.
+    Condemn {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The epoch under which that was found.
+        epoch: Epoch,
+        /// Whose replica.
+        store: StoreId,
+    },
     /// What giving a store up would mean. The leader answers.
     Loss {
         /// The store.

@@ -59,7 +59,9 @@ impl Rpc {
             StoreRequest::Slow { store, handle, epoch, accused } => {
                 self.complaint(store, handle, epoch, vec![accused], Complaint::Slow).await
             }
-            StoreRequest::Corrupt { store, handle, epoch } => self.corrupt(store, handle, epoch).await,
+            StoreRequest::Corrupt { store, handle, epoch } => {
+                self.condemn((store, handle), epoch, true).await
+            }
             // Decided by the entry alone: a refusal of it must be final.
             StoreRequest::Join { handle, epoch, learner, attempt, .. } => {
                 self.propose(Command::Join { handle, epoch, learner, attempt }, None).await
@@ -172,9 +174,15 @@ impl Rpc {
         }
     }
 
-    /// A member's copy has rotted. It goes only when enough of the others were heard of just now,
-    /// and that has been so for longer than a dead one could look alive.
-    async fn corrupt(&self, store: StoreId, handle: ChunkHandle, epoch: Epoch) -> StoreReply {
+    /// A member's copy is not what it should be: it says so itself, or somebody has compared it with the
+    /// others. It goes only when enough of those were heard of just now, and - if it is its own word - that
+    /// has been so for longer than a dead one could look alive.
+    pub(super) async fn condemn(
+        &self,
+        (store, handle): (StoreId, ChunkHandle),
+        epoch: Epoch,
+        own_word: bool,
+    ) -> StoreReply {
         let term = self.leader.begin_if_new();
         let read = self.read(|state| {
             let config = state.config(handle)?;
@@ -194,10 +202,10 @@ impl Rpc {
         if heard.count() < MIN_REPLICAS.min(want) {
             return refused(Refusal::new(Code::Frozen, handle));
         }
-        if !self.leader.rot_is_believed(store) {
+        if own_word && !self.leader.rot_is_believed(store) {
             return refused(Refusal::new(Code::Busy, handle));
         }
-        tracing::warn!(%store, %handle, "a copy does not match its checksums: it is made anew");
+        tracing::warn!(%store, %handle, own_word, "a copy is not what it should be: it is made anew");
         self.propose(Command::Condemn { handle, epoch, store }, term).await
     }
 

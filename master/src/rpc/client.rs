@@ -70,6 +70,15 @@ impl Rpc {
             MasterRequest::Maintenance => self.maintenance().await,
             MasterRequest::Explain { handle } => self.explain(handle).await,
             MasterRequest::Usage { path } => self.query(|s| s.usage_of(&path).map(MasterReply::Usage)).await,
+            MasterRequest::Condemn { handle, epoch, store } => {
+                match self.condemn((store, handle), epoch, false).await {
+                    StoreReply::Config(config) => MasterReply::Config(config),
+                    StoreReply::Refused { refusal: r, leader } => {
+                        MasterReply::Refused { code: r.code, about: r.about, leader }
+                    }
+                    other => unreachable!("a chunk's members are answered with, not {other:?}"),
+                }
+            }
             MasterRequest::Loss { store } => self.loss(store).await,
             MasterRequest::Snapshots { after, limit } => {
                 let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
