@@ -82,6 +82,7 @@ pub const DRILLS: &[Drill] = &[
         "kill -9 of every process at once, and their file system forgets what was not synced",
     ),
     drill("disk-hang", Hit::Hang, "a chunkserver's disk completes no write for 6 s"),
+    drill("disk-slow", Hit::SlowDisk, "a chunkserver's disk does 20 writes a second, for 10 s"),
     drill("disk-pulled", Hit::Pulled, "a chunkserver's disk answers every request with an error"),
     drill("store-lost", Hit::Lost, "a chunkserver is killed and never comes back"),
     drill(
@@ -214,7 +215,9 @@ async fn under_load(
     // Dropped after the cluster.
     let disk = match drill.hit {
         Hit::Power => Some(LoopDisk::new(&home.join("power"), POWER_DISK_BYTES)?),
-        Hit::Pulled | Hit::Hang => Some(LoopDisk::new(&home.join("disk"), pulled::DISK_BYTES)?),
+        Hit::Pulled | Hit::Hang | Hit::SlowDisk => {
+            Some(LoopDisk::new(&home.join("disk"), pulled::DISK_BYTES)?)
+        }
         _ => None,
     };
     let mut cluster = Cluster::open_on(&home.join("cluster"), &spec, binary, net)?;
@@ -251,7 +254,7 @@ async fn one(
         false => SETTLE,
     };
     tokio::time::sleep(settle).await;
-    if drill.hit != Hit::Slow {
+    if !matches!(drill.hit, Hit::Slow | Hit::SlowDisk) {
         load.mark();
     }
     let struck = Instant::now();
@@ -262,6 +265,10 @@ async fn one(
         }
         (Hit::Hang, Some(disk)) => {
             pulled::hang(cluster, disk, &client).await?;
+            vec![]
+        }
+        (Hit::SlowDisk, Some(disk)) => {
+            pulled::slow(cluster, disk, &client, &load).await?;
             vec![]
         }
         (Hit::Pulled, Some(disk)) => {

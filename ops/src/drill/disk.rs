@@ -3,6 +3,7 @@
 use crate::cluster::Cluster;
 use crate::net::tool;
 use anyhow::Context;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,42 @@ impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         if let Err(error) = tool("xfs_io", &["-x", "-c", "thaw", &self.0.mount.to_string_lossy()]) {
             tracing::error!(%error, mount = %self.0.mount.display(), "the drill's disk stays frozen");
+        }
+    }
+}
+
+/// The block I/O controller of control groups (version 1).
+const BLKIO: &str = "/sys/fs/cgroup/blkio";
+
+/// A process whose writes to a disk are slow until this is dropped.
+pub(super) struct Throttled {
+    pid: u32,
+    device: String,
+    group: PathBuf,
+}
+
+impl Throttled {
+    fn limit(&self, writes_per_s: u32) -> anyhow::Result<()> {
+        let path = self.group.join("blkio.throttle.write_iops_device");
+        let text = format!("{} {writes_per_s}", self.device);
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+
+    fn end(&self) -> anyhow::Result<()> {
+        self.limit(0)?;
+        let all = Path::new(BLKIO).join("cgroup.procs");
+        match std::fs::write(&all, self.pid.to_string()) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            done => done.with_context(|| format!("write {}", all.display()))?,
+        }
+        std::fs::remove_dir(&self.group).with_context(|| format!("remove {}", self.group.display()))
+    }
+}
+
+impl Drop for Throttled {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(%error, group = %self.group.display(), "the drill's control group stays");
         }
     }
 }
@@ -62,6 +99,20 @@ impl LoopDisk {
     pub fn freeze(&self) -> anyhow::Result<Frozen<'_>> {
         tool("xfs_io", &["-x", "-c", "freeze", &self.mount.to_string_lossy()])?;
         Ok(Frozen(self))
+    }
+
+    /// From now on a process does no more than so many writes a second on it.
+    pub fn throttle(&self, pid: u32, writes_per_s: u32) -> anyhow::Result<Throttled> {
+        let device = std::fs::metadata(&self.mount)?.dev();
+        let device = format!("{}:{}", libc::major(device), libc::minor(device));
+        let group = Path::new(BLKIO).join(format!("cairn-drill-{pid}"));
+        std::fs::create_dir(&group)
+            .with_context(|| format!("make {}; it needs control groups of version 1", group.display()))?;
+        let throttled = Throttled { pid, device, group };
+        throttled.limit(writes_per_s)?;
+        let path = throttled.group.join("cgroup.procs");
+        std::fs::write(&path, pid.to_string()).with_context(|| format!("write {}", path.display()))?;
+        Ok(throttled)
     }
 
     /// Mounts it anew: the journal is replayed, as after a loss of power. Nobody may use it.

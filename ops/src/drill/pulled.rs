@@ -1,11 +1,12 @@
-//! The disk of one chunkserver hangs; or it answers every request with an error: then the store goes
+//! The disk of one chunkserver hangs, or is slow; or it answers every request with an error: then the store goes
 //! out of service by itself, its chunks get new members, and it comes back when the disk does.
 
 use super::disk::LoopDisk;
-use super::strike::whole;
+use super::load::Load;
+use super::strike::{SLOW_UNNOTICED, whole};
 use super::{WHOLE_WITHIN, store_of};
 use crate::cluster::Cluster;
-use anyhow::bail;
+use anyhow::{Context, bail};
 use client::Client;
 use std::time::{Duration, Instant};
 
@@ -20,17 +21,41 @@ const HANGS: Duration = Duration::from_secs(6);
 /// New chunks are placed on it so soon after it is doubted no more.
 const USED_AGAIN: Duration = Duration::from_secs(1);
 
-pub(super) async fn hang(cluster: &Cluster, disk: &LoopDisk, client: &Client) -> anyhow::Result<()> {
+/// A slow one does so many writes a second.
+const SLOW_WRITES_PER_S: u32 = 20;
+
+/// Waits until the store is used again: after another round nobody needs it for a while.
+async fn used_again(cluster: &Cluster, client: &Client) -> anyhow::Result<()> {
     let store = store_of(cluster, VICTIM)?;
     let began = Instant::now();
-    // After another round nobody needs it for a while.
     while client.stores().await?.iter().any(|s| s.store == store && s.doubted) {
         if began.elapsed() > WHOLE_WITHIN {
             bail!("{store} is still doubted");
         }
         tokio::time::sleep(USED_AGAIN).await;
     }
+    Ok(())
+}
+
+pub(super) async fn hang(cluster: &Cluster, disk: &LoopDisk, client: &Client) -> anyhow::Result<()> {
+    used_again(cluster, client).await?;
     let _frozen = disk.freeze()?;
+    tokio::time::sleep(HANGS).await;
+    Ok(())
+}
+
+/// What is measured is what is felt of it once it should have been noticed.
+pub(super) async fn slow(
+    cluster: &Cluster,
+    disk: &LoopDisk,
+    client: &Client,
+    load: &Load,
+) -> anyhow::Result<()> {
+    used_again(cluster, client).await?;
+    let pid = cluster.worker_pid(VICTIM).context("the worker does not run")?;
+    let _throttled = disk.throttle(pid, SLOW_WRITES_PER_S)?;
+    tokio::time::sleep(SLOW_UNNOTICED).await;
+    load.mark();
     tokio::time::sleep(HANGS).await;
     Ok(())
 }

@@ -29,6 +29,7 @@ pub(super) enum Hit {
     Power,
     Pulled,
     Hang,
+    SlowDisk,
     Clients,
     Lost,
     FullDisk,
@@ -45,7 +46,7 @@ const AWAY: Duration = Duration::from_secs(6);
 const SLOW_STOPPED: Duration = Duration::from_millis(180);
 const SLOW_RUNS: Duration = Duration::from_millis(20);
 /// That it is slow is noticed within this.
-const SLOW_UNNOTICED: Duration = Duration::from_secs(4);
+pub(super) const SLOW_UNNOTICED: Duration = Duration::from_secs(4);
 /// Two of three masters are away for so long.
 const NO_QUORUM: Duration = Duration::from_secs(4);
 
@@ -139,6 +140,7 @@ impl Scene<'_> {
             Hit::Grow
             | Hit::Pulled
             | Hit::Hang
+            | Hit::SlowDisk
             | Hit::FullDisk
             | Hit::Storm
             | Hit::Many
