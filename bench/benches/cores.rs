@@ -162,8 +162,8 @@ impl One {
                                 file[offset as usize..offset as usize + data.len()].copy_from_slice(&data);
                                 Bytes::new()
                             }
-                            DiskKind::Allocate { len } => {
-                                file.resize(len as usize, 0);
+                            DiskKind::Allocate { offset, len, .. } => {
+                                file.resize((offset + len) as usize, 0);
                                 Bytes::new()
                             }
                             DiskKind::Sync => Bytes::new(),

@@ -197,7 +197,8 @@ fn format(path: &Path, config: &Config) -> anyhow::Result<Meta> {
         log_segment_bytes: config.log_segment_bytes,
     };
     for slot in 0..LOG_SEGMENTS as u32 {
-        allocate(path, FileRef::Log(slot), meta.log_segment_bytes).context("make the log")?;
+        allocate(path, FileRef::Log(slot), 0..meta.log_segment_bytes, meta.log_segment_bytes)
+            .context("make the log")?;
     }
     let store = StoreConfig { tag: uuid as u64, ..StoreConfig::default() };
     let checkpoint = first_checkpoint(&store);

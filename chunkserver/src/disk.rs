@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -77,31 +78,36 @@ pub fn path_of(dir: &Path, file: FileRef) -> PathBuf {
     }
 }
 
-/// Makes a file of written zeros, durably, and its name with it.
-pub fn allocate(dir: &Path, file: FileRef, len: u64) -> io::Result<()> {
+/// Writes a part of a file of zeros that shall have so many bytes: from the first on it is there, from
+/// the last on durable, and its name with it.
+pub fn allocate(dir: &Path, file: FileRef, part: Range<u64>, whole: u64) -> io::Result<()> {
     const STRIDE: u64 = 1024 * 1024;
     let path = path_of(dir, file);
+    let first = part.start == 0;
     let (_, free) = space(dir)?;
     let reserve = DISK_RESERVE_BYTES.min(free / 8);
-    if free < len + reserve {
+    if first && free < whole + reserve {
         return Err(io::Error::from_raw_os_error(libc::ENOSPC));
     }
-    let fresh = OpenOptions::new()
+    let open = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create(first)
+        .truncate(first)
         .custom_flags(libc::O_DIRECT)
         .open(&path)?;
     let zeros = AlignedBuf::padded(&vec![0; STRIDE as usize]);
-    for offset in (0..len).step_by(STRIDE as usize) {
-        let n = STRIDE.min(len - offset) as usize;
-        if let Err(e) = fresh.write_all_at(&zeros[..n], offset) {
-            // Half a segment would be taken for a whole one.
+    for offset in part.clone().step_by(STRIDE as usize) {
+        let n = STRIDE.min(part.end - offset) as usize;
+        if let Err(e) = open.write_all_at(&zeros[..n], offset) {
+            // It takes room, and is of no use.
             let _ = std::fs::remove_file(&path);
             return Err(e);
         }
     }
-    fresh.sync_all()?;
+    if part.end < whole {
+        return Ok(());
+    }
+    open.sync_all()?;
     File::open(path.parent().expect("in a directory"))?.sync_all()
 }
 
@@ -158,9 +164,9 @@ impl Disk {
 
     async fn try_perform(&self, file: FileRef, kind: DiskKind) -> io::Result<Bytes> {
         match kind {
-            DiskKind::Allocate { len } => {
+            DiskKind::Allocate { offset, len, whole } => {
                 let dir = self.dir.clone();
-                blocking(move || allocate(&dir, file, len)).await?;
+                blocking(move || allocate(&dir, file, offset..offset + len, whole)).await?;
                 Ok(Bytes::new())
             }
             DiskKind::Sync => {

@@ -102,10 +102,11 @@ impl MemDisk {
                 self.sync();
                 Ok(Bytes::new())
             }
-            DiskKind::Allocate { len } => match (file, self.segments_max) {
+            DiskKind::Allocate { offset, len, whole } => match (file, self.segments_max) {
                 (FileRef::Extents(n), Some(max)) if n >= max => Err("no space left on device".into()),
+                _ if offset + len < whole => Ok(Bytes::new()),
                 _ => {
-                    let zeros = Sparse { len, ..Sparse::default() };
+                    let zeros = Sparse { len: whole, ..Sparse::default() };
                     self.files.insert(file, FileBytes { seen: zeros.clone(), durable: zeros });
                     Ok(Bytes::new())
                 }

@@ -238,10 +238,15 @@ pub enum DiskKind {
     /// Makes durable what was completed before, of this file and, as all files of a store are on
     /// one device, of all of them.
     Sync,
-    /// Makes the file with this many written zeros, durably, its name included.
+    /// Writes a part of a new file of zeros. The first part makes it, the last one makes it durable, its
+    /// name included.
     Allocate {
-        /// Bytes.
+        /// First byte of the part.
+        offset: u64,
+        /// Bytes of the part.
         len: u64,
+        /// Bytes of the file.
+        whole: u64,
     },
 }
 

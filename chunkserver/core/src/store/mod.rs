@@ -2,6 +2,7 @@
 
 pub mod alloc;
 pub mod crc;
+pub mod fill;
 pub mod format;
 pub mod index;
 pub mod log;
@@ -21,15 +22,13 @@ use common::wire::chunk_chunk::{CopyId, LogPoint};
 use common::wire::chunk_master::Order;
 use common::{ChunkHandle, Code, Epoch, RequestId, Serial, Span, Time};
 use crc::CrcTable;
+use fill::{Fill, Next};
 use format::{PAGE_PAIR_BYTES, Page, Record};
 use index::{Extent, Home};
 use log::Log;
 use read::{Part, ReadJob, ReadResult, blocks_of};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-
-/// Without a write for so long a store is quiet, and zero-fills segments ahead of need.
-const QUIET_MS: u64 = 500;
 
 /// What a store is made with. All but `capacity`, `ahead_bytes` and the scrub's
 /// period are fixed at creation.
@@ -188,13 +187,11 @@ pub struct Store {
     /// Pages that were written after their read began: it is read again.
     outdated: BTreeSet<crc::PageKey>,
     limbo: VecDeque<Limbo>,
-    allocating: bool,
+    fill: Fill,
     /// Since when a group with writes is under way to the disk.
     flushing: Option<(Time, bool)>,
     /// A piece was written since the last look.
     wrote: bool,
-    /// The store is not quiet before.
-    busy_until: Time,
     full: bool,
     failed: Option<String>,
 }
@@ -214,10 +211,9 @@ impl Store {
             page_waiters: BTreeMap::new(),
             outdated: BTreeSet::new(),
             limbo: VecDeque::new(),
-            allocating: false,
+            fill: Fill::default(),
             flushing: None,
             wrote: false,
-            busy_until: Time(0),
             full: false,
             failed: None,
         }
@@ -445,32 +441,40 @@ impl Store {
             self.submit(group.file, kind, Op::LogWrite { then_sync: !durable }, out);
         }
         if std::mem::take(&mut self.wrote) {
-            self.busy_until = now + Span::from_ms(QUIET_MS);
+            self.fill.busy(now);
         }
-        let free = self.alloc.free_bytes();
-        let ahead = self.config.ahead_bytes.max(self.config.extent_segment_bytes / 4);
-        if self.allocating || self.is_full() || free >= ahead {
+        if self.is_full() {
             return None;
         }
-        let urgent = free < self.config.extent_segment_bytes / 2;
-        if !urgent && now < self.busy_until {
-            return Some(self.busy_until);
+        let segment = self.config.extent_segment_bytes;
+        match self.fill.next(now, self.alloc.free_bytes(), self.config.ahead_bytes.max(segment / 4), segment)
+        {
+            Next::Step { offset, len } => {
+                let kind = DiskKind::Allocate { offset, len, whole: segment };
+                self.submit(FileRef::Extents(self.alloc.segments()), kind, Op::Allocate, out);
+                None
+            }
+            Next::At(at) => Some(at),
+            Next::Nothing => None,
         }
-        self.allocating = true;
-        let kind = DiskKind::Allocate { len: self.config.extent_segment_bytes };
-        self.submit(FileRef::Extents(self.alloc.segments()), kind, Op::Allocate, out);
-        None
     }
 
     /// An operation is done: what the node should know.
     pub fn done(&mut self, now: Time, done: DiskDone, out: &mut Outbox) -> Vec<Event> {
         let op = self.ops.remove(&done.token).expect("an operation is done once");
         if let Op::Allocate = op {
-            self.allocating = false;
             match done.result {
-                Ok(_) => self.alloc.add_segment(),
+                Ok(_) => {
+                    let free = self.alloc.free_bytes();
+                    if self.fill.stepped(now, free, self.config.extent_segment_bytes) {
+                        self.alloc.add_segment();
+                    }
+                }
                 // No room on the device is no failure of it: the store is full.
-                Err(_) => self.full = true,
+                Err(_) => {
+                    self.fill.give_up();
+                    self.full = true;
+                }
             }
             return vec![];
         }
