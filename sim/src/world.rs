@@ -313,7 +313,7 @@ pub struct World {
     /// The last snapshot that stores know of, as their heartbeats say.
     known: BTreeMap<StoreId, (SessionId, u64)>,
     /// Reads under way: where, and the byte that was acknowledged there before they began.
-    reads: BTreeMap<u64, (u64, u8)>,
+    reads: BTreeMap<u64, (u64, u8, ChunkHandle, StoreId)>,
     next_read: u64,
     /// Configurations as readers remember them: they ask anew only now and then.
     remembered: Vec<ChunkConfig>,
@@ -702,6 +702,9 @@ impl World {
                 self.trace.push(format!("{} alive {} {view:?}", server.id, server.node.is_some()));
             }
         }
+        let state = &self.masters.state;
+        let (drained, moving): (Vec<_>, Vec<_>) = (state.draining().collect(), state.moving().collect());
+        self.trace.push(format!("drained {drained:?} moving {moving:?}"));
         let total = self.plan.options.writers * self.plan.options.writes;
         panic!("stuck: {} of {total} writes are acknowledged at {}", self.acked.len(), self.now.0);
     }

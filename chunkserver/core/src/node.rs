@@ -493,7 +493,13 @@ impl Node {
         if self.floors.get(&handle) == Some(&Epoch::DELETED) || handle == ChunkHandle::HOLE {
             return refuse(&ask, Code::NoSuchChunk, out);
         }
-        // A placeholder that exists in memory only, until the masters say what it is.
+        self.placeholder(handle);
+        self.park(handle, ask, out);
+        self.ask(handle, Ask::Confirm, out);
+    }
+
+    /// A chunk that exists in memory only, until the masters say what it is.
+    pub(crate) fn placeholder(&mut self, handle: ChunkHandle) {
         let config = ChunkConfig {
             handle,
             epoch: Epoch(0),
@@ -503,8 +509,6 @@ impl Node {
             wait_ms: 0,
         };
         self.chunks.insert(handle, Box::new(Chunk::new(Arc::new(ChunkState::new(config)))));
-        self.park(handle, ask, out);
-        self.ask(handle, Ask::Confirm, out);
     }
 
     /// Makes a chunk under its first configuration here. Durable with the next group.

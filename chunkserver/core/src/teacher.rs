@@ -42,10 +42,15 @@ impl Node {
     /// asks again when it does.
     fn teaches(&mut self, to: StoreId, copy: CopyId, out: &mut Outbox) -> bool {
         let CopyId { handle, epoch, .. } = copy;
-        let Some(chunk) = self.chunks.get(&handle) else {
-            self.refuse_copy(to, copy, Code::NoSuchChunk, out);
+        if self.floors.get(&handle).is_some_and(|floor| *floor > epoch) {
+            self.refuse_copy(to, copy, Code::StaleEpoch, out);
             return false;
-        };
+        }
+        // Nobody has written to it yet, or this store has lost it: it leads it all the same.
+        if !self.chunks.contains_key(&handle) {
+            self.placeholder(handle);
+        }
+        let chunk = &self.chunks[&handle];
         let known = chunk.config().epoch;
         if known > epoch || chunk.state.removed {
             self.refuse_copy(to, copy, Code::StaleEpoch, out);

@@ -189,7 +189,7 @@ impl World {
         let config = self.remembered[n].clone();
         let member = config.members[self.rng.random_range(0..config.members.len())];
         self.next_read += 1;
-        self.reads.insert(self.next_read, (at, byte));
+        self.reads.insert(self.next_read, (at, byte, handle, member));
         let n = self.index(member);
         let (life, conn) = (self.servers[n].life, self.next_read);
         let msg = ClientChunk::Read { handle, offset: at, len: 1, stale: false };
@@ -199,10 +199,14 @@ impl World {
     }
 
     pub(super) fn read_answered(&mut self, conn: u64, msg: ClientChunkReply, data: Vec<Bytes>) {
-        let Some((at, byte)) = self.reads.remove(&conn) else { return };
+        let Some((at, byte, handle, member)) = self.reads.remove(&conn) else { return };
         if let ClientChunkReply::Data { .. } = msg {
             let got = data.concat();
-            assert_eq!(got, [byte], "a read at {at} is from before the acknowledgement");
+            assert_eq!(
+                got,
+                [byte],
+                "a read of {handle} at {at} from {member} is from before the acknowledgement"
+            );
             self.reads_done += 1;
         }
     }

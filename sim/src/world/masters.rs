@@ -403,6 +403,10 @@ impl World {
                 self.apply(Command::EndRepair { handle, attempt: repair.attempt });
             }
             Some(_) => {}
+            // There may be no other place (any more).
+            None if self.masters.state.moving().any(|(h, _)| h == handle) && self.rng.random_bool(0.01) => {
+                self.apply(Command::EndMove { handle });
+            }
             None if staying.len() < want => {
                 let reply = self.apply(Command::BeginRepair { handle, epoch: config.epoch });
                 if matches!(reply, Reply::Store(StoreReply::Done)) {
@@ -411,7 +415,6 @@ impl World {
                     self.repairs_begun += 1;
                 }
             }
-            // Only where there is another place: nobody gives a move up here.
             None if self.faults_left > 0
                 && staying.len() == want
                 && self.servers.len() > want

@@ -30,6 +30,9 @@ use read::{Part, ReadJob, ReadResult, blocks_of};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+/// Numbers of questions and reads that one life of a store's process can give out, in bits.
+const JOB_BITS: u32 = 40;
+
 /// What a store is made with. All but `capacity`, `ahead_bytes` and the scrub's
 /// period are fixed at creation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,6 +202,7 @@ pub struct Store {
 impl Store {
     /// A store as recovery left it.
     pub fn new(config: StoreConfig, log: Log<Ticket>, alloc: Alloc, crcs: CrcTable) -> Store {
+        let next_job = config.incarnation << JOB_BITS;
         Store {
             config,
             log,
@@ -206,7 +210,7 @@ impl Store {
             crcs,
             next_token: 1,
             ops: BTreeMap::new(),
-            next_job: 1,
+            next_job,
             reads: BTreeMap::new(),
             page_waiters: BTreeMap::new(),
             outdated: BTreeSet::new(),
@@ -307,7 +311,8 @@ impl Store {
         self.log.used() > 0 || !self.log.is_idle()
     }
 
-    /// A number that was not given before: names questions and reads.
+    /// A number that was not given before, in no life of this process: names questions and reads. An
+    /// answer to a question of an earlier life answers none of this one.
     pub fn next_nonce(&mut self) -> u64 {
         self.next_job += 1;
         self.next_job
