@@ -236,7 +236,10 @@ impl State {
             fires: 0,
         };
         for n in 0..STORES {
-            let config = StoreConfig { scrub_period_s: 1 << 40, ..small_store(1000 + n as u64, 0) };
+            // A segment is filled in one step: more of them are more orders of the same.
+            let extent_segment_bytes = 4 * 1024 * 1024;
+            let small = small_store(1000 + n as u64, 0);
+            let config = StoreConfig { scrub_period_s: 1 << 40, extent_segment_bytes, ..small };
             let disk = empty_disk(&config);
             let server = Server {
                 config,
