@@ -8,9 +8,11 @@ use common::{Span, Time};
 const STEP_BYTES: u64 = 4 * 1024 * 1024;
 /// Without a write for so long a store is quiet, in milliseconds.
 const QUIET_MS: u64 = 500;
-/// While there are writes and half a segment is free, so many times as long as a step took passes until
-/// the next one; less as less is free, and nothing when nothing is.
+/// While there are writes, so many times as long as a step took passes until the next one ...
 const PAUSE: u64 = 7;
+/// ... as long as more of the segment is done than of what was free is used up, so many times more, in
+/// percent: all of it must be done before the last free byte is used.
+const AHEAD_PERCENT: u64 = 200;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub enum Next {
 pub struct Fill {
     /// Bytes of it that are done.
     done: Option<u64>,
+    /// Bytes that were free when it was begun.
+    free: u64,
     began: Time,
     next: Time,
     under_way: bool,
@@ -53,7 +57,10 @@ impl Fill {
             Some(done) => done,
             None if free >= ahead => return Next::Nothing,
             None if free >= segment / 2 && now < self.busy_until => return Next::At(self.busy_until),
-            None => 0,
+            None => {
+                self.free = free;
+                0
+            }
         };
         (self.done, self.began, self.under_way) = (Some(done), now, true);
         Next::Step { offset: done, len: STEP_BYTES.min(segment - done) }
@@ -64,8 +71,9 @@ impl Fill {
         let done = self.done.expect("a step was under way") + STEP_BYTES;
         self.under_way = false;
         self.done = Some(done).filter(|done| *done < segment);
-        let share = 100 * free.min(segment / 2) / (segment / 2);
-        let pause = if now < self.busy_until { now.since(self.began).0 * PAUSE * share / 100 } else { 0 };
+        let used = self.free.saturating_sub(free);
+        let in_time = done * 100 / segment * self.free >= used * AHEAD_PERCENT && free > 0;
+        let pause = if now < self.busy_until && in_time { now.since(self.began).0 * PAUSE } else { 0 };
         self.next = now + Span(pause);
         self.done.is_none()
     }
@@ -84,8 +92,9 @@ mod tests {
     const MS: u64 = 1_000_000;
     const SEGMENT: u64 = 16 * MIB;
 
-    /// Fills a segment with so much free at each step: how long it takes, in steps of 1 ms.
-    fn fill(busy: bool, free: u64) -> u64 {
+    /// Fills a segment while so many bytes are used up in a step's time, of so many that are free: how
+    /// long it takes, in steps of 1 ms.
+    fn fill(busy: bool, mut free: u64, used: u64) -> u64 {
         let (mut fill, mut now) = (Fill::default(), Time(0));
         loop {
             if busy {
@@ -96,22 +105,30 @@ mod tests {
                     assert_eq!((offset % STEP_BYTES, len), (0, STEP_BYTES));
                     assert_eq!(fill.next(now, free, 2 * SEGMENT, SEGMENT), Next::Nothing, "one at a time");
                     now = Time(now.0 + MS);
+                    free = free.saturating_sub(used);
                     if fill.stepped(now, free, SEGMENT) {
                         return now.0 / MS;
                     }
                 }
-                Next::At(at) => now = at,
+                Next::At(at) => {
+                    free = free.saturating_sub(used * (at.0 - now.0) / MS);
+                    now = at;
+                }
                 Next::Nothing => panic!("it ends"),
             }
         }
     }
 
     #[test]
-    fn the_less_is_free_the_faster_it_goes() {
-        assert_eq!(fill(false, SEGMENT), 4, "nobody is there");
-        assert_eq!(fill(true, 0), 4, "writers wait");
-        assert_eq!(fill(true, SEGMENT / 4), 4 + 3 * 7 / 2);
-        assert_eq!(fill(true, SEGMENT / 2 - 1), 4 + 3 * 7 - 1);
+    fn the_faster_it_is_used_up_the_faster_it_goes() {
+        assert_eq!(fill(false, SEGMENT, 0), 4, "nobody is there");
+        assert_eq!(fill(true, 0, 0), 4, "writers wait");
+        assert_eq!(fill(true, SEGMENT / 2 - 1, 0), 4 + 3 * 7);
+        let half = SEGMENT / 2 - 1;
+        for (used, least, most) in [(half / 64, 25, 25), (half / 16, 11, 16), (half / 4, 4, 5)] {
+            let took = fill(true, half, used);
+            assert!((least..=most).contains(&took), "{took} ms, {used} bytes a ms");
+        }
     }
 
     #[test]
