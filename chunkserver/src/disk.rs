@@ -84,10 +84,11 @@ pub fn allocate(dir: &Path, file: FileRef, part: Range<u64>, whole: u64) -> io::
     const STRIDE: u64 = 1024 * 1024;
     let path = path_of(dir, file);
     let first = part.start == 0;
-    let (_, free) = space(dir)?;
-    let reserve = DISK_RESERVE_BYTES.min(free / 8);
-    if first && free < whole + reserve {
-        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    if first {
+        let (_, free) = space(dir)?;
+        if free < whole + DISK_RESERVE_BYTES.min(free / 8) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
     }
     let open = OpenOptions::new()
         .write(true)
@@ -95,7 +96,8 @@ pub fn allocate(dir: &Path, file: FileRef, part: Range<u64>, whole: u64) -> io::
         .truncate(first)
         .custom_flags(libc::O_DIRECT)
         .open(&path)?;
-    let zeros = AlignedBuf::padded(&vec![0; STRIDE as usize]);
+    let mut zeros = AlignedBuf::new(STRIDE as usize);
+    zeros.fill(0);
     for offset in part.clone().step_by(STRIDE as usize) {
         let n = STRIDE.min(part.end - offset) as usize;
         if let Err(e) = open.write_all_at(&zeros[..n], offset) {

@@ -3,7 +3,6 @@
 use crate::fs::join;
 use crate::output::{human, print, show};
 use anyhow::bail;
-use bytes::Bytes;
 use client::{Client, Error, FileKind};
 use common::checksum::crc32c;
 use common::limits::PIECE_BYTES_MAX;
@@ -179,10 +178,9 @@ async fn walk(
         });
         let mut compared = compared.buffer_unordered(CHUNKS_UNDER_WAY);
         while let Some((handle, verdict)) = compared.next().await {
-            found.chunks += 1;
             match verdict {
+                Verdict::Gone => continue,
                 Verdict::Same(bytes) => found.bytes += bytes,
-                Verdict::Gone => found.chunks -= 1,
                 Verdict::Unread(why) => {
                     found.unread += 1;
                     tell_unread(&path, handle, &why, options.json);
@@ -196,6 +194,7 @@ async fn walk(
                     tell_difference(&path, &difference, repaired, options.json);
                 }
             }
+            found.chunks += 1;
         }
         found.files += 1;
     }
@@ -234,8 +233,8 @@ async fn compare_once(client: &Client, handle: ChunkHandle, pace: &Pace) -> Resu
         let len = (before.length - at).min(PIECE_BYTES_MAX as u64);
         pace.pass(len * config.members.len() as u64).await;
         let reads = config.members.iter().map(async |member| {
-            let bytes = client.read_replica(&config, *member, at, len as u32).await?.concat();
-            Ok::<_, Error>((*member, Bytes::from(bytes)))
+            let bytes = client.read_replica(&config, *member, at, len as u32).await?;
+            Ok::<_, Error>((*member, bytes.concat()))
         });
         let read = try_join_all(reads).await?;
         if read.windows(2).any(|pair| pair[0].1 != pair[1].1) {

@@ -312,7 +312,8 @@ pub struct World {
     taken: Vec<Taken>,
     /// The last snapshot that stores know of, as their heartbeats say.
     known: BTreeMap<StoreId, (SessionId, u64)>,
-    /// Reads under way: where, and the byte that was acknowledged there before they began.
+    /// Reads under way: at which offset, the byte that was acknowledged there before they began, of which
+    /// chunk, and at which member.
     reads: BTreeMap<u64, (u64, u8, ChunkHandle, StoreId)>,
     next_read: u64,
     /// Configurations as readers remember them: they ask anew only now and then.

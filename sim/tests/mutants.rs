@@ -1,6 +1,7 @@
 //! Known mistakes, one after another, each of which the simulator must find within a bounded
 //! number of runs. `cargo test -p sim --features mutants --test mutants -- --nocapture` prints
-//! how many it took; `MUTANT=name` tries one, `RUNS=n` longer.
+//! how many it took; `MUTANT=name` tries one, `SCENARIO=name` in one scenario,
+//! `RUNS=n` longer.
 #![cfg(feature = "mutants")]
 
 use common::Mutant;

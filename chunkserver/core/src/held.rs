@@ -143,8 +143,11 @@ impl HeldPieces {
     /// commits was told that the whole chain holds them: what is missing then was never handed on, and
     /// will not come.
     pub fn want(&mut self, request: RequestId, len: u32, handle: ChunkHandle) -> bool {
-        let here = self.writes.get_mut(&request).filter(|w| w.total == len && w.pieces_here());
-        here.map(|write| write.wanted_by = Some(handle)).is_some()
+        let Some(write) = self.writes.get_mut(&request).filter(|w| w.total == len && w.pieces_here()) else {
+            return false;
+        };
+        write.wanted_by = Some(handle);
+        true
     }
 
     /// The chunk at which a commit waits for this write.

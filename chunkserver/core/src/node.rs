@@ -170,7 +170,7 @@ pub struct Node {
     pub(crate) id: StoreId,
     pub(crate) now: Time,
     session: Option<(SessionId, Time)>,
-    /// Chunks from this on were made in this life; `None`: that is not known, and all were.
+    /// Chunks from this on were made in this life; all were, as long as nobody has said (`None`).
     first_chunk: Option<ChunkHandle>,
     /// The last snapshot that was taken.
     pub(crate) snapshot: u64,
@@ -564,14 +564,12 @@ impl Node {
         let session = self.in_session();
         if known.number() == 0 {
             // Never created here: it is empty, whatever its epoch.
-            let leads = config.primary == self.id;
-            let epoch = config.epoch;
+            let begins = config.primary == self.id && config.epoch.number() == 1 && self.is_new(handle);
             let others = config.members.clone();
             self.create(config, Ticket::None);
             let chunk = self.chunks.get_mut(&handle).expect("just made");
             chunk.confirmed = session;
-            if leads && epoch.number() == 1 && self.is_new(handle) {
-                let chunk = self.chunks.get_mut(&handle).expect("just made");
+            if begins {
                 chunk.lead = Some(Box::new(Lead::fresh(&others, self.now)));
             }
             return self.run_waiting(handle, out);

@@ -17,7 +17,6 @@ use std::collections::VecDeque;
 #[derive(Clone, Debug)]
 pub(crate) struct QueuedApply {
     op: WriteOp,
-    after: Origin,
     from: StoreId,
     inline: Option<(Piece, Bytes)>,
 }
@@ -56,8 +55,8 @@ impl Node {
             }
             Peer::Apply { handle, epoch, op, after, inline, committed, create } => {
                 let inline = inline.map(|piece| (piece, data));
-                let apply = QueuedApply { op, after, from, inline };
-                self.apply(from, handle, epoch, apply, committed, create, out)
+                let apply = QueuedApply { op, from, inline };
+                self.apply(handle, epoch, apply, after, committed, create, out)
             }
             Peer::Applied { handle, epoch, serial } => self.applied(from, handle, epoch, serial, out),
             Peer::ApplyRefused { handle, epoch, applied, code } => {
@@ -144,14 +143,15 @@ impl Node {
     #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
     fn apply(
         &mut self,
-        from: StoreId,
         handle: ChunkHandle,
         epoch: Epoch,
         apply: QueuedApply,
+        after: Origin,
         committed: Serial,
         create: Option<ChunkConfig>,
         out: &mut Outbox,
     ) {
+        let from = apply.from;
         if self.floors.get(&handle).is_some_and(|floor| epoch < *floor) {
             return self.refuse_apply(from, handle, Code::StaleEpoch, out);
         }
@@ -182,7 +182,7 @@ impl Node {
         let chunk = &self.chunks[&handle];
         let newest = |a: &QueuedApply| (a.op.origin, a.op.serial);
         let before = chunk.follow.queue.back().map_or(chunk.state.last_point(), newest);
-        let follows = apply.after == before.0 || Mutant::LedAsNew.on();
+        let follows = after == before.0 || Mutant::LedAsNew.on();
         if apply.op.serial.0 == before.1.0 + 1 && !follows {
             return self.refuse_apply(from, handle, Code::Reconfiguring, out);
         }

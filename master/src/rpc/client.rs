@@ -22,6 +22,17 @@ pub(super) fn not_here(not_here: NotHere) -> MasterReply {
     MasterReply::Refused { code: not_here.code, about: String::new(), leader: not_here.leader }
 }
 
+/// What a change of a chunk's members came to, for a client.
+fn for_client(reply: StoreReply) -> MasterReply {
+    match reply {
+        StoreReply::Config(config) => MasterReply::Config(config),
+        StoreReply::Refused { refusal, leader } => {
+            MasterReply::Refused { code: refusal.code, about: refusal.about, leader }
+        }
+        other => unreachable!("it is answered with a configuration, not {other:?}"),
+    }
+}
+
 fn refusal(refusal: Refusal) -> MasterReply {
     MasterReply::Refused { code: refusal.code, about: refusal.about, leader: None }
 }
@@ -71,13 +82,7 @@ impl Rpc {
             MasterRequest::Explain { handle } => self.explain(handle).await,
             MasterRequest::Usage { path } => self.query(|s| s.usage_of(&path).map(MasterReply::Usage)).await,
             MasterRequest::Condemn { handle, epoch, store } => {
-                match self.condemn((store, handle), epoch, false).await {
-                    StoreReply::Config(config) => MasterReply::Config(config),
-                    StoreReply::Refused { refusal: r, leader } => {
-                        MasterReply::Refused { code: r.code, about: r.about, leader }
-                    }
-                    other => unreachable!("a chunk's members are answered with, not {other:?}"),
-                }
+                for_client(self.condemn((store, handle), epoch, false).await)
             }
             MasterRequest::Loss { store } => self.loss(store).await,
             MasterRequest::Snapshots { after, limit } => {
@@ -146,11 +151,8 @@ impl Rpc {
         }
         let command = Command::Reconfigure { handle, epoch, remove: vec![config.primary], primary: None };
         match self.leader.propose(command, term).await {
-            Ok(Reply::Store(StoreReply::Config(config))) => MasterReply::Config(config),
-            Ok(Reply::Store(StoreReply::Refused { refusal: r, .. })) => refusal(r),
-            Ok(other) => {
-                unreachable!("a reconfiguration answers with a configuration, not {other:?}")
-            }
+            Ok(Reply::Store(reply)) => for_client(reply),
+            Ok(other) => unreachable!("a reconfiguration answers as to a store, not with {other:?}"),
             Err(e) => not_here(e),
         }
     }

@@ -1,5 +1,5 @@
-//! The disk of one chunkserver hangs, or is slow; or it answers every request with an error: then the store goes
-//! out of service by itself, its chunks get new members, and it comes back when the disk does.
+//! The disk of one chunkserver hangs, or is slow; or it answers every request with an error: then the
+//! store goes out of service by itself, its chunks get new members, and it comes back when the disk does.
 
 use super::disk::LoopDisk;
 use super::load::Load;

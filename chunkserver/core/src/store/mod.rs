@@ -30,7 +30,8 @@ use read::{Part, ReadJob, ReadResult, blocks_of};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// Numbers of questions and reads that one life of a store's process can give out, in bits.
+/// Numbers of questions and reads that one life of a store's process can give out, in bits: four months
+/// of 100,000 a second. What is left counts 16 million lives.
 const JOB_BITS: u32 = 40;
 
 /// What a store is made with. All but `capacity`, `ahead_bytes` and the scrub's
