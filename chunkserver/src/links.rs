@@ -31,7 +31,7 @@ const NEW_ADDRESS: Duration = Duration::from_millis(100);
 pub fn send(shard: &Rc<Shard>, to: StoreId, msg: &Peer, data: Vec<Bytes>) {
     let class = if msg.is_bulk() { Class::Bulk } else { Class::Control };
     let len = data.iter().map(|d| d.len()).sum();
-    let frame = wire::frame(shard.cluster, 0, 0, msg, len);
+    let frame = shard.frame(0, msg, len);
     let queue = shard.links.borrow().get(&(to, class)).cloned();
     let queue = match queue.filter(|q| !q.is_closed()) {
         Some(queue) => queue,

@@ -270,7 +270,10 @@ async fn frames(
             (Caller::Store(from), Kind::Peer) => {
                 let msg: Peer = wire::decode(&frame.body)?;
                 match verify_peer(&msg, &frame.payload) {
-                    Ok(()) => shard.feed(Input::Peer { from: *from, msg, data: frame.payload }),
+                    Ok(()) => {
+                        let (from, snapshot) = (*from, frame.header.snapshot);
+                        shard.feed(Input::Peer { from, snapshot, msg, data: frame.payload })
+                    }
                     Err(code) => {
                         tracing::warn!(%from, %code, "a message that cannot be: dropped");
                         tracing::debug!(?msg, "that message");

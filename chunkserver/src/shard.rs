@@ -11,7 +11,7 @@ use anyhow::Context;
 use chunkserver_core::io::{ConnId, DiskDone, Input, MasterAsk, Output};
 use chunkserver_core::{Node, Stats};
 use common::wire::chunk_master::{Order, RepairOrder};
-use common::wire::{self, ChunkConfig, StoreInfo};
+use common::wire::{self, ChunkConfig, Message, StoreInfo};
 use common::{ChunkHandle, ClusterId, Epoch, Refusal, SessionId, StoreId, Time};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -274,8 +274,7 @@ impl Shard {
                 // A client that is gone wants no answer.
                 if let Some(queue) = self.conns.borrow().get(&conn) {
                     let len = data.iter().map(|d| d.len()).sum();
-                    let frame = wire::frame(self.cluster, request, 0, &msg, len);
-                    queue.push(wire::stamp(frame, self.node.borrow().snapshot()), data);
+                    queue.push(self.frame(request, &msg, len), data);
                 }
             }
             Output::Peer { to, msg, data } => links::send(self, to, &msg, data),
@@ -296,6 +295,12 @@ impl Shard {
                 });
             }
         }
+    }
+
+    /// A frame that says which snapshot is known here.
+    pub fn frame<M: Message>(&self, request: u64, msg: &M, payload_len: usize) -> Vec<u8> {
+        let frame = wire::frame(self.cluster, request, 0, msg, payload_len);
+        wire::stamp(frame, self.node.borrow().snapshot())
     }
 
     fn tell(&self, message: FromShard) {

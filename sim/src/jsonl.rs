@@ -512,7 +512,7 @@ impl<W: Write> JsonNode<W> {
             let Ok(msg) = common::wire::decode::<Peer>(&bytes("peer")) else {
                 return Ok(());
             };
-            return self.step(Input::Peer { from, msg, data });
+            return self.step(Input::Peer { from, snapshot: 0, msg, data });
         }
         if let Some(conn) = line["client"].as_u64() {
             let Ok(msg) = common::wire::decode::<ClientChunk>(&bytes("msg")) else {

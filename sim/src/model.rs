@@ -460,7 +460,7 @@ impl State {
                 match self.is_up(to) {
                     true => {
                         let (bulk, data) = (msg.is_bulk(), data.concat().into());
-                        self.send(n, to_n, bulk, Input::Peer { from, msg, data });
+                        self.send(n, to_n, bulk, Input::Peer { from, snapshot: 0, msg, data });
                     }
                     false => self.send(to_n, n, false, Input::PeerLost { peer: to }),
                 }

@@ -654,8 +654,9 @@ impl World {
                 let bytes = common::wire::encode(&msg).len();
                 assert!(bytes <= Kind::Peer.body_bytes_max(), "{bytes} bytes: {msg:?}");
                 let data = data.concat().into();
+                let snapshot = self.servers[n].node.as_ref().expect("it says so").snapshot();
                 self.trace.push(format!("{} {from}->{to} {}", self.now.0, name(&msg)));
-                self.deliver(n, to_n, msg.is_bulk(), Input::Peer { from, msg, data });
+                self.deliver(n, to_n, msg.is_bulk(), Input::Peer { from, snapshot, msg, data });
             }
             Output::Reply { ref msg, .. }
                 if common::wire::to_vec(msg).len() > Kind::ClientChunkReply.body_bytes_max() =>

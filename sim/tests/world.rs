@@ -87,7 +87,10 @@ fn a_seed_decides_all() {
 /// as if it were new, while another member held a record of its earlier life (seed 1,005,205). A store
 /// that was restarted while it copied a chunk took the answer to a question of its earlier life for one of
 /// its own: it had numbered both alike, and what lay before was left out (seed 10,000,109). A chunk that
-/// nobody had written to was never given its members back (seed 10,001,497).
+/// nobody had written to was never given its members back (seed 10,001,497). A primary that had not heard of
+/// the snapshot that its predecessor had forked the chunk for wrote without a word of it (40,004,138). Bytes
+/// that a restarted member had no room for once were never fetched again (40,003,365). A learner that
+/// became a member, and then the only one, without being told refused everybody (40,003,157).
 #[test]
 fn plans_that_failed_once() {
     for text in [
@@ -95,6 +98,9 @@ fn plans_that_failed_once() {
         include_str!("plans/lost-birth-unnoticed.json"),
         include_str!("plans/answer-to-an-earlier-life.json"),
         include_str!("plans/nobody-has-it.json"),
+        include_str!("plans/snapshot-unheard-of.json"),
+        include_str!("plans/no-room-once.json"),
+        include_str!("plans/member-unknowing.json"),
     ] {
         let plan: Plan = serde_json::from_str(text).unwrap();
         plan.check().unwrap();

@@ -44,7 +44,7 @@ enum Step {
 }
 
 impl Node {
-    /// The last snapshot that was taken, as the masters say.
+    /// A snapshot was taken, as the masters or another store say.
     pub(crate) fn snapshot_taken(&mut self, number: u64) {
         self.snapshot = self.snapshot.max(number);
     }
@@ -91,6 +91,9 @@ impl Node {
             None => {
                 // Who named a snapshot that is not known to the masters waited for nothing.
                 let wanted = forking.wanted;
+                if self.snapshot == wanted {
+                    self.snapshot = snapshot;
+                }
                 lead.snapshot = snapshot;
                 lead.forking = None;
                 for ask in chunk.waiting.iter_mut().filter(|ask| ask.snapshot <= wanted) {

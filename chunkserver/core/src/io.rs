@@ -32,6 +32,8 @@ pub enum Input {
     Peer {
         /// Who.
         from: StoreId,
+        /// The last snapshot that it knows of.
+        snapshot: u64,
         /// What.
         msg: Peer,
         /// The payload.

@@ -76,6 +76,12 @@ impl Chunk {
         &self.state.config
     }
 
+    /// Whether the store is no member in this epoch: who was removed may have become a member again, in a
+    /// later one than it knows, and not been told yet.
+    pub(crate) fn is_over(&self, epoch: Epoch) -> bool {
+        self.state.removed && epoch <= self.state.config.epoch
+    }
+
     /// Whether this store leads the chunk and knows all that was ever acknowledged of it.
     pub(crate) fn leads_surely(&self) -> bool {
         let serving = |lead: &Lead| matches!(lead.phase, crate::takeover::Phase::Serving);
@@ -266,8 +272,9 @@ impl Node {
             Input::Client { conn, request, epoch, snapshot, msg, data } => {
                 self.client(Waiting { conn, request, epoch, snapshot, msg, data }, out)
             }
-            Input::Peer { from, msg, data } => {
+            Input::Peer { from, snapshot, msg, data } => {
                 self.lost.remove(&from);
+                self.snapshot_taken(snapshot);
                 self.peer(from, msg, data, out)
             }
             Input::PeerReset { peer } => self.peer_reset(peer, out),
@@ -737,7 +744,7 @@ impl Node {
         })
     }
 
-    /// The last snapshot that the masters told of: what is answered comes after it.
+    /// The last snapshot that is known here: what is said to others comes after it.
     pub fn snapshot(&self) -> u64 {
         self.snapshot
     }

@@ -132,7 +132,7 @@ impl Node {
             self.park(handle, ask, out);
             return None;
         }
-        if chunk.state.removed || (ask.epoch.0 != 0 && ask.epoch < epoch) {
+        if chunk.is_over(ask.epoch) || (ask.epoch.0 != 0 && ask.epoch < epoch) {
             refuse(&ask, Code::StaleEpoch, out);
             return None;
         }

@@ -76,9 +76,7 @@ impl Node {
             return None;
         };
         let epoch = chunk.config().epoch;
-        // Who was removed may have become a member again, and not been told yet.
-        let over = chunk.state.removed && ask.epoch <= epoch;
-        if over || (ask.epoch.0 != 0 && ask.epoch < epoch) {
+        if chunk.is_over(ask.epoch) || (ask.epoch.0 != 0 && ask.epoch < epoch) {
             refuse(&ask, Code::StaleEpoch, out);
             return None;
         }

@@ -202,10 +202,14 @@ impl Node {
         }
         let expected = last.0 + 1 + chunk.follow.queue.len() as u64;
         if serial.0 < expected {
-            // Sent again: if its bytes are being fetched, the question may have been lost.
-            if let Some(fetch) = &chunk.follow.fetch {
-                let (to, serial) = (fetch.from, fetch.serial);
-                self.start_fetch(handle, to, serial, out);
+            // Sent again: if its bytes are being fetched, the question may have been lost; if they could not
+            // be had, or there was no room for them, now they may.
+            match &chunk.follow.fetch {
+                Some(fetch) => {
+                    let (to, serial) = (fetch.from, fetch.serial);
+                    self.start_fetch(handle, to, serial, out);
+                }
+                None => self.drain(handle, out),
             }
             return;
         }

@@ -52,7 +52,7 @@ impl Node {
         }
         let chunk = &self.chunks[&handle];
         let known = chunk.config().epoch;
-        if known > epoch || chunk.state.removed {
+        if known > epoch || chunk.is_over(epoch) {
             self.refuse_copy(to, copy, Code::StaleEpoch, out);
             return false;
         }
