@@ -10,7 +10,7 @@ use chunkserver_core::store::recover::{first_checkpoint, recover};
 use chunkserver_core::store::{StoreConfig, Ticket};
 use common::wire::chunk_master::Register;
 use common::wire::client_chunk::ClientChunk;
-use common::wire::client_master::Mutation;
+use common::wire::client_master::{Mutation, Owner};
 use common::wire::{self, ChunkConfig, Piece};
 use common::*;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -49,6 +49,7 @@ fn create(seq: u64) -> Command {
     let mutation = Mutation::Create {
         path,
         mode: 0o644,
+        owner: Owner::default(),
         exclusive: true,
         parents: true,
         chunk: true,

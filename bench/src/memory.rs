@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use common::wire::chunk_master::Register;
-use common::wire::client_master::Mutation;
+use common::wire::client_master::{Mutation, Owner};
 use common::{ClientId, RequestId};
 use master_core::{Command, Entry, Metadata};
 use serde_json::json;
@@ -44,11 +44,13 @@ impl Masters {
         for n in 0..files {
             let dir = format!("/{top}/{:06}", n / DIRECTORY);
             if n % DIRECTORY == 0 {
-                self.mutate(Mutation::Mkdir { path: dir.clone().into(), parents: true, mode: 0o755 });
+                let (path, owner) = (dir.clone().into(), Owner::default());
+                self.mutate(Mutation::Mkdir { path, parents: true, mode: 0o755, owner });
             }
             self.mutate(Mutation::Create {
                 path: format!("{dir}/file-{n:09}").into(),
                 mode: 0o644,
+                owner: Owner::default(),
                 exclusive: true,
                 parents: false,
                 chunk,

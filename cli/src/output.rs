@@ -28,6 +28,10 @@ pub fn mode(attr: &Attr) -> String {
         FileKind::File => '-',
         FileKind::Directory => 'd',
         FileKind::Symlink => 'l',
+        FileKind::Fifo => 'p',
+        FileKind::Socket => 's',
+        FileKind::CharacterDevice => 'c',
+        FileKind::BlockDevice => 'b',
     };
     let bit = |i: u32, c: char| if attr.mode & (1 << i) != 0 { c } else { '-' };
     let bits: String = (0..9).rev().map(|i| bit(i, ['x', 'w', 'r'][(i % 3) as usize])).collect();
@@ -57,6 +61,10 @@ pub fn attr_json(path: &[u8], attr: &Attr) -> Value {
         FileKind::File => "file",
         FileKind::Directory => "directory",
         FileKind::Symlink => "symlink",
+        FileKind::Fifo => "fifo",
+        FileKind::Socket => "socket",
+        FileKind::CharacterDevice => "character device",
+        FileKind::BlockDevice => "block device",
     };
     json!({
         "path": String::from_utf8_lossy(path),

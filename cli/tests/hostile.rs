@@ -8,7 +8,7 @@
 use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
 use common::wire::chunk_master::{Beat, Order, StoreRequest};
 use common::wire::client_chunk::ClientChunk;
-use common::wire::client_master::{MasterRequest, Mutation, Policy, Quota};
+use common::wire::client_master::{FileKind, MasterRequest, Mutation, Only, Owner, Policy, Quota, SetTime};
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
 use common::wire::{self, Caller, ChunkConfig, Hello, Message, Piece};
 use common::*;
@@ -159,6 +159,23 @@ impl Hostile {
 
     fn flag(&mut self) -> bool {
         self.rng.random()
+    }
+
+    fn owner(&mut self) -> Owner {
+        Owner { uid: self.number() as u32, gid: self.number() as u32 }
+    }
+
+    fn time(&mut self) -> SetTime {
+        [SetTime::Keep, SetTime::Now, SetTime::At(self.number() as i64)][self.rng.random_range(0..3)]
+    }
+
+    fn only(&mut self) -> Only {
+        [Only::Anything, Only::NoDirectory, Only::Directory][self.rng.random_range(0..3)]
+    }
+
+    fn kind(&mut self) -> FileKind {
+        let kinds = [FileKind::File, FileKind::Fifo, FileKind::Socket, FileKind::CharacterDevice];
+        kinds[self.rng.random_range(0..kinds.len())]
     }
 
     fn maybe(&mut self) -> Option<u64> {
@@ -413,11 +430,12 @@ impl Hostile {
     fn mutation(&mut self) -> Mutation {
         let (path, file, mode) = (self.path(), self.file(), self.number() as u32);
         let (near, index) = (self.text(), self.number() as u32);
-        match self.rng.random_range(0..22) {
-            0 => Mutation::Mkdir { path, parents: self.flag(), mode },
+        match self.rng.random_range(0..28) {
+            0 => Mutation::Mkdir { path, parents: self.flag(), mode, owner: self.owner() },
             1 => Mutation::Create {
                 path,
                 mode,
+                owner: self.owner(),
                 exclusive: self.flag(),
                 parents: self.flag(),
                 chunk: self.flag(),
@@ -429,6 +447,7 @@ impl Hostile {
                 path,
                 length: self.number(),
                 mode,
+                owner: self.owner(),
                 mtime_ns: self.number() as i64,
                 parents: self.flag(),
             },
@@ -438,15 +457,38 @@ impl Hostile {
             7 => Mutation::SetAttr {
                 path,
                 mode: self.maybe().map(|n| n as u32),
-                mtime_ns: self.maybe().map(|n| n as i64),
+                atime: self.time(),
+                mtime: self.time(),
                 uid: self.maybe().map(|n| n as u32),
                 gid: self.maybe().map(|n| n as u32),
             },
             8 => Mutation::Rename { from: path, to: self.path(), replace: self.flag() },
-            9 => Mutation::Unlink { path, recursive: self.flag() },
+            9 => Mutation::Unlink { path, recursive: self.flag(), only: self.only() },
             10 => Mutation::Undelete { path, to: self.path() },
             11 => Mutation::Truncate { file, length: self.number() },
-            12 => Mutation::Symlink { path, target: self.text().into_bytes(), parents: self.flag() },
+            12 => Mutation::Symlink {
+                path,
+                target: self.text().into_bytes(),
+                parents: self.flag(),
+                owner: self.owner(),
+            },
+            21 => Mutation::Link { from: path, to: self.path() },
+            22 => Mutation::Exchange { a: path, b: self.path() },
+            23 => Mutation::MakeSpecial {
+                path,
+                kind: self.kind(),
+                device: self.number() as u32,
+                mode,
+                owner: self.owner(),
+            },
+            24 => Mutation::SetXattr {
+                path,
+                name: near.into_bytes(),
+                value: self.flag().then(|| self.text().into_bytes()),
+                there: self.maybe().map(|n| n % 2 == 1),
+            },
+            25 => Mutation::FillHole { file, offset: self.number(), near },
+            26 => Mutation::Hold { files: vec![file; self.rng.random_range(0..4)] },
             13 => Mutation::SetPolicy {
                 path,
                 policy: Policy {

@@ -57,6 +57,9 @@ codes! {
     ReadOnly = 31, "snapshots are never changed; `cairn snapshot delete` gives one up";
     HasSnapshots = 32, "it holds snapshots; `cairn snapshot delete` gives them up";
     TooManySnapshots = 33, "there cannot be more snapshots";
+    TooManyLinks = 34, "the file cannot have more names";
+    NoSuchAttribute = 35, "it has no extended attribute of this name";
+    AttributesTooBig = 36, "its extended attributes would take more room than they may";
     // Raft and sessions of clients.
     NotLeader = 40, "this master does not lead";
     Unavailable = 41, "no quorum of masters answers";

@@ -40,6 +40,8 @@ impl Serial {
 }
 
 impl FileId {
+    /// The root directory.
+    pub const ROOT: FileId = FileId(1);
     /// Those above tell the snapshot in which the file is seen; 0: none.
     const BITS: u32 = 40;
     /// The highest number that a snapshot can have.

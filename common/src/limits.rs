@@ -19,6 +19,12 @@ pub const CHUNK_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Most bytes of a path.
 pub const PATH_BYTES_MAX: usize = 4096;
+/// Names that a file can have.
+pub const LINKS_MAX: u32 = 65_000;
+/// Bytes of the value of an extended attribute.
+pub const XATTR_VALUE_BYTES_MAX: usize = 32 * 1024;
+/// Bytes of all extended attributes of an inode together, names and values.
+pub const XATTR_BYTES_MAX: usize = 64 * 1024;
 /// Replicas of a chunk, unless the directory's policy says otherwise.
 pub const REPLICATION_DEFAULT: u8 = 3;
 /// Most replicas of a chunk.

@@ -3,7 +3,7 @@
 use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
 use common::wire::chunk_master::{Order, RepairOrder, StoreReply, StoreRequest};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
-use common::wire::client_master::{MasterReply, MasterRequest, split_path};
+use common::wire::client_master::{MasterReply, MasterRequest};
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
 use common::wire::{self, Caller, ChunkConfig, Hello, HelloOk, Message, Piece};
 use common::*;
@@ -216,17 +216,4 @@ fn a_huge_length_in_a_small_body_allocates_nothing() {
     body.extend_from_slice(&[253, 0, 0, 0, 0, 0, 0, 0, 16]);
     assert_eq!(wire::decode::<ClientChunkReply>(&[3, 253, 0, 0, 0, 0, 0, 0, 0, 16]), Err(Code::BadBody));
     assert!(wire::decode::<MasterRequest>(&body).is_err());
-}
-
-#[test]
-fn paths_are_split_or_refused() {
-    assert_eq!(split_path(b"/").unwrap(), Vec::<&[u8]>::new());
-    assert_eq!(split_path(b"//a//\xff\n/").unwrap(), vec![&b"a"[..], &b"\xff\n"[..]]);
-    for bad in [&b""[..], b"a", b"/.", b"/a/..", b"/a\0b"] {
-        assert_eq!(split_path(bad), Err(Code::BadName));
-    }
-    let long = [b"/".to_vec(), vec![b'x'; 255]].concat();
-    assert!(split_path(&long).is_ok());
-    assert!(split_path(&[long, vec![b'x']].concat()).is_err());
-    assert!(split_path(&b"/ab".repeat(1400)).is_err());
 }

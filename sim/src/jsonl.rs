@@ -15,7 +15,7 @@ use common::limits::{CHUNK_CLIENT_WINDOW, CHUNK_LEASE_MS, PIECE_BYTES_MAX, WRITE
 use common::wire::chunk_chunk::Peer;
 use common::wire::chunk_master::{Register, StoreReply};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
-use common::wire::client_master::{MasterReply, Mutation};
+use common::wire::client_master::{MasterReply, Mutation, Owner};
 use common::wire::{ChunkConfig, Piece};
 use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, SessionId, StoreId, Time};
 use master_core::{Command, Entry, Metadata, Reply};
@@ -241,6 +241,7 @@ impl<W: Write> JsonNode<W> {
         let mutation = Mutation::Create {
             path,
             mode: 0o644,
+            owner: Owner::default(),
             exclusive: true,
             parents: true,
             chunk: true,

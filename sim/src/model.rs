@@ -17,7 +17,7 @@ use chunkserver_core::store::StoreConfig;
 use common::limits::ORDERS_MAX;
 use common::wire::chunk_master::StoreReply;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
-use common::wire::client_master::{MasterReply, Mutation};
+use common::wire::client_master::{MasterReply, Mutation, Owner};
 use common::wire::{ChunkConfig, Piece};
 use common::{ChunkHandle, ClientId, Code, Refusal, RequestId, SessionId, Span, StoreId, Time};
 use master_core::{Command, Entry, Metadata, Reply};
@@ -259,6 +259,7 @@ impl State {
         let create = Mutation::Create {
             path: b"/f".to_vec(),
             mode: 0o644,
+            owner: Owner::default(),
             exclusive: true,
             parents: false,
             chunk: true,

@@ -22,7 +22,7 @@ use common::limits::LOG_GROUP_BYTES_MAX;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::Peer;
 use common::wire::chunk_master::{Order, Register, RepairOrder};
-use common::wire::client_master::{MasterReply, Mutation, Policy};
+use common::wire::client_master::{MasterReply, Mutation, Owner, Policy};
 use common::wire::frame::Kind;
 use common::{ChunkHandle, ClientId, Code, Refusal, RequestId, SessionId, Span, StoreId, Time};
 use masters::Masters;
@@ -412,6 +412,7 @@ impl World {
             let create = Mutation::Create {
                 path: format!("/f{n}").into_bytes(),
                 mode: 0o644,
+                owner: Owner::default(),
                 exclusive: true,
                 parents: false,
                 chunk: true,

@@ -1,13 +1,11 @@
 //! Client (and administrator) to master.
 
 use super::frame::Kind;
+use super::path::PathBytes;
 use super::{ChunkConfig, Message, StoreInfo};
-use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX, REPLICATION_MAX};
+use crate::limits::{NAME_BYTES_MAX, REPLICATION_MAX};
 use crate::{ChunkHandle, Code, Epoch, FileId, RequestId, ServerId, StoreId};
 use bincode::{Decode, Encode};
-
-/// A path from the root: bytes, `/` between names. `/` alone is the root.
-pub type PathBytes = Vec<u8>;
 
 /// What a client asks of the leading master.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -128,6 +126,16 @@ pub enum MasterRequest {
         after: u64,
         /// Most entries; at most `LIST_PAGE_MAX`.
         limit: u32,
+    },
+    /// The extended attributes of a path.
+    Xattrs {
+        /// The path.
+        path: PathBytes,
+    },
+    /// Which of these files have no name (any more).
+    Nameless {
+        /// The files, at most `HOLD_FILES_MAX`.
+        files: Vec<FileId>,
     },
 }
 
@@ -286,6 +294,8 @@ pub enum Mutation {
         parents: bool,
         /// Permission bits.
         mode: u32,
+        /// Whose it shall be.
+        owner: Owner,
     },
     /// Makes or opens a file.
     Create {
@@ -293,6 +303,8 @@ pub enum Mutation {
         path: PathBytes,
         /// Permission bits, if it is made.
         mode: u32,
+        /// Whose it shall be, if it is made.
+        owner: Owner,
         /// Refuse if it exists.
         exclusive: bool,
         /// Make missing directories.
@@ -321,6 +333,8 @@ pub enum Mutation {
         length: u64,
         /// Permission bits.
         mode: u32,
+        /// Whose it shall be.
+        owner: Owner,
         /// Modification time, nanoseconds since 1970.
         mtime_ns: i64,
         /// Make missing directories.
@@ -359,8 +373,10 @@ pub enum Mutation {
         path: PathBytes,
         /// Permission bits.
         mode: Option<u32>,
-        /// Modification time, nanoseconds since 1970; `None` keeps it.
-        mtime_ns: Option<i64>,
+        /// Time of the last access.
+        atime: SetTime,
+        /// Time of the last modification.
+        mtime: SetTime,
         /// Owner.
         uid: Option<u32>,
         /// Group.
@@ -381,6 +397,8 @@ pub enum Mutation {
         path: PathBytes,
         /// Whether a directory that is not empty goes with all that is in it.
         recursive: bool,
+        /// What it must be.
+        only: Only,
     },
     /// Brings the newest trashed entry of this path back.
     Undelete {
@@ -404,6 +422,8 @@ pub enum Mutation {
         target: Vec<u8>,
         /// Make missing directories; replace a file.
         parents: bool,
+        /// Whose it shall be.
+        owner: Owner,
     },
     /// Sets the policy of a directory.
     SetPolicy {
@@ -459,6 +479,92 @@ pub enum Mutation {
         /// The snapshot's name.
         name: Vec<u8>,
     },
+    /// Gives a file, symlink or special file one more name.
+    Link {
+        /// A path that it has.
+        from: PathBytes,
+        /// The new one.
+        to: PathBytes,
+    },
+    /// Lets two paths change places, atomically.
+    Exchange {
+        /// One.
+        a: PathBytes,
+        /// The other.
+        b: PathBytes,
+    },
+    /// Makes a named pipe, socket or device.
+    MakeSpecial {
+        /// The path.
+        path: PathBytes,
+        /// Which of them.
+        kind: FileKind,
+        /// Which device, as the kernel numbers them.
+        device: u32,
+        /// Permission bits.
+        mode: u32,
+        /// Whose it shall be.
+        owner: Owner,
+    },
+    /// Sets an extended attribute, or takes it away.
+    SetXattr {
+        /// The path.
+        path: PathBytes,
+        /// The attribute's name.
+        name: Vec<u8>,
+        /// Its value; `None` takes it away.
+        value: Option<Vec<u8>>,
+        /// Refuse unless it is there (`Some(true)`), or unless it is not.
+        there: Option<bool>,
+    },
+    /// Gives the part of a hole around an offset a chunk, so that it can be written to.
+    FillHole {
+        /// The file.
+        file: FileId,
+        /// An offset that lies in a hole. If a chunk is there by now, it is the answer.
+        offset: u64,
+        /// Rack or host of the client.
+        near: String,
+    },
+    /// Files without a name that are open are kept for another while.
+    Hold {
+        /// The files, at most `HOLD_FILES_MAX`; those that have a name, or are gone, are passed over.
+        files: Vec<FileId>,
+    },
+}
+
+/// Most files in one `Hold`, or in one question which have no name.
+pub const HOLD_FILES_MAX: usize = 1000;
+
+/// Whose an inode is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Owner {
+    /// The user.
+    pub uid: u32,
+    /// The group; in a directory with the set-group-ID bit that of the directory holds instead.
+    pub gid: u32,
+}
+
+/// What becomes of a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum SetTime {
+    /// It stays.
+    Keep,
+    /// The masters' clock says.
+    Now,
+    /// Nanoseconds since 1970.
+    At(i64),
+}
+
+/// What may be unlinked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Only {
+    /// Anything.
+    Anything,
+    /// What is no directory.
+    NoDirectory,
+    /// A directory.
+    Directory,
 }
 
 /// What a directory asks for its files. `None` is inherited from the parent.
@@ -504,6 +610,14 @@ pub enum FileKind {
     Directory,
     /// A symbolic link.
     Symlink,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharacterDevice,
+    /// A block device.
+    BlockDevice,
 }
 
 /// Attributes.
@@ -531,6 +645,14 @@ pub struct Attr {
     pub target: Vec<u8>,
     /// Bytes at which a chunk of this file is full.
     pub chunk_bytes: u64,
+    /// Time of the last access that was set, or else of the last modification; nanoseconds since 1970.
+    pub atime_ns: i64,
+    /// When it, or what is told of it here, last changed; nanoseconds since 1970.
+    pub ctime_ns: i64,
+    /// Names; of a directory: 2, and 1 for each directory in it.
+    pub links: u32,
+    /// Which device it stands for.
+    pub device: u32,
 }
 
 /// One entry of a listing.
@@ -677,6 +799,10 @@ pub enum MasterReply {
     Usage(Usage),
     /// A page of snapshots, or the one that was taken.
     Snapshots(Vec<SnapshotInfo>),
+    /// Extended attributes: names and values.
+    Xattrs(Vec<(Vec<u8>, Vec<u8>)>),
+    /// Those of the files asked for that have no name.
+    Nameless(Vec<FileId>),
 }
 
 impl MasterReply {
@@ -692,15 +818,4 @@ impl Message for MasterRequest {
 }
 impl Message for MasterReply {
     const KIND: Kind = Kind::MasterReply;
-}
-
-/// The names of a path, or why it is not one. Leading, doubled and trailing slashes are skipped;
-/// `.`, `..`, empty names and NUL are refused: a path is resolved by whoever types it.
-pub fn split_path(path: &[u8]) -> Result<Vec<&[u8]>, Code> {
-    if path.is_empty() || path[0] != b'/' || path.len() > PATH_BYTES_MAX {
-        return Err(Code::BadName);
-    }
-    let names: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|n| !n.is_empty()).collect();
-    let bad = |n: &&[u8]| n.len() > NAME_BYTES_MAX || *n == b"." || *n == b".." || n.contains(&0);
-    if names.iter().any(bad) { Err(Code::BadName) } else { Ok(names) }
 }

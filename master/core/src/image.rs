@@ -1,5 +1,6 @@
 //! The state as bytes, and back. Made from a clone, in the background.
 
+use crate::inode::Extra;
 use crate::name::Name;
 use crate::packed::Packed;
 use crate::quota::Totals;
@@ -12,6 +13,7 @@ use common::wire::client_master::{Policy, Quota};
 use common::{ChunkHandle, ClientId, Code, Epoch, FileId, ServerId, SessionId, StoreId};
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use std::sync::Arc;
 
 /// Versions of the encoding, newest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -49,7 +51,7 @@ enum Part {
     Servers(Vec<(u128, ServerId)>),
     Clients(Vec<(ClientId, sessions::Client)>),
     Trash(Vec<((u64, FileId), Trashed)>),
-    Unnamed(Vec<(FileId, u64)>),
+    Unnamed(Vec<(FileId, (u64, bool))>),
     Orders(Vec<((StoreId, ChunkHandle), (Epoch, SessionId))>),
     Deletions(Vec<((StoreId, ChunkHandle), Epoch)>),
     Repairs(Vec<(ChunkHandle, Repair)>),
@@ -75,6 +77,9 @@ enum Part {
     Totals(Vec<(FileId, Totals)>),
     OtherTotals(Vec<(FileId, Option<Totals>)>),
     Quotas(Vec<(FileId, Quota)>),
+    /// One inode's.
+    Extra(FileId, Arc<Extra>),
+    OtherExtra(FileId, Option<Arc<Extra>>),
 }
 
 impl Metadata {
@@ -108,6 +113,10 @@ impl Metadata {
         parts(all(&self.tree.policies), Part::Policies, &mut out);
         parts(all(&self.tree.totals), Part::Totals, &mut out);
         parts(all(&self.quotas), Part::Quotas, &mut out);
+        for (id, extra) in &self.tree.extras {
+            // One by one: an inode may have large ones.
+            out(Part::Extra(*id, extra.clone()));
+        }
         parts(self.chunks.iter(), Part::Chunks, &mut out);
         parts(all(&self.file_policies), Part::FilePolicies, &mut out);
         parts(all(&self.sets), Part::Sets, &mut out);
@@ -118,7 +127,7 @@ impl Metadata {
             out(Part::Clients(vec![(*client.0, client.1.clone())]));
         }
         parts(all(&self.trash), Part::Trash, &mut out);
-        parts(all(&self.unnamed), Part::Unnamed, &mut out);
+        parts(self.unnamed.iter(), Part::Unnamed, &mut out);
         parts(all(&self.orders), Part::Orders, &mut out);
         parts(all(&self.deletions), Part::Deletions, &mut out);
         parts(all(&self.repairs), Part::Repairs, &mut out);
@@ -138,6 +147,9 @@ impl Metadata {
             owned_parts(dentries, Part::OtherDentries, &mut out);
             owned_parts(unlike(&tree.policies, &base.policies), Part::OtherPolicies, &mut out);
             owned_parts(unlike(&tree.totals, &base.totals), Part::OtherTotals, &mut out);
+            for (id, extra) in unlike(&tree.extras, &base.extras) {
+                out(Part::OtherExtra(id, extra));
+            }
             base = tree;
         }
         parts(all(&self.kept), Part::Kept, &mut out);
@@ -175,7 +187,13 @@ impl Metadata {
                 Part::Servers(list) => state.servers.extend(list),
                 Part::Clients(list) => state.clients.extend(list),
                 Part::Trash(list) => state.trash.extend(list),
-                Part::Unnamed(list) => state.unnamed.extend(list),
+                Part::Unnamed(list) => {
+                    for (file, (seen, trashed)) in list {
+                        state.unnamed.put(file, seen, trashed);
+                    }
+                }
+                Part::Extra(id, extra) => drop(state.tree.extras.insert(id, extra)),
+                Part::OtherExtra(id, extra) => make_like(&mut state.tree_of(latest)?.extras, [(id, extra)]),
                 Part::Orders(list) => state.restore_orders(list),
                 Part::Deletions(list) => state.deletions.extend(list),
                 Part::Repairs(list) => state.repairs.extend(list),

@@ -1,15 +1,16 @@
 //! What a name stands for: a file with its chunks, a directory, a symlink.
 
 use bincode::{Decode, Encode};
+use common::wire::client_master::{FileKind, Owner};
 use common::{ChunkHandle, FileId};
 
 /// No directory.
 pub(crate) const NOWHERE: FileId = FileId(0);
 
 // There are many.
-const _: () = assert!(size_of::<Inode>() == 56);
+const _: () = assert!(size_of::<Inode>() == 64);
 
-/// A file, directory or symlink.
+/// A file, directory, symlink or special file.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Inode {
     /// Permission bits.
@@ -24,7 +25,9 @@ pub struct Inode {
     pub(crate) policy: u32,
     /// Modification time, nanoseconds since 1970.
     pub mtime_ns: i64,
-    /// The directory that names it; `NOWHERE` if none does.
+    /// When it, or what is told of it, last changed, nanoseconds since 1970.
+    pub(crate) ctime_ns: i64,
+    /// The directory that names it, and in which it counts: of several, one. `NOWHERE` if none does.
     pub(crate) parent: FileId,
     /// What it holds.
     pub body: Body,
@@ -39,12 +42,52 @@ pub enum Body {
     Directory {
         /// How many.
         entries: u64,
+        /// How many of them are directories.
+        directories: u64,
     },
     /// A target.
     Symlink {
         /// Where it points.
         target: Box<[u8]>,
     },
+    /// Nothing: the kernel of whoever opens it knows what to do.
+    Special {
+        /// What it is.
+        kind: FileKind,
+        /// Which device, as the kernel numbers them.
+        device: u32,
+    },
+}
+
+/// What few inodes have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Extra {
+    /// The time of access that was set, nanoseconds since 1970.
+    pub atime_ns: Option<i64>,
+    /// The directories that name it and how often, if it has several names.
+    pub names: Vec<(FileId, u32)>,
+    /// Extended attributes, by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Extra {
+    pub fn count_name(&mut self, parent: FileId, by: i32) {
+        match self.names.iter().position(|(at, _)| *at == parent) {
+            None => self.names.push((parent, by as u32)),
+            Some(at) => {
+                let count = &mut self.names[at].1;
+                *count = count.checked_add_signed(by).expect("names are counted");
+                if *count == 0 {
+                    self.names.remove(at);
+                }
+            }
+        }
+    }
+
+    /// Bytes of all extended attributes.
+    pub fn xattr_bytes(&self) -> usize {
+        self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
 }
 
 /// The chunks of a file.
@@ -125,12 +168,26 @@ impl FileBody {
         }
     }
 
+    /// A part of the hole at this index becomes a chunk: so many bytes from there on.
+    pub(crate) fn fill(&mut self, index: usize, handle: ChunkHandle, from: u64, length: u64) {
+        let mut parts = self.parts().to_vec();
+        let hole = parts[index];
+        let hole_of = |length| Part { handle: ChunkHandle::HOLE, length };
+        let pieces = [hole_of(from), Part { handle, length }, hole_of(hole.length - from - length)];
+        parts.splice(index..=index, pieces.into_iter().filter(|p| p.length > 0));
+        self.set(parts);
+    }
+
     /// Keeps the first so many chunks, the last of them with this length.
     pub(crate) fn keep(&mut self, count: usize, last: Option<u64>) {
         let mut parts = self.parts()[..count].to_vec();
         if let (Some(part), Some(length)) = (parts.last_mut(), last) {
             part.length = length;
         }
+        self.set(parts);
+    }
+
+    fn set(&mut self, parts: Vec<Part>) {
         self.parts = match parts[..] {
             [] => Parts::None,
             [one] => Parts::One(one),
@@ -148,20 +205,47 @@ impl FileBody {
 }
 
 impl Inode {
-    pub(crate) fn directory(mode: u16, mtime_ns: i64) -> Inode {
-        Inode { mode, ..Inode::of(Body::Directory { entries: 0 }, mtime_ns) }
+    pub(crate) fn directory(mode: u16, now: i64) -> Inode {
+        Inode { mode, ..Inode::of(Body::Directory { entries: 0, directories: 0 }, now) }
     }
 
-    pub(crate) fn file(mode: u16, mtime_ns: i64, policy: u32) -> Inode {
-        Inode { mode, policy, ..Inode::of(Body::File(FileBody { parts: Parts::None }), mtime_ns) }
+    pub(crate) fn file(mode: u16, now: i64, policy: u32) -> Inode {
+        Inode { mode, policy, ..Inode::of(Body::File(FileBody { parts: Parts::None }), now) }
     }
 
-    pub(crate) fn symlink(target: &[u8], mtime_ns: i64) -> Inode {
-        Inode { mode: 0o777, ..Inode::of(Body::Symlink { target: target.into() }, mtime_ns) }
+    pub(crate) fn symlink(target: &[u8], now: i64) -> Inode {
+        Inode { mode: 0o777, ..Inode::of(Body::Symlink { target: target.into() }, now) }
     }
 
-    fn of(body: Body, mtime_ns: i64) -> Inode {
-        Inode { mode: 0, open: false, uid: 0, gid: 0, policy: 0, mtime_ns, parent: NOWHERE, body }
+    pub(crate) fn special(mode: u16, now: i64, kind: FileKind, device: u32) -> Inode {
+        Inode { mode, ..Inode::of(Body::Special { kind, device }, now) }
+    }
+
+    fn of(body: Body, now: i64) -> Inode {
+        Inode {
+            mode: 0,
+            open: false,
+            uid: 0,
+            gid: 0,
+            policy: 0,
+            mtime_ns: now,
+            ctime_ns: now,
+            parent: NOWHERE,
+            body,
+        }
+    }
+
+    /// It belongs to somebody; in a directory that hands its group on, to that.
+    pub(crate) fn owned(mut self, owner: Owner, parent: &Inode) -> Inode {
+        const SET_GROUP_ID: u16 = 0o2000;
+        (self.uid, self.gid) = (owner.uid, owner.gid);
+        if parent.mode & SET_GROUP_ID != 0 {
+            self.gid = parent.gid;
+            if matches!(self.body, Body::Directory { .. }) {
+                self.mode |= SET_GROUP_ID;
+            }
+        }
+        self
     }
 
     /// One chunk or hole more.

@@ -39,13 +39,14 @@ use imbl::OrdMap;
 use name::Name;
 use packed::{Number, Packed};
 use snapshots::Snapshot;
+use std::collections::BTreeMap;
 use tree::Tree;
 
 /// A refusal, or what was asked for.
 pub type Answer<T> = Result<T, Refusal>;
 
 /// The root directory.
-pub const ROOT: FileId = FileId(1);
+pub const ROOT: FileId = FileId::ROOT;
 
 /// The whole state of the masters.
 #[derive(Clone, Debug)]
@@ -85,8 +86,8 @@ pub struct Metadata {
     trash: OrdMap<(u64, FileId), trash::Trashed>,
     /// What went into the trash before this is nobody's any more, and deleted in bounded steps.
     emptied_ns: u64,
-    /// Files without a name yet, and when they were last written to.
-    unnamed: OrdMap<FileId, u64>,
+    /// Files without a name that must stay for now.
+    unnamed: trash::Unnamed,
     /// Removals that stores must be told, and have not confirmed, in the session in which they
     /// might still serve.
     orders: OrdMap<(StoreId, ChunkHandle), (Epoch, SessionId)>,
@@ -178,7 +179,7 @@ impl Metadata {
             servers: OrdMap::new(),
             clients: OrdMap::new(),
             trash: OrdMap::new(),
-            unnamed: OrdMap::new(),
+            unnamed: trash::Unnamed::default(),
             orders: OrdMap::new(),
             deletions: OrdMap::new(),
             removed: OrdMap::new(),
@@ -268,21 +269,31 @@ impl Metadata {
 
     /// Panics if an invariant does not hold. For tests and the simulator: it walks everything.
     pub fn check(&self) {
+        let mut names: BTreeMap<FileId, u32> = BTreeMap::new();
         for ((parent, name), child) in self.tree.dentries.iter() {
             assert!(self.tree.inodes.contains_key(child), "{name:?} names a missing inode");
             assert!(self.tree.is_directory(*parent));
-            assert_eq!(self.tree.inodes[child].parent, *parent, "{name:?} is named by another");
+            *names.entry(*child).or_default() += 1;
+            assert!(self.tree.parents(*child).contains(parent), "{name:?} is named by another");
         }
         for (id, inode) in self.tree.inodes.iter() {
             match &inode.body {
-                Body::Directory { entries } => {
+                Body::Directory { entries, directories } => {
                     let range = (id, Name::new(&[]))..=(FileId(id.0 + 1), Name::new(&[]));
                     let count = self.tree.dentries.range(range).filter(|((p, _), _)| *p == id).count();
                     assert_eq!(*entries, count as u64, "{id} counts its entries wrongly");
                     let range = (id, Name::new(&[]))..=(FileId(id.0 + 1), Name::new(&[]));
                     let named = self.tree.dentries.range(range).filter(|((p, _), _)| *p == id);
-                    let sum = named
-                        .map(|(_, child)| self.tree.weight(*child))
+                    // What has several names counts in one directory, once.
+                    let mut children: Vec<FileId> = named.map(|(_, child)| *child).collect();
+                    let dirs = children.iter().filter(|child| self.tree.is_directory(**child)).count();
+                    assert_eq!(*directories, dirs as u64, "{id} counts its directories wrongly");
+                    children.sort();
+                    children.dedup();
+                    let sum = children
+                        .into_iter()
+                        .filter(|child| self.tree.inodes[child].parent == id)
+                        .map(|child| self.tree.weight(child))
                         .fold((0, 0), |sum, w| (sum.0 + w.entries, sum.1 + w.bytes));
                     let totals = self.tree.totals_of(id);
                     assert_eq!((totals.entries, totals.bytes), sum, "{id}: what it holds is counted");
@@ -298,8 +309,10 @@ impl Metadata {
                         }
                     }
                 }
-                Body::Symlink { .. } => {}
+                Body::Symlink { .. } | Body::Special { .. } => {}
             }
+            let named = names.get(&id).copied().unwrap_or(0);
+            assert_eq!(self.tree.names(id), named, "{id} counts its names");
         }
         for (handle, chunk) in self.chunks.iter() {
             let members = self.members_of(chunk);

@@ -4,11 +4,17 @@ use crate::inode::{Body, Inode, NOWHERE, Part};
 use crate::name::Name;
 use crate::quota::Totals;
 use crate::snapshots::Place;
-use crate::tree::refuse;
-use crate::{Answer, Entry, Metadata, ROOT};
-use common::limits::{CHUNK_BYTES_MAX, LAYOUT_PAGE_MAX, LIST_PAGE_MAX, PAGE_BYTES_MAX, PATH_BYTES_MAX};
+use crate::tree::{refuse, route};
+use crate::{Answer, Chunk, Entry, Metadata, ROOT};
+use common::limits::{
+    CHUNK_BYTES_MAX, LAYOUT_PAGE_MAX, LINKS_MAX, LIST_PAGE_MAX, NAME_BYTES_MAX, PAGE_BYTES_MAX,
+    PATH_BYTES_MAX, XATTR_BYTES_MAX,
+};
 use common::wire::ChunkConfig;
-use common::wire::client_master::{Attr, ChunkInfo, FileKind, MasterReply, Mutation, Policy, split_path};
+use common::wire::client_master::{
+    Attr, ChunkInfo, FileKind, MasterReply, Mutation, Only, Owner, Policy, SetTime,
+};
+use common::wire::path::Route;
 use common::{ChunkHandle, Code, Epoch, FileId, Refusal, StoreId};
 
 /// The permission bits of a mode.
@@ -26,10 +32,13 @@ impl Metadata {
         let now = entry.wall_ns;
         self.refuse_in_snapshot(mutation)?;
         match mutation {
-            Mutation::Mkdir { path, parents, mode } => self.mkdir(path, *parents, *mode, now),
-            Mutation::Create { path, mode, exclusive, parents, chunk, near } => self.create(
+            Mutation::Mkdir { path, parents, mode, owner } => {
+                let inode = Inode::directory(permissions(*mode), now);
+                self.mkdir(path, *parents, inode, *owner, now)
+            }
+            Mutation::Create { path, mode, owner, exclusive, parents, chunk, near } => self.create(
                 path,
-                *mode,
+                (permissions(*mode), *owner),
                 *exclusive,
                 *parents,
                 chunk.then_some((near.as_str(), entry.salt)),
@@ -38,32 +47,54 @@ impl Metadata {
             Mutation::CreateUnnamed { like, chunk, near } => {
                 self.create_unnamed(like, chunk.then_some((near.as_str(), entry.salt)), now)
             }
-            Mutation::Publish { file, path, length, mode, mtime_ns, parents } => {
-                self.publish(*file, path, *length, *mode, *mtime_ns, *parents, now)
+            Mutation::Publish { file, path, length, mode, owner, mtime_ns, parents } => {
+                self.publish(*file, path, *length, (permissions(*mode), *owner), *mtime_ns, *parents, now)
             }
             Mutation::AddChunk { file, index, declare, near } => {
                 self.add_chunk(*file, *index, *declare, near, entry.salt)
             }
             Mutation::AddHole { file, index, length } => self.add_hole(*file, *index, *length),
             Mutation::ReportLength { handle, length } => self.report_length(*handle, *length, now),
-            Mutation::SetAttr { path, mode, mtime_ns, uid, gid } => {
+            Mutation::SetAttr { path, mode, atime, mtime, uid, gid } => {
                 let id = self.tree.resolve(path)?;
-                let mut inode = self.tree.inodes[&id].clone();
-                inode.mode = mode.map_or(inode.mode, permissions);
-                inode.mtime_ns = mtime_ns.unwrap_or(inode.mtime_ns);
-                inode.uid = uid.unwrap_or(inode.uid);
-                inode.gid = gid.unwrap_or(inode.gid);
-                self.tree.inodes.insert(id, inode);
+                self.tree.change(id, |inode| {
+                    inode.mode = mode.map_or(inode.mode, permissions);
+                    inode.uid = uid.unwrap_or(inode.uid);
+                    inode.gid = gid.unwrap_or(inode.gid);
+                    inode.ctime_ns = now;
+                });
+                self.set_times(id, *atime, *mtime, now);
                 Ok(MasterReply::Attr(self.attr(id)))
             }
             Mutation::Rename { from, to, replace } => self.rename(from, to, *replace, now),
-            Mutation::Unlink { path, recursive } => self.unlink(path, *recursive, now),
+            Mutation::Unlink { path, recursive, only } => self.unlink(path, *recursive, *only, now),
             Mutation::Undelete { path, to } => {
-                let id = self.undelete(path, to)?;
+                let id = self.undelete(path, to, now)?;
                 Ok(MasterReply::Attr(self.attr(id)))
             }
             Mutation::Truncate { file, length } => self.truncate(*file, *length, now),
-            Mutation::Symlink { path, target, parents } => self.symlink(path, target, *parents, now),
+            Mutation::Symlink { path, target, parents, owner } => {
+                self.symlink(path, target, *parents, *owner, now)
+            }
+            Mutation::Link { from, to } => self.link(from, to, now),
+            Mutation::Exchange { a, b } => self.exchange(a, b, now),
+            Mutation::MakeSpecial { path, kind, device, mode, owner } => {
+                let special = matches!(kind, FileKind::Fifo | FileKind::Socket)
+                    || matches!(kind, FileKind::CharacterDevice | FileKind::BlockDevice);
+                if !special {
+                    return Err(Refusal::new(Code::BadArgument, "it is no special file"));
+                }
+                let inode = Inode::special(permissions(*mode), now, *kind, *device);
+                self.make(path, inode, *owner, now)
+            }
+            Mutation::SetXattr { path, name, value, there } => {
+                self.set_xattr(path, name, value.as_deref(), *there, now)
+            }
+            Mutation::FillHole { file, offset, near } => self.fill_hole(*file, *offset, near, entry.salt),
+            Mutation::Hold { files } => {
+                self.hold(files);
+                Ok(MasterReply::Done)
+            }
             Mutation::SetPolicy { path, policy } => self.set_policy(path, policy),
             Mutation::SetQuota { path, quota } => self.set_quota(path, quota),
             Mutation::EmptyTrash { before_ns } => {
@@ -80,12 +111,18 @@ impl Metadata {
     }
 
     /// The directory that holds (or shall hold) the last name of a path, and that name.
-    pub(crate) fn parent_of(&mut self, path: &[u8], make: bool) -> Answer<(FileId, Vec<u8>)> {
-        let names = split_path(path).or_else(|code| refuse(code, path))?;
+    pub(crate) fn parent_of(&mut self, path: &[u8], make: bool, now: i64) -> Answer<(FileId, Vec<u8>)> {
+        let Route { from, names } = route(path)?;
         let Some((last, dirs)) = names.split_last() else {
             return refuse(Code::BadName, path);
         };
-        let mut at = ROOT;
+        let mut at = self.tree.walk(from, &[], path)?;
+        if !self.tree.is_directory(at) {
+            return refuse(Code::NotADirectory, path);
+        }
+        if !self.tree.is_live(at) {
+            return refuse(Code::NotFound, path);
+        }
         let mut missing = dirs.len();
         for (i, name) in dirs.iter().enumerate() {
             match self.tree.dentries.get(&(at, Name::new(name))) {
@@ -103,8 +140,8 @@ impl Metadata {
             self.within_quotas(at, Totals::NOTHING, made, |_| false)?;
         }
         for name in &dirs[missing..] {
-            let id = self.new_inode(Inode::directory(0o755, 0));
-            self.tree.link(at, name.to_vec(), id);
+            let id = self.new_inode(Inode::directory(0o755, now));
+            self.tree.link(at, name.to_vec(), id, now);
             at = id;
         }
         Ok((at, last.to_vec()))
@@ -117,33 +154,50 @@ impl Metadata {
         id
     }
 
-    fn mkdir(&mut self, path: &[u8], parents: bool, mode: u32, now: i64) -> Answer<MasterReply> {
-        if split_path(path).is_ok_and(|names| names.is_empty()) {
-            return if parents { Ok(MasterReply::Attr(self.attr(ROOT))) } else { refuse(Code::Exists, path) };
+    /// Makes an inode of this form at a path at which there is nothing.
+    fn make(&mut self, path: &[u8], inode: Inode, owner: Owner, now: i64) -> Answer<MasterReply> {
+        let (parent, name) = self.parent_of(path, false, now)?;
+        if self.tree.child(parent, &name).is_some() {
+            return refuse(Code::Exists, path);
         }
-        let (parent, name) = self.parent_of(path, parents)?;
-        match self.tree.child(parent, &name) {
-            Some(id) if parents && self.tree.is_directory(id) => Ok(MasterReply::Attr(self.attr(id))),
-            Some(_) => refuse(Code::Exists, path),
-            None => {
-                self.within_quotas(parent, Totals::NOTHING, Totals::of_entries(1), |_| false)?;
-                let id = self.new_inode(Inode::directory(permissions(mode), now));
-                self.tree.link(parent, name, id);
-                Ok(MasterReply::Attr(self.attr(id)))
+        self.within_quotas(parent, Totals::NOTHING, Totals::of_entries(1), |_| false)?;
+        let id = self.new_inode(inode.owned(owner, &self.tree.inodes[&parent]));
+        self.tree.link(parent, name, id, now);
+        Ok(MasterReply::Attr(self.attr(id)))
+    }
+
+    fn mkdir(
+        &mut self,
+        path: &[u8],
+        parents: bool,
+        inode: Inode,
+        owner: Owner,
+        now: i64,
+    ) -> Answer<MasterReply> {
+        if route(path)?.names.is_empty() {
+            let id = self.tree.resolve(path)?;
+            let there = parents && self.tree.is_directory(id);
+            return if there { Ok(MasterReply::Attr(self.attr(id))) } else { refuse(Code::Exists, path) };
+        }
+        if parents {
+            let (parent, name) = self.parent_of(path, true, now)?;
+            if let Some(id) = self.tree.child(parent, &name).filter(|id| self.tree.is_directory(*id)) {
+                return Ok(MasterReply::Attr(self.attr(id)));
             }
         }
+        self.make(path, inode, owner, now)
     }
 
     fn create(
         &mut self,
         path: &[u8],
-        mode: u32,
+        (mode, owner): (u16, Owner),
         exclusive: bool,
         parents: bool,
         chunk: Option<(&str, u64)>,
         now: i64,
     ) -> Answer<MasterReply> {
-        let (parent, name) = self.parent_of(path, parents)?;
+        let (parent, name) = self.parent_of(path, parents, now)?;
         let id = match self.tree.child(parent, &name) {
             Some(_) if exclusive => return refuse(Code::Exists, path),
             Some(id) if self.tree.is_directory(id) => return refuse(Code::IsADirectory, path),
@@ -151,13 +205,14 @@ impl Metadata {
             None => {
                 let more = if chunk.is_some() { Totals::FILE } else { Totals::of_entries(1) };
                 self.within_quotas(parent, Totals::NOTHING, more, |_| false)?;
-                let policy = self.intern_policy(self.tree.policy_at(path)?);
-                let id = self.new_inode(Inode::file(permissions(mode), now, policy));
+                let policy = self.intern_policy(self.tree.policy_of(parent));
+                let inode = Inode::file(mode, now, policy).owned(owner, &self.tree.inodes[&parent]);
+                let id = self.new_inode(inode);
                 if let Err(refusal) = self.first_chunk(id, chunk) {
                     self.tree.inodes.remove(&id);
                     return Err(refusal);
                 }
-                self.tree.link(parent, name, id);
+                self.tree.link(parent, name, id, now);
                 id
             }
         };
@@ -172,7 +227,7 @@ impl Metadata {
             self.tree.inodes.remove(&id);
             return Err(refusal);
         }
-        self.unnamed.insert(id, self.clock_ns);
+        self.unnamed.keep(id, self.clock_ns);
         self.opened(id)
     }
 
@@ -224,15 +279,14 @@ impl Metadata {
         file: FileId,
         path: &[u8],
         length: u64,
-        mode: u32,
+        (mode, owner): (u16, Owner),
         mtime_ns: i64,
         parents: bool,
         now: i64,
     ) -> Answer<MasterReply> {
-        if !self.unnamed.contains_key(&file) {
+        let Some(body) = self.tree.file(file).filter(|_| self.unnamed.contains(file)) else {
             return refuse(Code::NoSuchFileId, path);
-        }
-        let body = self.tree.file(file).expect("unnamed inodes are files");
+        };
         let before: u64 = body.parts().iter().rev().skip(1).map(|p| p.length).sum();
         let last = body.parts().last().copied();
         let fits = match last {
@@ -242,7 +296,7 @@ impl Metadata {
         if !fits {
             return refuse(Code::BadArgument, path);
         }
-        let (parent, name) = self.parent_of(path, parents)?;
+        let (parent, name) = self.parent_of(path, parents, now)?;
         let old = self.tree.child(parent, &name);
         if old.is_some_and(|old| self.tree.is_directory(old)) {
             return refuse(Code::IsADirectory, path);
@@ -250,20 +304,16 @@ impl Metadata {
         let minus = old.map_or(Totals::NOTHING, |old| self.tree.weight(old));
         let plus = Totals { entries: 1, bytes: length.into() };
         self.within_quotas(parent, minus, plus, |_| false)?;
-        if let Some(old) = old {
-            self.tree.unlink_entry(parent, &name);
-            self.move_to_grave(old);
+        if old.is_some() {
+            self.replace_entry(parent, &name, now);
         }
         if let Some(part) = last.filter(|p| p.handle != ChunkHandle::HOLE) {
             self.set_length(part.handle, length - before, true);
         }
-        let mut inode = self.tree.inodes[&file].clone();
-        inode.mode = permissions(mode);
-        inode.mtime_ns = mtime_ns;
-        self.tree.inodes.insert(file, inode);
-        self.unnamed.remove(&file);
-        self.tree.link(parent, name, file);
-        self.tree.touch(parent, now);
+        let inode = Inode { mode, mtime_ns, ..self.tree.inodes[&file].clone() };
+        self.tree.inodes.insert(file, inode.owned(owner, &self.tree.inodes[&parent]));
+        self.unnamed.remove(file);
+        self.tree.link(parent, name, file, now);
         Ok(MasterReply::Attr(self.attr(file)))
     }
 
@@ -302,8 +352,8 @@ impl Metadata {
         self.may_grow(id, Totals::CHUNK)?;
         let handle = self.new_chunk(id, &policy, near, salt)?;
         self.push_part(id, handle, 0);
-        if self.unnamed.contains_key(&id) {
-            self.unnamed.insert(id, self.clock_ns);
+        if self.unnamed.contains(id) {
+            self.unnamed.keep(id, self.clock_ns);
         }
         Ok(MasterReply::Chunk(self.chunk_info(id, count)?))
     }
@@ -335,64 +385,219 @@ impl Metadata {
     }
 
     fn rename(&mut self, from: &[u8], to: &[u8], replace: bool, now: i64) -> Answer<MasterReply> {
-        let id = self.tree.resolve(from)?;
-        if id == ROOT {
-            return refuse(Code::BadArgument, from);
+        let (from_parent, from_name) = self.parent_of(from, false, now)?;
+        let Some(id) = self.tree.child(from_parent, &from_name) else {
+            return refuse(Code::NotFound, from);
+        };
+        let (to_parent, to_name) = self.parent_of(to, false, now)?;
+        self.refuse_into_itself(id, to_parent, to)?;
+        let old = self.tree.child(to_parent, &to_name);
+        if old.is_some() && !replace {
+            return refuse(Code::Exists, to);
         }
-        let (from_parent, from_name) = self.parent_of(from, false)?;
-        let (to_parent, to_name) = self.parent_of(to, false)?;
-        if (from_parent, &from_name) == (to_parent, &to_name) {
+        if old == Some(id) {
+            // Two names of one file: POSIX wants both to stay.
             return Ok(MasterReply::Attr(self.attr(id)));
         }
-        // A directory cannot move into itself.
-        let names = split_path(to).expect("parent_of split it");
-        let mut at = ROOT;
-        for name in &names[..names.len() - 1] {
-            at = self.tree.dentries[&(at, Name::new(name))];
-            if at == id {
-                return refuse(Code::BadArgument, to);
-            }
-        }
-        let old = self.tree.child(to_parent, &to_name);
         let minus = old.map_or(Totals::NOTHING, |old| self.tree.weight(old));
+        // A file with another name goes on counting there.
+        let plus = if self.tree.names(id) == 1 { self.tree.weight(id) } else { Totals::NOTHING };
         let above: Vec<FileId> = std::iter::once(from_parent).chain(self.tree.above(from_parent)).collect();
-        self.within_quotas(to_parent, minus, self.tree.weight(id), |dir| above.contains(&dir))?;
+        self.within_quotas(to_parent, minus, plus, |dir| above.contains(&dir))?;
         if let Some(old) = old {
-            if !replace {
-                return refuse(Code::Exists, to);
-            }
             match (&self.tree.inodes[&old].body, self.tree.is_directory(id)) {
-                (Body::Directory { entries: 1.. }, _) => return refuse(Code::NotEmpty, to),
+                (Body::Directory { entries: 1.., .. }, _) => return refuse(Code::NotEmpty, to),
                 (Body::Directory { .. }, false) => return refuse(Code::IsADirectory, to),
                 (Body::Directory { .. }, true) => {}
                 (_, true) => return refuse(Code::NotADirectory, to),
                 (_, false) => {}
             }
             self.refuse_with_snapshots(old, to)?;
-            self.tree.unlink_entry(to_parent, &to_name);
-            self.move_to_grave(old);
+            self.replace_entry(to_parent, &to_name, now);
         }
-        self.tree.unlink_entry(from_parent, &from_name);
-        self.tree.link(to_parent, to_name, id);
-        self.tree.touch(from_parent, now);
-        self.tree.touch(to_parent, now);
+        self.tree.unlink(from_parent, &from_name, now);
+        self.tree.link(to_parent, to_name, id, now);
         Ok(MasterReply::Attr(self.attr(id)))
     }
 
-    fn unlink(&mut self, path: &[u8], recursive: bool, now: i64) -> Answer<MasterReply> {
-        let id = self.tree.resolve(path)?;
-        if id == ROOT {
+    /// A directory cannot move into itself.
+    fn refuse_into_itself(&self, id: FileId, parent: FileId, path: &[u8]) -> Answer<()> {
+        let within = id == parent || self.tree.above(parent).any(|at| at == id);
+        if within { refuse(Code::BadArgument, path) } else { Ok(()) }
+    }
+
+    fn exchange(&mut self, a: &[u8], b: &[u8], now: i64) -> Answer<MasterReply> {
+        let places = [self.parent_of(a, false, now)?, self.parent_of(b, false, now)?];
+        let mut ids = [ROOT; 2];
+        for ((id, (parent, name)), path) in ids.iter_mut().zip(&places).zip([a, b]) {
+            *id = self.tree.child(*parent, name).map_or_else(|| refuse(Code::NotFound, path), Ok)?;
+        }
+        let [one, other] = ids;
+        let [(one_parent, one_name), (other_parent, other_name)] = places;
+        if one == other {
+            return Ok(MasterReply::Done);
+        }
+        self.refuse_into_itself(one, other_parent, b)?;
+        self.refuse_into_itself(other, one_parent, a)?;
+        let weights = ids.map(|id| self.tree.weight(id));
+        let both = |at: FileId| std::iter::once(at).chain(self.tree.above(at)).collect::<Vec<_>>();
+        let (above_one, above_other) = (both(one_parent), both(other_parent));
+        self.within_quotas(other_parent, weights[1], weights[0], |dir| above_one.contains(&dir))?;
+        self.within_quotas(one_parent, weights[0], weights[1], |dir| above_other.contains(&dir))?;
+        self.tree.unlink(one_parent, &one_name, now);
+        self.tree.unlink(other_parent, &other_name, now);
+        self.tree.link(one_parent, one_name, other, now);
+        self.tree.link(other_parent, other_name, one, now);
+        Ok(MasterReply::Done)
+    }
+
+    fn link(&mut self, from: &[u8], to: &[u8], now: i64) -> Answer<MasterReply> {
+        let id = self.tree.resolve(from)?;
+        if self.tree.is_directory(id) {
+            return refuse(Code::IsADirectory, from);
+        }
+        let (parent, name) = self.parent_of(to, false, now)?;
+        if self.tree.child(parent, &name).is_some() {
+            return refuse(Code::Exists, to);
+        }
+        match self.tree.names(id) {
+            0 if !self.unnamed.contains(id) => return refuse(Code::NotFound, from),
+            0 => self.within_quotas(parent, Totals::NOTHING, self.tree.weight(id), |_| false)?,
+            LINKS_MAX.. => return refuse(Code::TooManyLinks, from),
+            _ => {}
+        }
+        self.unnamed.remove(id);
+        self.tree.link(parent, name, id, now);
+        Ok(MasterReply::Attr(self.attr(id)))
+    }
+
+    /// What a name stands for makes room. If that was its last name, who has it open may go on for a while.
+    fn replace_entry(&mut self, parent: FileId, name: &[u8], now: i64) {
+        let (old, named) = self.tree.unlink(parent, name, now);
+        match self.tree.file(old) {
+            _ if named => {}
+            Some(_) => self.unnamed.keep(old, self.clock_ns),
+            None => self.move_to_grave(old),
+        }
+    }
+
+    fn unlink(&mut self, path: &[u8], recursive: bool, only: Only, now: i64) -> Answer<MasterReply> {
+        if route(path)?.names.is_empty() {
             return refuse(Code::BadArgument, path);
         }
-        if !recursive && matches!(self.tree.inodes[&id].body, Body::Directory { entries: 1.. }) {
-            return refuse(Code::NotEmpty, path);
+        let (parent, name) = self.parent_of(path, false, now)?;
+        let Some(id) = self.tree.child(parent, &name) else {
+            return refuse(Code::NotFound, path);
+        };
+        match (&self.tree.inodes[&id].body, only) {
+            (Body::Directory { .. }, Only::NoDirectory) => return refuse(Code::IsADirectory, path),
+            (Body::Directory { entries: 1.., .. }, _) if !recursive => return refuse(Code::NotEmpty, path),
+            (Body::Directory { .. }, _) => {}
+            (_, Only::Directory) => return refuse(Code::NotADirectory, path),
+            _ => {}
         }
         self.refuse_with_snapshots(id, path)?;
-        let (parent, name) = self.parent_of(path, false)?;
-        self.tree.unlink_entry(parent, &name);
-        self.tree.touch(parent, now);
-        self.move_to_trash(id, path, now);
+        if !self.tree.unlink(parent, &name, now).1 {
+            self.move_to_trash(id, path, now);
+        }
         Ok(MasterReply::Done)
+    }
+
+    fn set_times(&mut self, id: FileId, atime: SetTime, mtime: SetTime, now: i64) {
+        let at = |time| match time {
+            SetTime::Keep => None,
+            SetTime::Now => Some(now),
+            SetTime::At(ns) => Some(ns),
+        };
+        let (atime, mtime) = (at(atime), at(mtime));
+        if let Some(mtime) = mtime {
+            // The time of access is that of modification only as long as nobody has said otherwise.
+            let before = self.tree.inodes[&id].mtime_ns;
+            if atime.is_none() && before != mtime {
+                self.tree.change_extra(id, |extra| extra.atime_ns = extra.atime_ns.or(Some(before)));
+            }
+            self.tree.change(id, |inode| inode.mtime_ns = mtime);
+        }
+        if let Some(atime) = atime {
+            let other = Some(atime).filter(|atime| *atime != self.tree.inodes[&id].mtime_ns);
+            self.tree.change_extra(id, |extra| extra.atime_ns = other);
+        }
+    }
+
+    fn set_xattr(
+        &mut self,
+        path: &[u8],
+        name: &[u8],
+        value: Option<&[u8]>,
+        there: Option<bool>,
+        now: i64,
+    ) -> Answer<MasterReply> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(&0) {
+            return refuse(Code::BadName, name);
+        }
+        let id = self.tree.resolve(path)?;
+        let known = self.tree.extras.get(&id).map(|e| &e.xattrs[..]).unwrap_or_default();
+        let at = known.iter().position(|(known, _)| known == name);
+        match (at, there) {
+            (Some(_), Some(false)) => return refuse(Code::Exists, name),
+            (None, Some(true)) => return refuse(Code::NoSuchAttribute, name),
+            (None, _) if value.is_none() => return refuse(Code::NoSuchAttribute, name),
+            _ => {}
+        }
+        let bytes = self.tree.extras.get(&id).map_or(0, |e| e.xattr_bytes());
+        let freed = at.map_or(0, |at| name.len() + known[at].1.len());
+        let taken = value.map_or(0, |value| name.len() + value.len());
+        if taken > freed && bytes - freed + taken > XATTR_BYTES_MAX {
+            return refuse(Code::AttributesTooBig, name);
+        }
+        self.tree.change_extra(id, |extra| {
+            extra.xattrs.retain(|(known, _)| known != name);
+            if let Some(value) = value {
+                let at = extra.xattrs.partition_point(|(known, _)| &known[..] < name);
+                extra.xattrs.insert(at, (name.to_vec(), value.to_vec()));
+            }
+        });
+        self.tree.change(id, |inode| inode.ctime_ns = now);
+        Ok(MasterReply::Done)
+    }
+
+    /// The extended attributes of what a path leads to.
+    pub fn xattrs(&self, path: &[u8]) -> Answer<Vec<(Vec<u8>, Vec<u8>)>> {
+        let id = match self.find(path)? {
+            Place::Inode(id) => id,
+            Place::Snapshots(_) => return Ok(vec![]),
+        };
+        let (tree, inner) = self.view(id).expect("just found");
+        Ok(tree.extras.get(&inner).map_or(vec![], |e| e.xattrs.clone()))
+    }
+
+    fn fill_hole(&mut self, id: FileId, offset: u64, near: &str, salt: u64) -> Answer<MasterReply> {
+        let file = self.tree.file(id).ok_or(Code::NoSuchFileId)?;
+        let mut start = 0;
+        let index = file.parts().iter().position(|part| {
+            start += part.length;
+            offset < start
+        });
+        let Some(index) = index else {
+            return Err(Refusal::new(Code::BadArgument, "the offset lies beyond the end of the file"));
+        };
+        let hole = file.parts()[index];
+        start -= hole.length;
+        if hole.handle != ChunkHandle::HOLE {
+            return Ok(MasterReply::Chunk(self.chunk_info(id, index)?));
+        }
+        let policy = self.file_policies[&self.tree.inodes[&id].policy].clone();
+        let whole = policy.chunk_bytes.unwrap_or(CHUNK_BYTES_MAX);
+        let from = (offset / whole * whole).max(start);
+        let to = (offset / whole * whole + whole).min(start + hole.length);
+        let handle = self.new_chunk(id, &policy, near, salt)?;
+        let mut inode = self.tree.inodes[&id].clone();
+        inode.file_mut().fill(index, handle, from - start, to - from);
+        self.tree.inodes.insert(id, inode);
+        let chunk = Chunk { length: to - from, sealed: true, ..self.chunks[&handle].clone() };
+        self.put_chunk(handle, chunk);
+        let index = index + usize::from(from > start);
+        Ok(MasterReply::Chunk(self.chunk_info(id, index)?))
     }
 
     fn truncate(&mut self, id: FileId, length: u64, now: i64) -> Answer<MasterReply> {
@@ -433,7 +638,7 @@ impl Metadata {
         } else if length > start {
             body.push(ChunkHandle::HOLE, length - start);
         }
-        inode.mtime_ns = now;
+        (inode.mtime_ns, inode.ctime_ns) = (now, now);
         self.tree.put_file(id, inode);
         for part in dropped.iter().filter(|p| p.handle != ChunkHandle::HOLE) {
             self.let_go(part.handle);
@@ -441,23 +646,30 @@ impl Metadata {
         Ok(MasterReply::Attr(self.attr(id)))
     }
 
-    fn symlink(&mut self, path: &[u8], target: &[u8], parents: bool, now: i64) -> Answer<MasterReply> {
+    fn symlink(
+        &mut self,
+        path: &[u8],
+        target: &[u8],
+        parents: bool,
+        owner: Owner,
+        now: i64,
+    ) -> Answer<MasterReply> {
         if target.is_empty() || target.len() > PATH_BYTES_MAX || target.contains(&0) {
             return refuse(Code::BadName, path);
         }
-        let (parent, name) = self.parent_of(path, parents)?;
+        let (parent, name) = self.parent_of(path, parents, now)?;
         let old = self.tree.child(parent, &name);
+        if old.is_some_and(|old| !parents || self.tree.is_directory(old)) {
+            return refuse(Code::Exists, path);
+        }
         let minus = old.map_or(Totals::NOTHING, |old| self.tree.weight(old));
         self.within_quotas(parent, minus, Totals::of_entries(1), |_| false)?;
-        if let Some(old) = old {
-            if !parents || self.tree.is_directory(old) {
-                return refuse(Code::Exists, path);
-            }
-            self.tree.unlink_entry(parent, &name);
-            self.move_to_grave(old);
+        if old.is_some() {
+            self.replace_entry(parent, &name, now);
         }
-        let id = self.new_inode(Inode::symlink(target, now));
-        self.tree.link(parent, name, id);
+        let inode = Inode::symlink(target, now).owned(owner, &self.tree.inodes[&parent]);
+        let id = self.new_inode(inode);
+        self.tree.link(parent, name, id, now);
         Ok(MasterReply::Attr(self.attr(id)))
     }
 
@@ -505,6 +717,10 @@ impl Metadata {
             open: None,
             target: vec![],
             chunk_bytes: CHUNK_BYTES_MAX,
+            atime_ns: tree.extras.get(&inner).and_then(|e| e.atime_ns).unwrap_or(inode.mtime_ns),
+            ctime_ns: inode.ctime_ns,
+            links: tree.names(inner),
+            device: 0,
         };
         match &inode.body {
             Body::File(file) => {
@@ -517,12 +733,16 @@ impl Metadata {
                     attr.open = Some(handle).filter(|_| !chunk.sealed);
                 }
             }
-            Body::Directory { entries } => (attr.kind, attr.count) = (FileKind::Directory, *entries),
+            Body::Directory { entries, directories } => {
+                (attr.kind, attr.count) = (FileKind::Directory, *entries);
+                attr.links = (*directories).min(u32::MAX as u64 - 2) as u32 + 2;
+            }
             Body::Symlink { target } => {
                 attr.kind = FileKind::Symlink;
                 attr.length = target.len() as u64;
                 attr.target = target.to_vec();
             }
+            Body::Special { kind, device } => (attr.kind, attr.device) = (*kind, *device),
         }
         attr
     }

@@ -47,7 +47,7 @@ impl Tree {
                 let below = self.totals_of(id);
                 Totals { entries: below.entries + 1, ..below }
             }
-            Body::Symlink { .. } => Totals::of_entries(1),
+            Body::Symlink { .. } | Body::Special { .. } => Totals::of_entries(1),
         }
     }
 

@@ -9,15 +9,14 @@
 //! number N holds its bytes for all snapshots up to N that have no older fork.
 
 use crate::inode::{Body, Inode};
-use crate::tree::{Tree, refuse};
+use crate::tree::{Tree, refuse, route};
 use crate::{Answer, Chunk, Metadata, page};
 use bincode::{Decode, Encode};
 use common::limits::{NAME_BYTES_MAX, SNAPSHOTS_MAX};
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::StoreReply;
-use common::wire::client_master::{
-    Attr, FileKind, MasterReply, Mutation, SNAPSHOT_DIR, SnapshotInfo, split_path,
-};
+use common::wire::client_master::{Attr, FileKind, MasterReply, Mutation, SNAPSHOT_DIR, SnapshotInfo};
+use common::wire::path::Route;
 use common::{ChunkHandle, Code, Epoch, FileId, Refusal, StoreId};
 
 /// A snapshot of a directory's tree.
@@ -44,7 +43,9 @@ pub(crate) struct SnapshotHead {
 impl Snapshot {
     /// Whether a file was in the snapshot's tree.
     fn holds_file(&self, file: FileId) -> bool {
-        self.tree.file(file).is_some() && self.tree.above(file).any(|dir| dir == self.head.root)
+        let under_root =
+            |dir: FileId| dir == self.head.root || self.tree.above(dir).any(|d| d == self.head.root);
+        self.tree.file(file).is_some() && self.tree.parents(file).into_iter().any(under_root)
     }
 
     /// Whether a chunk that the live tree has, or had until now, was in the snapshot's tree.
@@ -84,15 +85,20 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
         | Mutation::SetAttr { path, .. }
         | Mutation::Unlink { path, .. }
         | Mutation::Symlink { path, .. }
+        | Mutation::MakeSpecial { path, .. }
+        | Mutation::SetXattr { path, .. }
         | Mutation::SetPolicy { path, .. }
         | Mutation::SetQuota { path, .. }
         | Mutation::Snapshot { path, .. }
         | Mutation::DeleteSnapshot { path, .. } => vec![path],
         Mutation::CreateUnnamed { like, .. } => vec![like],
-        Mutation::Rename { from, to, .. } => vec![from, to],
+        Mutation::Rename { from, to, .. } | Mutation::Link { from, to } => vec![from, to],
+        Mutation::Exchange { a, b } => vec![a, b],
         Mutation::Undelete { to, .. } => vec![to],
         Mutation::AddChunk { .. }
         | Mutation::AddHole { .. }
+        | Mutation::FillHole { .. }
+        | Mutation::Hold { .. }
         | Mutation::ReportLength { .. }
         | Mutation::Truncate { .. }
         | Mutation::EmptyTrash { .. }
@@ -106,13 +112,16 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
 impl Metadata {
     /// Snapshots are read, never changed.
     pub(crate) fn refuse_in_snapshot(&self, mutation: &Mutation) -> Answer<()> {
-        let in_one = |path: &&[u8]| split_path(path).is_ok_and(|names| names.contains(&SNAPSHOT_DIR));
+        let in_one = |path: &&[u8]| {
+            Route::of(path).is_ok_and(|r| r.from.seen().0 > 0 || r.names.contains(&SNAPSHOT_DIR))
+        };
         if let Some(path) = changed(mutation).into_iter().find(in_one) {
             return refuse(Code::ReadOnly, path);
         }
         match mutation {
             Mutation::AddChunk { file, .. }
             | Mutation::AddHole { file, .. }
+            | Mutation::FillHole { file, .. }
             | Mutation::Truncate { file, .. }
             | Mutation::Publish { file, .. }
                 if file.seen().0 > 0 =>
@@ -140,7 +149,7 @@ impl Metadata {
         if self.find_snapshot(root, name).is_some() {
             return refuse(Code::Exists, name);
         }
-        if self.snapshots.len() >= SNAPSHOTS_MAX || self.next_snapshot > FileId::SNAPSHOT_MAX {
+        if self.snapshots.len() >= SNAPSHOTS_MAX || self.next_snapshot >= FileId::SNAPSHOT_MAX {
             return Err(Refusal::new(Code::TooManySnapshots, SNAPSHOTS_MAX));
         }
         let number = self.next_snapshot;
@@ -198,14 +207,24 @@ impl Metadata {
 
     /// What is at the end of a path; `DIRECTORY/.snapshot/NAME/...` leads into a snapshot.
     pub(crate) fn find(&self, path: &[u8]) -> Answer<Place> {
-        let names = split_path(path).or_else(|code| refuse(code, path))?;
-        let Some(at) = names.iter().position(|name| *name == SNAPSHOT_DIR) else {
-            return self.tree.walk(crate::ROOT, &names, path).map(Place::Inode);
+        let Route { from, names } = route(path)?;
+        let (number, from) = from.seen();
+        let (root, names) = match number {
+            FileId::SNAPSHOT_MAX => (self.tree.walk(from, &[], path)?, &names[..]),
+            0 => match names.iter().position(|name| *name == SNAPSHOT_DIR) {
+                None => return self.tree.walk(from, &names, path).map(Place::Inode),
+                Some(at) => (self.tree.walk(from, &names[..at], path)?, &names[at + 1..]),
+            },
+            _ => return self.find_in(number, from, &names, path),
         };
-        let root = self.tree.walk(crate::ROOT, &names[..at], path)?;
-        let Some(name) = names.get(at + 1) else { return Ok(Place::Snapshots(root)) };
+        let Some((name, names)) = names.split_first() else { return Ok(Place::Snapshots(root)) };
         let Some(number) = self.find_snapshot(root, name) else { return refuse(Code::NotFound, path) };
-        let id = self.snapshots[&number].tree.walk(root, &names[at + 2..], path)?;
+        self.find_in(number, root, names, path)
+    }
+
+    fn find_in(&self, number: u64, from: FileId, names: &[&[u8]], path: &[u8]) -> Answer<Place> {
+        let snapshot = self.snapshots.get(&number).map_or_else(|| refuse(Code::NoSuchFileId, path), Ok)?;
+        let id = snapshot.tree.walk(from, names, path)?;
         Ok(Place::Inode(id.seen_in(number)))
     }
 
@@ -221,7 +240,8 @@ impl Metadata {
     pub(crate) fn snapshots_attr(&self, root: FileId) -> Attr {
         let count = self.snapshots.values().filter(|s| s.head.root == root).count() as u64;
         let dir = self.attr(root);
-        Attr { mode: 0o555, count, kind: FileKind::Directory, ..dir }
+        let file = root.seen_in(FileId::SNAPSHOT_MAX);
+        Attr { file, mode: 0o555, count, kind: FileKind::Directory, links: 2, ..dir }
     }
 
     /// The names and attributes of a directory's snapshots, in the order of their names.

@@ -1,12 +1,14 @@
 //! The trash: what was deleted stays for a while, then goes in bounded steps.
 
-use crate::inode::Body;
+use crate::inode::{Body, NOWHERE};
 use crate::name::Name;
 use crate::quota::Totals;
 use crate::{Answer, Metadata, page};
 use bincode::{Decode, Encode};
-use common::wire::client_master::{TrashEntry, split_path};
+use common::wire::client_master::TrashEntry;
+use common::wire::path::Route;
 use common::{ChunkHandle, Code, FileId, Refusal};
+use imbl::OrdMap;
 use std::ops::Bound;
 
 /// A deleted file or tree.
@@ -18,7 +20,68 @@ pub(crate) struct Trashed {
     pub(crate) deleted_ns: i64,
 }
 
+/// Files that nobody finds, and that must not go yet: they have no name so far, or none any more while
+/// somebody may have them open. Those that nobody writes to or asks to hold go in the end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unnamed {
+    /// When it was last asked for, by the log's clock, and whether it lies in the trash too.
+    files: OrdMap<FileId, (u64, bool)>,
+    by_time: OrdMap<(u64, FileId), ()>,
+}
+
+impl Unnamed {
+    pub fn contains(&self, file: FileId) -> bool {
+        self.files.contains_key(&file)
+    }
+
+    /// A file stays for another while.
+    pub fn keep(&mut self, file: FileId, now: u64) {
+        let trashed = self.files.get(&file).is_some_and(|(_, trashed)| *trashed);
+        self.put(file, now, trashed);
+    }
+
+    pub fn put(&mut self, file: FileId, now: u64, trashed: bool) {
+        if let Some((before, _)) = self.files.insert(file, (now, trashed)) {
+            self.by_time.remove(&(before, file));
+        }
+        self.by_time.insert((now, file), ());
+    }
+
+    /// A file is held no more; gives whether it lies in the trash, if it was held.
+    pub fn remove(&mut self, file: FileId) -> Option<bool> {
+        let (at, trashed) = self.files.remove(&file)?;
+        self.by_time.remove(&(at, file));
+        Some(trashed)
+    }
+
+    /// The one that nobody has asked for for longest, and since when.
+    pub fn oldest(&self) -> Option<(u64, FileId)> {
+        self.by_time.get_min().map(|(key, ())| *key)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (FileId, &(u64, bool))> {
+        self.files.iter().map(|(file, held)| (*file, held))
+    }
+}
+
 impl Metadata {
+    /// Somebody has these files open: those that have no name stay for another while.
+    pub(crate) fn hold(&mut self, files: &[FileId]) {
+        for file in self.nameless(files) {
+            match self.unnamed.contains(file) {
+                true => self.unnamed.keep(file, self.clock_ns),
+                false => self.unnamed.put(file, self.clock_ns, true),
+            }
+        }
+    }
+
+    /// Those of these files that are there, and have no name.
+    pub fn nameless(&self, files: &[FileId]) -> Vec<FileId> {
+        let nameless =
+            |file: &&FileId| self.tree.file(**file).is_some() && self.tree.inodes[*file].parent == NOWHERE;
+        files.iter().filter(nameless).copied().collect()
+    }
+
     pub(crate) fn move_to_trash(&mut self, file: FileId, path: &[u8], deleted_ns: i64) {
         let path = path.to_vec();
         self.trash.insert((self.clock_ns, file), Trashed { path, deleted_ns });
@@ -45,25 +108,40 @@ impl Metadata {
         let visible = self.visible_trash(after);
         let entry = |((log_ns, file), t): (&(u64, FileId), &Trashed)| TrashEntry {
             file: *file,
-            path: t.path.clone(),
+            path: self.path_before(t),
             deleted_ns: t.deleted_ns,
             log_ns: *log_ns,
         };
         page(visible.map(entry), limit, |t| t.path.len())
     }
 
-    pub(crate) fn undelete(&mut self, path: &[u8], to: &[u8]) -> Answer<FileId> {
-        let names = split_path(path)?;
-        let same = |t: &Trashed| split_path(&t.path).is_ok_and(|n| n == names);
+    /// The path that something in the trash had: told from the root, if what it was told from is there.
+    fn path_before(&self, trashed: &Trashed) -> Vec<u8> {
+        match Route::of(&trashed.path) {
+            Ok(Route { from, names }) if from != FileId::ROOT => match self.tree.path_of(from) {
+                Some(above) => {
+                    let above = if above == b"/" { vec![] } else { above };
+                    [&above[..], &names.concat()[..]].join(&b'/')
+                }
+                None => trashed.path.clone(),
+            },
+            _ => trashed.path.clone(),
+        }
+    }
+
+    pub(crate) fn undelete(&mut self, path: &[u8], to: &[u8], now: i64) -> Answer<FileId> {
+        let route = Route::of(path)?;
+        let same = |t: &Trashed| Route::of(&self.path_before(t)).is_ok_and(|r| r == route);
         let newest = self.visible_trash((0, FileId(0))).rev().find(|(_, t)| same(t)).map(|(key, _)| *key);
         let key = newest.ok_or_else(|| Refusal::new(Code::NotInTrash, String::from_utf8_lossy(path)))?;
-        let (parent, name) = self.parent_of(to, true)?;
+        let (parent, name) = self.parent_of(to, true, now)?;
         if self.tree.child(parent, &name).is_some() {
             return Err(Refusal::new(Code::Exists, String::from_utf8_lossy(to)));
         }
         self.within_quotas(parent, Totals::NOTHING, self.tree.weight(key.1), |_| false)?;
         self.trash.remove(&key);
-        self.tree.link(parent, name, key.1);
+        self.unnamed.remove(key.1);
+        self.tree.link(parent, name, key.1, now);
         Ok(key.1)
     }
 
@@ -73,10 +151,13 @@ impl Metadata {
         self.end_idle_clients(clients_ns, budget);
         self.sweep_snapshots(budget);
         self.forget_given_up(budget);
-        let idle = self.unnamed.iter().filter(|(_, seen)| **seen < unnamed_ns).map(|(file, _)| *file);
-        for file in idle.take(budget as usize).collect::<Vec<_>>() {
-            self.unnamed.remove(&file);
-            self.move_to_grave(file);
+        for _ in 0..budget {
+            let Some((_, file)) = self.unnamed.oldest().filter(|(seen, _)| *seen < unnamed_ns) else {
+                break;
+            };
+            if self.unnamed.remove(file) == Some(false) {
+                self.move_to_grave(file);
+            }
         }
         for _ in 0..budget {
             let Some(((at, file), _)) = self.trash.get_min().cloned() else {
@@ -96,7 +177,7 @@ impl Metadata {
         trash
             || self.has_leftovers()
             || self.has_untold()
-            || self.unnamed.values().any(|seen| *seen < unnamed_ns)
+            || self.unnamed.oldest().is_some_and(|(seen, _)| seen < unnamed_ns)
             || self.clients.values().any(|c| c.seen_ns < clients_ns)
     }
 
@@ -106,13 +187,21 @@ impl Metadata {
             self.trash.remove(&(at, file));
             return;
         };
-        if let Body::Directory { entries: 1.. } = inode.body {
+        if self.unnamed.contains(file) {
+            // Somebody has it open: it goes when nobody has.
+            let seen = self.clock_ns;
+            self.trash.remove(&(at, file));
+            self.unnamed.put(file, seen, false);
+            return;
+        }
+        if let Body::Directory { entries: 1.., .. } = inode.body {
             let range = (file, Name::new(&[]))..;
             let child = self.tree.dentries.range(range).next().map(|(k, v)| (k.clone(), *v));
             let ((parent, name), child) = child.expect("a directory that counts entries has one");
             assert_eq!(parent, file);
-            self.tree.unlink_entry(parent, name.bytes());
-            self.move_to_grave(child);
+            if !self.tree.unlink(parent, name.bytes(), inode.mtime_ns).1 {
+                self.move_to_grave(child);
+            }
             return;
         }
         if let Body::File(chunks) = &inode.body {
@@ -123,6 +212,7 @@ impl Metadata {
         self.trash.remove(&(at, file));
         self.tree.inodes.remove(&file);
         self.tree.policies.remove(&file);
+        self.tree.extras.remove(&file);
         self.quotas.remove(&file);
     }
 }

@@ -2,7 +2,7 @@
 
 mod driver;
 
-use common::wire::client_master::{MasterReply, Mutation, Policy, Quota};
+use common::wire::client_master::{MasterReply, Mutation, Only, Owner, Policy, Quota};
 use common::*;
 use driver::{CAPACITY, Driver, code, create, register};
 use master_core::placement::{SCATTER_WIDTH, Wish, place};
@@ -37,8 +37,12 @@ fn the_name_space_is_that_of_a_plain_model() {
             let parent_is_dir = model.get(&key[..key.len() - 1]) == Some(&true);
             match rng.random_range(0..4) {
                 0 => {
-                    let reply =
-                        d.mutate(Mutation::Mkdir { path: p.clone().into(), parents: false, mode: 0o755 });
+                    let reply = d.mutate(Mutation::Mkdir {
+                        path: p.clone().into(),
+                        parents: false,
+                        mode: 0o755,
+                        owner: Owner::default(),
+                    });
                     let works = parent_is_dir && !model.contains_key(&key);
                     assert_eq!(code(&reply).is_none(), works, "mkdir {p}: {reply:?}");
                     if works {
@@ -49,6 +53,7 @@ fn the_name_space_is_that_of_a_plain_model() {
                     let mutation = Mutation::Create {
                         path: p.clone().into(),
                         mode: 0o644,
+                        owner: Owner::default(),
                         exclusive: true,
                         parents: false,
                         chunk: false,
@@ -62,7 +67,11 @@ fn the_name_space_is_that_of_a_plain_model() {
                     }
                 }
                 2 => {
-                    let reply = d.mutate(Mutation::Unlink { path: p.clone().into(), recursive: true });
+                    let reply = d.mutate(Mutation::Unlink {
+                        path: p.clone().into(),
+                        recursive: true,
+                        only: Only::Anything,
+                    });
                     let works = model.contains_key(&key);
                     assert_eq!(code(&reply).is_none(), works, "unlink {p}: {reply:?}");
                     model.retain(|k, _| !k.starts_with(&key));
@@ -118,7 +127,11 @@ fn the_same_log_gives_the_same_state_through_a_snapshot_too() {
     for i in 0..700 {
         d.mutate(create(&format!("/d{}/f{i}", i % 7), true));
         if i % 5 == 0 {
-            d.mutate(Mutation::Unlink { path: format!("/d{}/f{i}", i % 7).into(), recursive: false });
+            d.mutate(Mutation::Unlink {
+                path: format!("/d{}/f{i}", i % 7).into(),
+                recursive: false,
+                only: Only::Anything,
+            });
         }
         if i % 50 == 0 {
             d.apply(Command::Expire {
@@ -359,7 +372,7 @@ fn a_removed_member_is_waited_for_until_it_confirms_or_its_session_ends() {
 #[test]
 fn policies_are_inherited_downwards() {
     let mut d = Driver::new();
-    d.mutate(Mutation::Mkdir { path: b"/a/b".to_vec(), parents: true, mode: 0o755 });
+    d.mutate(Mutation::Mkdir { path: b"/a/b".to_vec(), parents: true, mode: 0o755, owner: Owner::default() });
     let set = |replication, chunk_bytes| Policy { replication, chunk_bytes, ..Policy::default() };
     d.mutate(Mutation::SetPolicy { path: b"/".to_vec(), policy: set(Some(2), None) });
     d.mutate(Mutation::SetPolicy { path: b"/a".to_vec(), policy: set(None, Some(1 << 20)) });
@@ -374,7 +387,7 @@ fn deletion_is_ordered_of_every_member_until_it_confirms() {
     let mut d = Driver::new();
     d.servers(&["r1", "r2", "r3"], |_| 0);
     let MasterReply::Opened { chunk: Some(chunk), .. } = d.mutate(create("/f", true)) else { panic!() };
-    d.mutate(Mutation::Unlink { path: b"/f".to_vec(), recursive: false });
+    d.mutate(Mutation::Unlink { path: b"/f".to_vec(), recursive: false, only: Only::Anything });
     let expire = |d: &mut Driver| {
         d.apply(Command::Expire {
             trash_before_ns: u64::MAX,
@@ -401,7 +414,7 @@ fn many_deletions_do_not_hold_up_a_session_and_removals_come_first() {
     let MasterReply::Opened { chunk: Some(kept), .. } = d.mutate(create("/kept", true)) else { panic!() };
     for i in 0..300 {
         d.mutate(create(&format!("/{i}"), true));
-        d.mutate(Mutation::Unlink { path: format!("/{i}").into(), recursive: false });
+        d.mutate(Mutation::Unlink { path: format!("/{i}").into(), recursive: false, only: Only::Anything });
     }
     for _ in 0..10 {
         d.apply(Command::Expire {
@@ -431,7 +444,12 @@ fn the_trash_is_listed_page_by_page_in_the_order_of_deletion() {
     let count = 3000;
     let deep = "/d".repeat(1000);
     for n in 1..=1000 {
-        d.mutate(Mutation::Mkdir { path: "/d".repeat(n).into(), mode: 0o755, parents: false });
+        d.mutate(Mutation::Mkdir {
+            path: "/d".repeat(n).into(),
+            mode: 0o755,
+            parents: false,
+            owner: Owner::default(),
+        });
     }
     for i in 0..count {
         d.mutate(create(&format!("{deep}/{i}"), false));
@@ -439,7 +457,7 @@ fn the_trash_is_listed_page_by_page_in_the_order_of_deletion() {
     let mut deleted = vec![];
     for i in (0..count).rev() {
         let path = format!("{deep}/{i}").into_bytes();
-        d.mutate(Mutation::Unlink { path: path.clone(), recursive: false });
+        d.mutate(Mutation::Unlink { path: path.clone(), recursive: false, only: Only::Anything });
         deleted.push(path);
     }
     let (mut listed, mut after, mut pages) = (vec![], (0, FileId(0)), 0);
@@ -461,7 +479,7 @@ fn an_emptied_trash_gives_nothing_back_and_what_comes_later_stays() {
     let mut d = Driver::new();
     let delete = |d: &mut Driver, path: &str| {
         d.mutate(create(path, false));
-        d.mutate(Mutation::Unlink { path: path.into(), recursive: false });
+        d.mutate(Mutation::Unlink { path: path.into(), recursive: false, only: Only::Anything });
     };
     let undelete = |d: &mut Driver, path: &str| {
         code(&d.mutate(Mutation::Undelete { path: path.into(), to: path.into() }))
@@ -492,7 +510,7 @@ fn quotas_hold_under_any_changes() {
     d.servers(&["r1", "r2", "r3"], |_| 0);
     let (max_entries, max_bytes) = (12, 40_000);
     for dir in ["/a", "/a/b", "/a/c", "/e"] {
-        d.mutate(Mutation::Mkdir { path: dir.into(), parents: true, mode: 0o755 });
+        d.mutate(Mutation::Mkdir { path: dir.into(), parents: true, mode: 0o755, owner: Owner::default() });
     }
     let quota = Quota { entries: Some(max_entries), bytes: Some(max_bytes) };
     d.mutate(Mutation::SetQuota { path: b"/a".to_vec(), quota });
@@ -503,13 +521,18 @@ fn quotas_hold_under_any_changes() {
             || format!("{}/{}", dirs[rng.random_range(0..dirs.len())], rng.random_range(0..5)).into_bytes();
         let (one, other) = (path(), path());
         let mutation = match rng.random_range(0..9) {
-            0 => {
-                Mutation::Mkdir { path: [&one[..one.len() - 2], b"/d"].concat(), parents: true, mode: 0o755 }
-            }
+            0 => Mutation::Mkdir {
+                path: [&one[..one.len() - 2], b"/d"].concat(),
+                parents: true,
+                mode: 0o755,
+                owner: Owner::default(),
+            },
             1 | 2 => Mutation::Rename { from: one, to: other, replace: rng.random() },
-            3 => Mutation::Unlink { path: one, recursive: true },
+            3 => Mutation::Unlink { path: one, recursive: true, only: Only::Anything },
             4 => Mutation::Undelete { path: one.clone(), to: one },
-            5 => Mutation::Symlink { path: one, target: b"x".to_vec(), parents: true },
+            5 => {
+                Mutation::Symlink { path: one, target: b"x".to_vec(), parents: true, owner: Owner::default() }
+            }
             6 => {
                 let Ok(attr) = d.state.stat(&one) else { continue };
                 Mutation::Truncate { file: attr.file, length: rng.random_range(0..30_000) }
@@ -523,6 +546,7 @@ fn quotas_hold_under_any_changes() {
                     path: one,
                     length,
                     mode: 0o644,
+                    owner: Owner::default(),
                     mtime_ns: 0,
                     parents: true,
                 }

@@ -3,7 +3,7 @@
 mod driver;
 
 use common::wire::chunk_master::StoreReply;
-use common::wire::client_master::{FileKind, MasterReply, Mutation};
+use common::wire::client_master::{FileKind, MasterReply, Mutation, Only, Owner, SetTime};
 use common::*;
 use driver::{Driver, code, create};
 use master_core::{Command, Metadata, Reply};
@@ -123,7 +123,12 @@ fn trees_are_seen_as_they_were_whatever_comes_later() {
         d.servers(&["r1", "r2", "r3", "r1"], |_| 0);
         let mut m = Model { live: Files::new(), taken: BTreeMap::new(), bytes: BTreeMap::new(), next: 0 };
         for dir in ["/a", "/a/b", "/c"] {
-            d.mutate(Mutation::Mkdir { path: dir.into(), parents: false, mode: 0o755 });
+            d.mutate(Mutation::Mkdir {
+                path: dir.into(),
+                parents: false,
+                mode: 0o755,
+                owner: Owner::default(),
+            });
             m.live.insert(dir.into(), None);
         }
         for step in 0..300 {
@@ -143,7 +148,11 @@ fn trees_are_seen_as_they_were_whatever_comes_later() {
                 }
                 (3..6, Some(file)) => m.write(&mut d, &file, &mut rng),
                 (6, Some(file)) => {
-                    d.mutate(Mutation::Unlink { path: file.clone().into(), recursive: false });
+                    d.mutate(Mutation::Unlink {
+                        path: file.clone().into(),
+                        recursive: false,
+                        only: Only::Anything,
+                    });
                     m.live.remove(&file);
                     expire(&mut d, 3);
                 }
@@ -171,7 +180,11 @@ fn trees_are_seen_as_they_were_whatever_comes_later() {
                     expire(&mut d, rng.random_range(0..10));
                 }
                 (10, _) => {
-                    let reply = d.mutate(Mutation::Unlink { path: dir.clone().into(), recursive: true });
+                    let reply = d.mutate(Mutation::Unlink {
+                        path: dir.clone().into(),
+                        recursive: true,
+                        only: Only::Anything,
+                    });
                     let holds = |of: &str| of == dir || of.starts_with(&format!("{dir}/"));
                     let snapshots = m.taken.keys().any(|(of, _)| holds(of));
                     let wanted = match (dir.is_empty(), snapshots) {
@@ -220,13 +233,20 @@ fn a_snapshot_is_never_changed() {
     let refused = [
         create("/a/.snapshot/s/g", true),
         create("/a/.snapshot", false),
-        Mutation::Mkdir { path: new(), parents: true, mode: 0 },
-        Mutation::Unlink { path: inside(), recursive: true },
-        Mutation::Unlink { path: b"/a/.snapshot".to_vec(), recursive: true },
+        Mutation::Mkdir { path: new(), parents: true, mode: 0, owner: Owner::default() },
+        Mutation::Unlink { path: inside(), recursive: true, only: Only::Anything },
+        Mutation::Unlink { path: b"/a/.snapshot".to_vec(), recursive: true, only: Only::Anything },
         Mutation::Rename { from: inside(), to: b"/g".to_vec(), replace: true },
         Mutation::Rename { from: b"/a/f".to_vec(), to: new(), replace: true },
-        Mutation::SetAttr { path: inside(), mode: Some(0), mtime_ns: None, uid: None, gid: None },
-        Mutation::Symlink { path: new(), target: b"x".to_vec(), parents: true },
+        Mutation::SetAttr {
+            path: inside(),
+            mode: Some(0),
+            atime: SetTime::Keep,
+            mtime: SetTime::Keep,
+            uid: None,
+            gid: None,
+        },
+        Mutation::Symlink { path: new(), target: b"x".to_vec(), parents: true, owner: Owner::default() },
         Mutation::Undelete { path: b"/x".to_vec(), to: new() },
         Mutation::CreateUnnamed { like: new(), chunk: false, near: String::new() },
         Mutation::Snapshot { path: b"/a/.snapshot/s".to_vec(), name: b"t".to_vec() },

@@ -2,10 +2,10 @@
 
 use super::Rpc;
 use crate::leader::NotHere;
-use common::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX, SESSION_MS};
+use common::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX, SESSION_MS, XATTR_VALUE_BYTES_MAX};
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::StoreReply;
-use common::wire::client_master::{MasterReply, MasterRequest, Mutation, SnapshotInfo};
+use common::wire::client_master::{HOLD_FILES_MAX, MasterReply, MasterRequest, Mutation, SnapshotInfo};
 use common::{ChunkHandle, Code, Epoch, Refusal};
 use master_core::{Command, Metadata, Reply};
 use std::time::{Duration, Instant};
@@ -53,6 +53,13 @@ impl Rpc {
                 }
             }
             MasterRequest::Stat { path } => self.query(|s| s.stat(&path).map(MasterReply::Attr)).await,
+            MasterRequest::Xattrs { path } => self.query(|s| s.xattrs(&path).map(MasterReply::Xattrs)).await,
+            MasterRequest::Nameless { files } if files.len() > HOLD_FILES_MAX => {
+                MasterReply::refused(Code::BadArgument, "at most 1000 files")
+            }
+            MasterRequest::Nameless { files } => {
+                self.query(|s| Ok(MasterReply::Nameless(s.nameless(&files)))).await
+            }
             MasterRequest::List { path, after, limit } => self.query(|s| s.list(&path, &after, limit)).await,
             MasterRequest::Layout { file, from, limit } => self.query(|s| s.layout(file, from, limit)).await,
             MasterRequest::Config { handle, snapshot } => {
@@ -173,9 +180,14 @@ fn invalid(mutation: &Mutation) -> Option<&'static str> {
         Mutation::Create { near, .. }
         | Mutation::CreateUnnamed { near, .. }
         | Mutation::AddChunk { near, .. }
+        | Mutation::FillHole { near, .. }
             if long(near) =>
         {
             Some("near: at most 255 bytes")
+        }
+        Mutation::Hold { files } if files.len() > HOLD_FILES_MAX => Some("at most 1000 files"),
+        Mutation::SetXattr { value: Some(value), .. } if value.len() > XATTR_VALUE_BYTES_MAX => {
+            Some("value: at most 32 KiB")
         }
         _ => None,
     }

@@ -1,7 +1,7 @@
 //! A metadata state machine, driven by hand.
 
 use common::wire::chunk_master::Register;
-use common::wire::client_master::{MasterReply, Mutation};
+use common::wire::client_master::{MasterReply, Mutation, Owner};
 use common::*;
 use master_core::{Command, Entry, Metadata, Reply};
 
@@ -62,6 +62,7 @@ pub fn create(path: &str, chunk: bool) -> Mutation {
     Mutation::Create {
         path: path.into(),
         mode: 0o644,
+        owner: Owner::default(),
         exclusive: true,
         parents: true,
         chunk,
