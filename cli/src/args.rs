@@ -36,6 +36,8 @@ pub enum Command {
     Master(Server),
     /// Run a chunkserver: a small parent, and the worker that it watches.
     Chunkserver(Server),
+    /// Mount the cluster as a directory of this machine.
+    Mount(Mount),
     #[command(flatten)]
     Fs(Fs),
     /// Keep what a directory's tree holds now, and look at it later.
@@ -78,6 +80,39 @@ pub struct Drill {
     /// Write what came of them into the table in this Markdown file; rows of other drills stay.
     #[arg(long)]
     pub table: Option<PathBuf>,
+}
+
+/// What is mounted where, and how.
+#[derive(Args)]
+pub struct Mount {
+    /// The directory on which it is mounted; it must exist.
+    pub point: PathBuf,
+    /// The directory of the cluster that is seen there.
+    #[arg(long, default_value = "/")]
+    pub root: OsString,
+    /// Remember nothing: every read and every look at a name sees what is so now, and a write is
+    /// durable when it returns. Else programs see what was written by whoever closed the file
+    /// before they opened it, and `fsync` or `close` make it durable.
+    #[arg(long)]
+    pub strict: bool,
+    /// Let other users use it too; permissions are checked as on any file system.
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Change nothing.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Options as mount(8) has them: `allow_other`, `ro`, `nosuid`, `nodev`, `noexec`, ...
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+    /// Threads that take requests from the kernel.
+    #[arg(long, default_value_t = 2)]
+    pub threads: usize,
+    /// Return when it is mounted, and go on in the background.
+    #[arg(long)]
+    pub detach: bool,
+    /// Where the background process writes what goes wrong.
+    #[arg(long, requires = "detach")]
+    pub log: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -211,6 +246,16 @@ pub enum Fs {
         from: OsString,
         /// To.
         to: OsString,
+    },
+    /// Give a file one more name, or make a symbolic link.
+    Ln {
+        /// Make a symbolic link: the target is taken as it is written.
+        #[arg(short, long)]
+        symbolic: bool,
+        /// The file, or what the link points to.
+        target: OsString,
+        /// The new name.
+        name: OsString,
     },
     /// Delete: into the trash, from which `undelete` brings back.
     Rm {

@@ -13,8 +13,10 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A path in Cairn: from the root, whatever was typed; `.` and `..` are resolved here.
+/// A path in Cairn: from the root, whatever was typed, or from an inode (`@f7/b`); `.` and `..` are resolved
+/// here.
 pub fn path(typed: &OsStr) -> Vec<u8> {
+    let from_inode = typed.as_bytes().starts_with(b"@f");
     let mut names: Vec<&[u8]> = vec![];
     for name in typed.as_bytes().split(|b| *b == b'/') {
         match name {
@@ -28,7 +30,11 @@ pub fn path(typed: &OsStr) -> Vec<u8> {
         path.push(b'/');
         path.extend_from_slice(name);
     }
-    if path.is_empty() { vec![b'/'] } else { path }
+    match () {
+        _ if path.is_empty() => vec![b'/'],
+        _ if from_inode => path.split_off(1),
+        _ => path,
+    }
 }
 
 /// A path below another.
@@ -55,6 +61,12 @@ pub async fn run(client: Client, command: Fs, json: bool) -> anyhow::Result<()> 
             Ok(())
         }
         Fs::Mv { no_clobber, from, to } => mv(&client, &path(&from), &path(&to), no_clobber).await,
+        Fs::Ln { symbolic: true, target, name } => {
+            Ok(client.symlink(&path(&name), &target.into_encoded_bytes()).await?)
+        }
+        Fs::Ln { symbolic: false, target, name } => {
+            Ok(client.link(path(&target), path(&name)).await.map(drop)?)
+        }
         Fs::Rm { recursive, force, paths } => rm(&client, recursive, force, &paths).await,
         Fs::Tree { path: p } => tree(&client, &path(&p)).await,
         Fs::Du { path: p } => du(&client, &path(&p), json).await,
@@ -139,7 +151,10 @@ async fn stat(client: &Client, paths: &[OsString], json: bool) -> anyhow::Result
         println!("kind    {:?}", attr.kind);
         println!("mode    {} ({:04o})", mode(&attr), attr.mode);
         println!("length  {} ({})", attr.length, human(attr.length));
+        println!("owner   {}:{}", attr.uid, attr.gid);
         println!("mtime   {} UTC", time(attr.mtime_ns));
+        println!("ctime   {} UTC", time(attr.ctime_ns));
+        println!("links   {}", attr.links);
         println!("id      {}", attr.file);
         let (what, open) = match attr.kind {
             FileKind::Directory => ("entries", ""),

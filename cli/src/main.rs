@@ -5,6 +5,7 @@ mod args;
 mod audit;
 mod explain;
 mod fs;
+mod mount;
 mod output;
 mod servers;
 mod simulate;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
     let args = Cairn::parse();
     if !matches!(args.command, Command::Up(_) | Command::Master(_) | Command::Chunkserver(_)) {
         chunkserver::parent::end_on_broken_pipe();
-        servers::log("off");
+        servers::log(if matches!(args.command, Command::Mount(_)) { "warn" } else { "off" });
     }
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -44,6 +45,7 @@ fn run(args: Cairn) -> anyhow::Result<()> {
         Command::Drill(options) => drill(options, args.json),
         Command::Sim(options) => simulate::run(options, args.json),
         Command::Node => sim::jsonl::run(std::io::BufReader::new(std::io::stdin()), std::io::stdout()),
+        Command::Mount(options) => mount::run(options, &args.cluster),
         Command::Fs(command) => with_client(&args.cluster, |client| fs::run(client, command, args.json)),
         Command::Snapshot { command } => {
             with_client(&args.cluster, |client| snapshot::run(client, command, args.json))

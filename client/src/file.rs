@@ -7,7 +7,7 @@ use common::limits::{PIECE_BYTES_MAX, WRITE_BYTES_MAX};
 use common::wire::ChunkConfig;
 use common::wire::client_master::{ChunkInfo, MasterReply, Mutation};
 use common::{ChunkHandle, Code, FileId, Refusal};
-use futures::stream::{self, Stream, StreamExt};
+use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
@@ -85,6 +85,19 @@ async fn read_span(client: &Client, layout: &Layout, span: Span) -> Result<Vec<B
         parts.push(vec![0; (span.len - got) as usize].into());
     }
     Ok(parts)
+}
+
+/// A range in parts; shorter at the end of the file.
+pub(crate) async fn read_spans(
+    client: &Client,
+    layout: &Layout,
+    offset: u64,
+    len: u64,
+) -> Result<Vec<Bytes>> {
+    let spans = layout.spans(offset, len, PIECE_BYTES_MAX as u64);
+    let reads = spans.into_iter().map(|span| read_span(client, layout, span));
+    let parts: Vec<Vec<Bytes>> = stream::iter(reads).buffered(READ_AHEAD).try_collect().await?;
+    Ok(parts.into_iter().flatten().collect())
 }
 
 /// A new file that is written from its beginning. It has no name until `finish`.
@@ -216,7 +229,8 @@ impl FileWriter {
         }
         let length = self.before + self.in_chunk;
         let path = self.path.clone();
-        let mutation = Mutation::Publish { file: self.file, path, length, mode, mtime_ns, parents };
+        let owner = self.client.inner.config.owner;
+        let mutation = Mutation::Publish { file: self.file, path, length, mode, owner, mtime_ns, parents };
         match self.client.mutate(mutation).await? {
             MasterReply::Attr(attr) => Ok(attr),
             _ => Err(Error::unexpected("publish")),
@@ -230,6 +244,7 @@ pub(crate) async fn create_with(client: &Client, path: &[u8], data: &[u8]) -> Re
     let mutation = Mutation::Create {
         path: path.into(),
         mode: 0o644,
+        owner: client.inner.config.owner,
         exclusive: true,
         parents: false,
         chunk: !data.is_empty(),
@@ -263,6 +278,7 @@ impl Appender {
         let mutation = Mutation::Create {
             path: path.into(),
             mode: 0o644,
+            owner: client.inner.config.owner,
             exclusive: false,
             parents: false,
             chunk: true,
@@ -272,6 +288,11 @@ impl Appender {
             MasterReply::Opened { attr, chunk } => Ok(Appender { client, file: attr.file, last: chunk }),
             _ => Err(Error::unexpected("open for append")),
         }
+    }
+
+    /// For a file of which this is the last chunk.
+    pub(crate) fn at_end(client: Client, file: FileId, last: Option<ChunkInfo>) -> Appender {
+        Appender { client, file, last }
     }
 
     /// Appends a record; durable on return. Gives its offset in the file.

@@ -5,18 +5,22 @@ mod conns;
 mod error;
 mod file;
 mod masters;
+mod open;
+mod posix;
 mod requests;
 
 pub use common::wire::client_master::{
-    Attr, ChunkInfo, DrainItem, Entry, FileKind, Loss, MaintenanceItem, Policy, Quota, RepairItem,
-    SnapshotInfo, Status, Story, TrashEntry, Usage,
+    Attr, ChunkInfo, DrainItem, Entry, FileKind, Loss, MaintenanceItem, Owner, Policy, Quota, RepairItem,
+    SetTime, SnapshotInfo, Status, Story, TrashEntry, Usage,
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
+pub use open::OpenFile;
+pub use posix::Changes;
 
 use common::limits::{CHUNK_CLIENT_WINDOW, CLIENT_DEADLINE_MS, LIST_PAGE_MAX};
 use common::wire::StoreInfo;
-use common::wire::client_master::{MasterReply, MasterRequest, Mutation};
+use common::wire::client_master::{MasterReply, MasterRequest, Mutation, Only};
 use common::{ChunkHandle, ClusterId, Code, FileId, Refusal, ServerId, StoreId};
 use conns::Conns;
 use masters::Masters;
@@ -36,6 +40,8 @@ pub struct Config {
     pub cluster: Option<ClusterId>,
     /// Rack of this client: replicas there are preferred.
     pub rack: String,
+    /// Whose what it makes shall be.
+    pub owner: Owner,
     /// A request is given up after this long.
     pub deadline: Duration,
 }
@@ -47,6 +53,7 @@ impl Config {
             masters,
             cluster: None,
             rack: String::new(),
+            owner: Owner::default(),
             deadline: Duration::from_millis(CLIENT_DEADLINE_MS),
         }
     }
@@ -145,7 +152,8 @@ impl Client {
 
     /// Makes a directory; with `parents` also those above, and no error if it exists.
     pub async fn mkdir(&self, path: &[u8], parents: bool, mode: u32) -> Result<()> {
-        self.mutate(Mutation::Mkdir { path: path.into(), parents, mode }).await.map(drop)
+        let (path, owner) = (path.into(), self.inner.config.owner);
+        self.mutate(Mutation::Mkdir { path, parents, mode, owner }).await.map(drop)
     }
 
     /// Renames a file or directory, atomically.
@@ -155,7 +163,8 @@ impl Client {
 
     /// Moves a file or directory into the trash.
     pub async fn unlink(&self, path: &[u8], recursive: bool) -> Result<()> {
-        self.mutate(Mutation::Unlink { path: path.into(), recursive }).await.map(drop)
+        let (path, only) = (path.into(), Only::Anything);
+        self.mutate(Mutation::Unlink { path, recursive, only }).await.map(drop)
     }
 
     /// Brings the newest trashed entry of a path back.
@@ -283,13 +292,15 @@ impl Client {
 
     /// Makes a symlink; replaces a file.
     pub async fn symlink(&self, path: &[u8], target: &[u8]) -> Result<()> {
-        let mutation = Mutation::Symlink { path: path.into(), target: target.into(), parents: true };
+        let owner = self.inner.config.owner;
+        let mutation = Mutation::Symlink { path: path.into(), target: target.into(), parents: true, owner };
         self.mutate(mutation).await.map(drop)
     }
 
     /// Sets permission bits and modification time.
     pub async fn set_attr(&self, path: &[u8], mode: Option<u32>, mtime_ns: Option<i64>) -> Result<()> {
-        let mutation = Mutation::SetAttr { path: path.into(), mode, mtime_ns, uid: None, gid: None };
+        let (atime, mtime) = (SetTime::Keep, mtime_ns.map_or(SetTime::Keep, SetTime::At));
+        let mutation = Mutation::SetAttr { path: path.into(), mode, atime, mtime, uid: None, gid: None };
         self.mutate(mutation).await.map(drop)
     }
 
@@ -298,6 +309,7 @@ impl Client {
         let mutation = Mutation::Create {
             path: path.into(),
             mode: 0o644,
+            owner: self.inner.config.owner,
             exclusive,
             parents: false,
             chunk: false,
@@ -355,6 +367,7 @@ impl Client {
             FileKind::Symlink => {
                 return Err(Refusal::new(Code::BadArgument, "it is a symlink").into());
             }
+            _ => return Err(Refusal::new(Code::BadArgument, "it is a special file").into()),
         }
         self.open_file(attr).await
     }

@@ -1,0 +1,319 @@
+//! The cluster as a directory of this machine: what programs expect of a file system, a random history against
+//! a plain model, and deaths of servers under it. Needs root and `/dev/fuse`; without them, says so.
+
+use client::Client;
+use ops::cluster::{Cluster, Spec, signal};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+use tempfile::TempDir;
+
+struct Mounted {
+    point: PathBuf,
+    process: Child,
+    cluster: Cluster,
+    client: Client,
+    runtime: tokio::runtime::Runtime,
+    _dir: TempDir,
+}
+
+fn cairn() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_cairn"))
+}
+
+/// Whether this machine lets us mount.
+fn can_mount() -> bool {
+    let can = OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    if !can {
+        println!("not tested: /dev/fuse cannot be opened");
+    }
+    can
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn is_mounted(point: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
+}
+
+impl Mounted {
+    fn start(masters: u32, chunkservers: u32, args: &[&str]) -> Mounted {
+        let dir = TempDir::new().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let spec = Spec::small(masters, chunkservers);
+        let mut cluster = Cluster::open(&dir.path().join("c"), &spec, &cairn()).unwrap();
+        cluster.start_all().unwrap();
+        let client = runtime.block_on(cluster.healthy()).unwrap();
+        let point = dir.path().join("mnt");
+        fs::create_dir(&point).unwrap();
+        let mut command = Command::new(cairn());
+        command.arg("--cluster").arg(cluster.dir()).arg("mount").args(args).arg(&point);
+        let process = command.stdout(Stdio::null()).spawn().unwrap();
+        until("it is not mounted", || is_mounted(&point));
+        Mounted { point, process, cluster, client, runtime, _dir: dir }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.point.join(name)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = signal(self.process.id(), "TERM");
+        let end = Instant::now() + Duration::from_secs(10);
+        while is_mounted(&self.point) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if is_mounted(&self.point) {
+            let _ = Command::new("umount").arg("-l").arg(&self.point).status();
+        }
+    }
+}
+
+fn random(len: usize, rng: &mut StdRng) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    rng.fill(&mut bytes[..]);
+    bytes
+}
+
+#[test]
+fn what_programs_expect_of_a_file_system() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::start(1, 3, &[]);
+    let mut rng = StdRng::seed_from_u64(1);
+
+    // Names.
+    fs::create_dir(m.at("d")).unwrap();
+    fs::write(m.at("a"), b"hello").unwrap();
+    fs::hard_link(m.at("a"), m.at("d/b")).unwrap();
+    symlink("a", m.at("s")).unwrap();
+    assert_eq!(fs::read_to_string(m.at("s")).unwrap(), "hello");
+    let (a, b) = (fs::metadata(m.at("a")).unwrap(), fs::metadata(m.at("d/b")).unwrap());
+    assert_eq!((a.ino(), b.nlink()), (b.ino(), 2));
+    fs::rename(m.at("a"), m.at("d/c")).unwrap();
+    fs::remove_file(m.at("d/b")).unwrap();
+    assert_eq!(fs::read_to_string(m.at("d/c")).unwrap(), "hello");
+    let kind = |e: std::io::Result<()>| e.unwrap_err().kind();
+    assert_eq!(kind(fs::remove_dir(m.at("d"))), ErrorKind::DirectoryNotEmpty);
+    assert_eq!(kind(fs::remove_file(m.at("d/none"))), ErrorKind::NotFound);
+    assert_eq!(kind(fs::create_dir(m.at("d"))), ErrorKind::AlreadyExists);
+    assert_eq!(kind(fs::remove_dir(m.at("d/c"))), ErrorKind::NotADirectory);
+    assert_eq!(kind(fs::create_dir(m.at(&"x".repeat(256)))), ErrorKind::InvalidFilename);
+    let odd = m.point.join(std::ffi::OsStr::from_bytes(b"\xff \n"));
+    fs::write(&odd, b"odd").unwrap();
+    assert!(fs::read_dir(&m.point).unwrap().any(|e| e.unwrap().path() == odd));
+    let made = Command::new("mkfifo").arg(m.at("pipe")).status().unwrap();
+    assert!(made.success() && fs::metadata(m.at("pipe")).unwrap().file_type().is_fifo());
+
+    // A large directory, page by page.
+    fs::create_dir(m.at("large")).unwrap();
+    for n in 0..5000 {
+        File::create(m.at(&format!("large/{n:04}"))).unwrap();
+    }
+    let mut names: Vec<_> = fs::read_dir(m.at("large")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names.len(), 5000);
+    assert_eq!(names[4999], "4999");
+
+    // Attributes.
+    let file = File::options().write(true).open(m.at("d/c")).unwrap();
+    let time = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
+    file.set_times(fs::FileTimes::new().set_accessed(time).set_modified(time - Duration::from_secs(1)))
+        .unwrap();
+    fs::set_permissions(m.at("d/c"), fs::Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::chown(m.at("d/c"), Some(12), Some(13)).unwrap();
+    let meta = fs::metadata(m.at("d/c")).unwrap();
+    assert_eq!((meta.accessed().unwrap(), meta.modified().unwrap()), (time, time - Duration::from_secs(1)));
+    assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o640, 12, 13));
+
+    // What is open stays, though it has no name; what is put in its place is another file.
+    let mut open = File::options().read(true).write(true).create_new(true).open(m.at("gone")).unwrap();
+    open.write_all(b"still here").unwrap();
+    fs::remove_file(m.at("gone")).unwrap();
+    let mut replaced = File::open(m.at("d/c")).unwrap();
+    fs::write(m.at("new"), b"new").unwrap();
+    fs::rename(m.at("new"), m.at("d/c")).unwrap();
+    let mut text = String::new();
+    replaced.read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), fs::read_to_string(m.at("d/c")).unwrap().as_str()), ("hello", "new"));
+    open.seek(SeekFrom::Start(0)).unwrap();
+    text.clear();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), open.metadata().unwrap().nlink()), ("still here", 0));
+
+    // Holes are written into, and cut.
+    let hole = File::options().read(true).write(true).create(true).truncate(true).open(m.at("hole")).unwrap();
+    hole.set_len(200 << 20).unwrap();
+    let bytes = random(5000, &mut rng);
+    hole.write_all_at(&bytes, 100 << 20).unwrap();
+    let mut read = vec![1; 5020];
+    hole.read_exact_at(&mut read, (100 << 20) - 10).unwrap();
+    assert_eq!(read, [&[0; 10][..], &bytes, &[0; 10]].concat());
+    hole.set_len((100 << 20) + 100).unwrap();
+    hole.set_len((100 << 20) + 200).unwrap();
+    hole.read_exact_at(&mut read[..200], 100 << 20).unwrap();
+    assert_eq!(read[..200], [&bytes[..100], &[0; 100]].concat());
+
+    // Appends of two programs.
+    let append = || File::options().append(true).create(true).open(m.at("log")).unwrap();
+    let (mut one, mut two) = (append(), append());
+    for n in 0..20 {
+        writeln!(one, "one {n:02}").unwrap();
+        writeln!(two, "two {n:02}").unwrap();
+    }
+    drop((one, two));
+    let log = fs::read_to_string(m.at("log")).unwrap();
+    assert_eq!((log.lines().count(), log.lines().filter(|l| l.starts_with("one")).count()), (40, 20));
+
+    // What is synced is there for everybody; what is closed, too.
+    let mut synced = File::create(m.at("synced")).unwrap();
+    let bytes = random(3 << 20, &mut rng);
+    synced.write_all(&bytes).unwrap();
+    synced.sync_all().unwrap();
+    let seen =
+        m.runtime.block_on(async { m.client.open(b"/synced").await.unwrap().read_at(0, u64::MAX).await });
+    assert_eq!(seen.unwrap(), bytes);
+    drop(synced);
+    m.runtime.block_on(m.client.create_with(b"/by-another", b"seen")).unwrap();
+    assert_eq!(fs::read_to_string(m.at("by-another")).unwrap(), "seen");
+    let mut sync = File::options();
+    sync.write(true).create(true).truncate(true).custom_flags(libc::O_SYNC);
+    sync.open(m.at("direct")).unwrap().write_all(b"at once").unwrap();
+}
+
+/// Offsets, lengths, cuts and syncs drawn from a seed, against bytes in memory.
+fn history(path: &Path, seed: u64, steps: u32) {
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut model: Vec<u8> = vec![];
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
+    for step in 0..steps {
+        match rng.random_range(0..12) {
+            0..6 => {
+                let (at, len) = (rng.random_range(0..400_000), rng.random_range(1..60_000));
+                let bytes = random(len, &mut rng);
+                model.resize(model.len().max(at + len), 0);
+                model[at..at + len].copy_from_slice(&bytes);
+                file.write_all_at(&bytes, at as u64).unwrap();
+            }
+            6..9 => {
+                let (at, len) = (rng.random_range(0..500_000), rng.random_range(1..100_000));
+                let mut bytes = vec![0; len];
+                let n = file.read_at(&mut bytes, at as u64).unwrap();
+                let (from, to) = (at.min(model.len()), (at + len).min(model.len()));
+                assert!(bytes[..n] == model[from..to], "step {step}: {len} bytes at {at}");
+            }
+            9 => {
+                let len = rng.random_range(0..450_000);
+                model.resize(len, 0);
+                file.set_len(len as u64).unwrap();
+            }
+            10 => file.sync_all().unwrap(),
+            _ => assert_eq!(file.metadata().unwrap().len(), model.len() as u64, "step {step}"),
+        }
+    }
+    drop(file);
+    assert!(fs::read(path).unwrap() == model, "the end differs");
+}
+
+#[test]
+fn any_history_of_writes_and_cuts_is_read_as_it_was() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::start(1, 3, &[]);
+    for seed in 0..8 {
+        history(&m.at(&format!("f{seed}")), seed, 300);
+    }
+}
+
+#[test]
+fn a_strict_mount_remembers_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::start(1, 3, &["--strict"]);
+    history(&m.at("f"), 100, 150);
+    let mut open = File::options().read(true).write(true).create_new(true).open(m.at("shared")).unwrap();
+    open.write_all(b"mine").unwrap();
+    let theirs = m.runtime.block_on(async {
+        let seen = m.client.open(b"/shared").await?.read_at(0, 100).await?;
+        m.client.write_at(b"/shared", 0, b"yours").await?;
+        client::Result::Ok(seen)
+    });
+    assert_eq!(theirs.unwrap(), b"mine");
+    open.seek(SeekFrom::Start(0)).unwrap();
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "yours");
+}
+
+#[test]
+fn programs_do_not_notice_that_servers_die() {
+    if !can_mount() {
+        return;
+    }
+    let mut m = Mounted::start(3, 4, &[]);
+    let path = m.at("f");
+    let writer = std::thread::spawn(move || {
+        let mut longest = Duration::ZERO;
+        let file = File::create(&path).unwrap();
+        let end = Instant::now() + Duration::from_secs(6);
+        let mut n = 0u64;
+        while Instant::now() < end {
+            let began = Instant::now();
+            file.write_all_at(&[n as u8; 4096], n * 4096).unwrap();
+            file.sync_data().unwrap();
+            longest = longest.max(began.elapsed());
+            n += 1;
+        }
+        (path, n, longest)
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    let leader = m.runtime.block_on(m.client.status()).unwrap().leader.unwrap();
+    for name in [format!("m{leader}"), "cs2".to_owned()] {
+        m.cluster.kill(&name).unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        m.cluster.start(&name).unwrap();
+    }
+    let (path, n, longest) = writer.join().unwrap();
+    println!("{n} synchronous writes of 4 KiB; the longest took {} ms", longest.as_millis());
+    let bytes = fs::read(path).unwrap();
+    assert_eq!(bytes.len() as u64, n * 4096);
+    assert!(bytes.chunks(4096).enumerate().all(|(n, block)| block.iter().all(|b| *b == n as u8)));
+}
+
+#[test]
+fn a_dead_mount_is_told_of_and_mounted_over() {
+    if !can_mount() {
+        return;
+    }
+    let mut m = Mounted::start(1, 3, &[]);
+    fs::write(m.at("f"), b"kept").unwrap();
+    m.process.kill().unwrap();
+    m.process.wait().unwrap();
+    assert_eq!(fs::read(m.at("f")).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+    let mut command = Command::new(cairn());
+    command.arg("--cluster").arg(m.cluster.dir()).arg("mount").arg(&m.point);
+    m.process = command.stdout(Stdio::null()).spawn().unwrap();
+    until("it is not mounted again", || fs::read(m.at("f")).is_ok_and(|bytes| bytes == b"kept"));
+}

@@ -1,0 +1,357 @@
+//! A file that is open for reading and writing at any offset. Writes are gathered, and on their way when they
+//! are large enough; `sync` waits until they are durable, and tells of what failed.
+
+use crate::file::{Appender, read_spans};
+use crate::{Attr, Client, Error, Result};
+use bytes::{Bytes, BytesMut};
+use client_core::Layout;
+use common::limits::WRITE_BYTES_MAX;
+use common::wire::ChunkConfig;
+use common::wire::client_master::{MasterReply, Mutation, SetTime};
+use common::{ChunkHandle, Code, FileId};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+/// Writes that are under way at a time.
+const WRITES_UNDER_WAY: usize = 6;
+
+/// A file that is open, for all who share it. What one writes the others read.
+pub struct OpenFile {
+    client: Client,
+    file: FileId,
+    chunk_bytes: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Where the bytes are, as far as is known.
+    layout: Option<Arc<Layout>>,
+    /// Bytes that are not on their way yet, and their offset.
+    gathered: BytesMut,
+    at: u64,
+    /// Writes that are under way, and where.
+    under_way: JoinSet<Done>,
+    ranges: Vec<Range<u64>>,
+    /// What failed since the last `sync`.
+    failed: Option<Error>,
+    /// Written to since the masters were told.
+    written: Option<SystemTime>,
+    appender: Option<Appender>,
+}
+
+struct Done {
+    range: Range<u64>,
+    data: Bytes,
+    outcome: Result<ChunkConfig>,
+}
+
+/// The chunk is not what it was when the write was planned: another one sealed, cut or deleted it.
+fn is_elsewhere(error: &Error) -> bool {
+    let moved = [Code::Sealed, Code::ChunkFull, Code::BeyondEnd, Code::NoSuchChunk];
+    matches!(error, Error::Refused(r) if moved.contains(&r.code))
+}
+
+impl OpenFile {
+    /// Opens a file whose attributes were just read.
+    pub fn new(client: &Client, attr: &Attr) -> OpenFile {
+        OpenFile {
+            client: client.clone(),
+            file: attr.file,
+            chunk_bytes: attr.chunk_bytes,
+            state: Mutex::new(State::default()),
+        }
+    }
+
+    /// Which file.
+    pub fn file(&self) -> FileId {
+        self.file
+    }
+
+    /// How long it is, and when it was last written to, if that is known here better than to the masters.
+    pub async fn known(&self) -> Result<Option<(u64, SystemTime)>> {
+        let mut state = self.state.lock().await;
+        let Some(written) = state.written else { return Ok(None) };
+        let length = self.layout(&mut state).await?.len();
+        Ok(Some((length.max(state.gathered_to()), written)))
+    }
+
+    /// Somebody else may have changed it: what is known of it is asked for anew.
+    pub async fn revalidate(&self) {
+        let mut state = self.state.lock().await;
+        if state.gathered.is_empty() && state.ranges.is_empty() {
+            state.layout = None;
+        }
+    }
+
+    /// Reads a range, in parts; shorter at the end of the file.
+    pub async fn read(&self, offset: u64, len: u64) -> Result<Vec<Bytes>> {
+        let layout = {
+            let mut state = self.state.lock().await;
+            let wanted = offset..offset.saturating_add(len);
+            let layout = self.layout(&mut state).await?;
+            if state.overlaps(&wanted) || wanted.end > layout.len() && state.gathered_to() > layout.len() {
+                self.drain(&mut state).await;
+            } else if offset >= layout.len() {
+                // Somebody else may have made it longer.
+                state.layout = None;
+            }
+            self.layout(&mut state).await?
+        };
+        match read_spans(&self.client, &layout, offset, len).await {
+            Err(e) if is_elsewhere(&e) => {
+                let mut state = self.state.lock().await;
+                state.layout = None;
+                let layout = self.layout(&mut state).await?;
+                drop(state);
+                read_spans(&self.client, &layout, offset, len).await
+            }
+            read => read,
+        }
+    }
+
+    /// Writes at an offset. Returns when the bytes are taken, not when they are durable.
+    pub async fn write(&self, offset: u64, mut data: &[u8]) -> Result<()> {
+        let mut state = self.state.lock().await;
+        state.written = Some(SystemTime::now());
+        let mut at = offset;
+        while !data.is_empty() {
+            if !state.gathered.is_empty() && at != state.at + state.gathered.len() as u64 {
+                self.send(&mut state).await?;
+            }
+            if state.gathered.is_empty() {
+                state.at = at;
+                state.gathered.reserve(data.len().clamp(64 * 1024, WRITE_BYTES_MAX));
+            }
+            // Writes end where those of a stream do, so that each lies in one chunk.
+            let room =
+                (WRITE_BYTES_MAX as u64 - state.at % WRITE_BYTES_MAX as u64) as usize - state.gathered.len();
+            let (now, later) = data.split_at(data.len().min(room));
+            state.gathered.extend_from_slice(now);
+            (data, at) = (later, at + now.len() as u64);
+            if now.len() == room {
+                self.send(&mut state).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a record, wherever the end is by then; durable on return. Gives its offset.
+    pub async fn append(&self, record: &[u8]) -> Result<u64> {
+        let mut state = self.state.lock().await;
+        self.drain(&mut state).await;
+        state.written = Some(SystemTime::now());
+        let mut appender = match state.appender.take() {
+            Some(appender) => appender,
+            None => {
+                state.layout = None;
+                let layout = self.layout(&mut state).await?;
+                Appender::at_end(self.client.clone(), self.file, layout.chunks().last().cloned())
+            }
+        };
+        let offset = appender.append(record).await?;
+        state.appender = Some(appender);
+        state.layout = None;
+        Ok(offset)
+    }
+
+    /// Waits until all that was written is durable.
+    ///
+    /// # Errors
+    /// Of any write since the last time; it is told once.
+    pub async fn sync(&self) -> Result<()> {
+        let mut state = self.state.lock().await;
+        self.drain(&mut state).await;
+        state.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Tells the masters what was written, so that listings show it.
+    pub async fn report(&self) -> Result<()> {
+        let mut state = self.state.lock().await;
+        self.drain(&mut state).await;
+        let Some(written) = state.written.take() else { return Ok(()) };
+        let layout = self.layout(&mut state).await?;
+        drop(state);
+        let open = layout.chunks().last().filter(|c| c.config.sealed.is_none());
+        if let Some(last) = open {
+            let (handle, length) = (last.config.handle, last.length);
+            self.client.mutate(Mutation::ReportLength { handle, length }).await?;
+        }
+        let ns = written.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+        let changes = crate::Changes { mtime: SetTime::At(ns), ..Default::default() };
+        self.client.change(common::wire::path::at(self.file), changes).await.map(drop)
+    }
+
+    /// Cuts the file, or extends it with zeros.
+    pub async fn truncate(&self, length: u64) -> Result<()> {
+        let mut state = self.state.lock().await;
+        self.drain(&mut state).await;
+        state.layout = None;
+        state.appender = None;
+        state.written = None;
+        self.client.truncate(&common::wire::path::at(self.file), length).await
+    }
+
+    /// The first offset from this one on at which there are bytes, or a hole; the end of the file is one. Nothing
+    /// beyond the end, or if there are no more bytes.
+    pub async fn seek(&self, from: u64, data: bool) -> Result<Option<u64>> {
+        let mut state = self.state.lock().await;
+        self.drain(&mut state).await;
+        let layout = self.layout(&mut state).await?;
+        if from >= layout.len() {
+            return Ok(None);
+        }
+        let rest = layout.chunks().iter().filter(|c| c.start + c.length > from);
+        let mut found = rest.filter(|c| (c.config.handle != ChunkHandle::HOLE) == data);
+        let end = (!data).then_some(layout.len());
+        Ok(found.next().map(|c| c.start.max(from)).or(end))
+    }
+
+    async fn layout(&self, state: &mut State) -> Result<Arc<Layout>> {
+        if let Some(layout) = &state.layout {
+            return Ok(layout.clone());
+        }
+        let mut layout = self.client.layout(self.file).await?;
+        // What is under way is not committed yet, and part of the file all the same.
+        let end = state.ranges.iter().map(|r| r.end).max().unwrap_or(0);
+        if let Some(start) = layout.chunks().last().map(|c| c.start).filter(|_| end > layout.len()) {
+            layout.set_last_length(end - start);
+        }
+        let layout = Arc::new(layout);
+        state.layout = Some(layout.clone());
+        Ok(layout)
+    }
+
+    /// Waits for everything that is under way. What failed is remembered.
+    async fn drain(&self, state: &mut State) {
+        if let Err(e) = self.send(state).await {
+            state.failed.get_or_insert(e);
+        }
+        while !state.ranges.is_empty() {
+            self.one_done(state).await;
+        }
+    }
+
+    /// Sends what is gathered.
+    async fn send(&self, state: &mut State) -> Result<()> {
+        let data = state.gathered.split().freeze();
+        let at = state.at;
+        self.send_bytes(state, at, data).await
+    }
+
+    /// Sends bytes, each part to the chunk where it belongs, which is made if need be.
+    async fn send_bytes(&self, state: &mut State, mut at: u64, mut data: Bytes) -> Result<()> {
+        while !data.is_empty() {
+            let Some((config, within, room)) = self.place(state, at).await? else { continue };
+            let part = data.split_to(data.len().min(room as usize).min(WRITE_BYTES_MAX));
+            let range = at..at + part.len() as u64;
+            at = range.end;
+            while state.ranges.len() >= WRITES_UNDER_WAY || state.ranges.iter().any(|r| overlap(r, &range)) {
+                self.one_done(state).await;
+            }
+            if let Some(layout) = state.layout.as_mut().filter(|layout| layout.len() < range.end) {
+                let layout = Arc::make_mut(layout);
+                let start = layout.chunks().last().expect("it has a chunk to write to").start;
+                layout.set_last_length(range.end - start);
+            }
+            state.ranges.push(range.clone());
+            let (client, mut config) = (self.client.clone(), config);
+            state.under_way.spawn(async move {
+                let written = client.write_chunk(&mut config, Some(within), part.clone()).await;
+                Done { range, data: part, outcome: written.map(|_| config) }
+            });
+        }
+        Ok(())
+    }
+
+    /// The chunk for the bytes at an offset, the offset there, and how many fit. Nothing, if the file had to
+    /// be changed first.
+    async fn place(&self, state: &mut State, at: u64) -> Result<Option<(ChunkConfig, u64, u64)>> {
+        let layout = self.layout(state).await?;
+        let near = || self.client.inner.config.rack.clone();
+        let last = layout.chunks().last();
+        let open = last.filter(|c| c.config.sealed.is_none() && at >= c.start);
+        if let Some(chunk) = open.filter(|c| at - c.start < self.chunk_bytes) {
+            let within = at - chunk.start;
+            return Ok(Some((chunk.config.clone(), within, self.chunk_bytes - within)));
+        }
+        if at < layout.len() {
+            let index = layout.chunks().partition_point(|c| c.start + c.length <= at);
+            let chunk = &layout.chunks()[index];
+            let within = at - chunk.start;
+            if chunk.config.handle != ChunkHandle::HOLE {
+                return Ok(Some((chunk.config.clone(), within, chunk.length - within)));
+            }
+            let fill = Mutation::FillHole { file: self.file, offset: at, near: near() };
+            self.client.mutate(fill).await?;
+        } else if let Some(chunk) = open {
+            while !state.ranges.is_empty() {
+                self.one_done(state).await;
+            }
+            self.client.seal(chunk.config.handle).await?;
+        } else {
+            let (file, index) = (self.file, layout.chunks().len() as u32);
+            let mutation = match at - layout.len() {
+                0 => Mutation::AddChunk { file, index, declare: None, near: near() },
+                gap => Mutation::AddHole { file, index, length: gap },
+            };
+            match self.client.mutate(mutation).await {
+                Ok(MasterReply::Chunk(chunk)) => {
+                    let layout = Arc::make_mut(state.layout.as_mut().expect("just asked for"));
+                    layout.push(chunk);
+                    return Ok(None);
+                }
+                Ok(_) => return Err(Error::unexpected("add a chunk")),
+                // Another writer was quicker: look again.
+                Err(Error::Refused(r)) if r.code == Code::WrongChunkIndex => {}
+                Err(e) => return Err(e),
+            }
+        }
+        state.layout = None;
+        Ok(None)
+    }
+
+    /// Waits for one write. If its chunk was not there any more, it goes where the bytes belong now.
+    async fn one_done(&self, state: &mut State) {
+        let Done { range, data, outcome } = match state.under_way.join_next().await {
+            Some(Ok(done)) => done,
+            Some(Err(join)) => std::panic::resume_unwind(join.into_panic()),
+            None => unreachable!("each range has its write"),
+        };
+        let known = state.ranges.iter().position(|r| *r == range);
+        state.ranges.swap_remove(known.expect("it was under way"));
+        match outcome {
+            Ok(config) => {
+                if let Some(layout) = &mut state.layout {
+                    Arc::make_mut(layout).set_config(config);
+                }
+            }
+            Err(e) if is_elsewhere(&e) => {
+                state.layout = None;
+                if let Err(e) = Box::pin(self.send_bytes(state, range.start, data)).await {
+                    state.failed.get_or_insert(e);
+                }
+            }
+            Err(e) => drop(state.failed.get_or_insert(e)),
+        }
+    }
+}
+
+impl State {
+    /// Where the gathered bytes end; 0 without any.
+    fn gathered_to(&self) -> u64 {
+        if self.gathered.is_empty() { 0 } else { self.at + self.gathered.len() as u64 }
+    }
+
+    fn overlaps(&self, range: &Range<u64>) -> bool {
+        let gathered = self.at..self.at + self.gathered.len() as u64;
+        overlap(&gathered, range) || self.ranges.iter().any(|r| overlap(r, range))
+    }
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start.max(b.start) < a.end.min(b.end)
+}

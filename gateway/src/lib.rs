@@ -1,0 +1,813 @@
+//! A mount: what the kernel asks through FUSE is asked of the cluster. An inode number is the file's id, for
+//! the whole cluster and for good, so that the kernel's inodes are the masters'; paths are made of it
+//! (`common::wire::path`).
+//!
+//! What a program gets (`Cache::CloseToOpen`): who opens a file sees all that was written by whoever closed it
+//! before, on any machine; `fsync` returns when everything is durable on every replica; errors are told by
+//! `fsync` and `close`.
+
+mod attr;
+mod errno;
+mod handles;
+
+use attr::{file_attr, file_type, kind_of, nanos};
+use bytes::Bytes;
+use client::{Attr, Changes, Client, Error, FileKind, OpenFile, Owner, SetTime};
+use common::wire::client_master::Only;
+use common::wire::path::{at, name_in};
+use common::{Code, FileId, Refusal};
+use errno::errno;
+use fuser::{
+    BsdFileFlags, Config, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+};
+use handles::Handles;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+use tokio::runtime::Handle;
+
+/// What is mounted, as mount(8) shows it.
+pub const SOURCE: &str = "cairn";
+
+/// Files that are open are held this often, in case they have no name any more.
+const HOLD_EVERY: Duration = Duration::from_secs(60);
+/// Requests that the kernel may have under way without a program waiting for each.
+const BACKGROUND_MAX: u16 = 64;
+/// What a write or a read of the kernel has at most, in bytes; also how far it reads ahead.
+const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
+/// The name under which the kernel asks for capabilities of programs before each write. There are none.
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// What the kernel may remember.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// Names and attributes for a second; bytes until a file is opened again and has changed.
+    CloseToOpen,
+    /// Nothing: every read, and every look at a name, sees what is so now, on any machine.
+    Strict,
+}
+
+impl Cache {
+    fn ttl(self) -> Duration {
+        match self {
+            Cache::CloseToOpen => Duration::from_secs(1),
+            Cache::Strict => Duration::ZERO,
+        }
+    }
+}
+
+/// Ends a mount from outside.
+pub use fuser::SessionUnmounter as Unmounter;
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory of the cluster that is seen.
+    pub root: Vec<u8>,
+    /// What the kernel may remember.
+    pub cache: Cache,
+    /// Whether other users than the one that mounts may use it.
+    pub allow_other: bool,
+    /// Whether nothing may be changed.
+    pub read_only: bool,
+    /// Threads that take requests from the kernel.
+    pub threads: usize,
+    /// Further options, as mount(8) has them.
+    pub mount: Vec<String>,
+}
+
+/// Mounts, and serves until it is unmounted; `mounted` is called in between, with what unmounts it.
+pub async fn mount(
+    client: Client,
+    point: &Path,
+    options: Options,
+    mounted: impl FnOnce(Unmounter),
+) -> io::Result<()> {
+    let root = client.lookup(&options.root).await.map_err(io::Error::other)?;
+    if root.kind != FileKind::Directory {
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, "what is to be mounted is no directory"));
+    }
+    let shared = Arc::new(Shared {
+        client,
+        root: root.file,
+        cache: options.cache,
+        handles: Handles::default(),
+        next_handle: AtomicU64::new(1),
+        told: Mutex::default(),
+    });
+    let holding = tokio::spawn(hold(shared.clone()));
+    let gateway = Gateway { shared: shared.clone(), runtime: Handle::current() };
+    let mut config = Config::default();
+    config.mount_options = vec![MountOption::FSName(SOURCE.into()), MountOption::DefaultPermissions];
+    if options.read_only {
+        config.mount_options.push(MountOption::RO);
+    }
+    config.mount_options.extend(options.mount.iter().cloned().map(MountOption::CUSTOM));
+    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(options.threads);
+    config.clone_fd = options.threads > 1;
+    let mut session = fuser::Session::new(gateway, point, &config)?;
+    mounted(session.unmount_callable());
+    let served = tokio::task::spawn_blocking(move || session.run()).await;
+    holding.abort();
+    served.map_err(io::Error::other)?
+}
+
+/// Files that are open stay, though they lose their names.
+async fn hold(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(HOLD_EVERY).await;
+        if let Err(error) = shared.client.hold(&shared.handles.files()).await {
+            tracing::warn!(%error, "cannot hold open files that have no name; they go after an hour");
+        }
+    }
+}
+
+struct Shared {
+    client: Client,
+    /// What the kernel calls inode 1.
+    root: FileId,
+    cache: Cache,
+    handles: Handles,
+    next_handle: AtomicU64,
+    /// Time of modification and length, as the kernel was last told when it opened a file.
+    told: Mutex<HashMap<FileId, (i64, u64)>>,
+}
+
+struct Gateway {
+    shared: Arc<Shared>,
+    runtime: Handle,
+}
+
+type Outcome<T> = Result<T, Errno>;
+
+fn refuse<T>(code: Code) -> Outcome<T> {
+    Err(errno(&Error::Refused(Refusal::from(code))))
+}
+
+fn owner(req: &Request) -> Owner {
+    Owner { uid: req.uid(), gid: req.gid() }
+}
+
+fn set_time(time: Option<TimeOrNow>) -> SetTime {
+    match time {
+        None => SetTime::Keep,
+        Some(TimeOrNow::Now) => SetTime::Now,
+        Some(TimeOrNow::SpecificTime(time)) => SetTime::At(nanos(time)),
+    }
+}
+
+impl Shared {
+    fn id(&self, ino: INodeNo) -> FileId {
+        if ino == INodeNo::ROOT { self.root } else { FileId(ino.0) }
+    }
+
+    fn attr(&self, attr: &Attr) -> FileAttr {
+        let attr_of = file_attr(attr);
+        if attr.file == self.root { FileAttr { ino: INodeNo::ROOT, ..attr_of } } else { attr_of }
+    }
+
+    fn name_in(&self, dir: INodeNo, name: &[u8]) -> Outcome<Vec<u8>> {
+        match name.len() > common::limits::NAME_BYTES_MAX {
+            true => Err(Errno::ENAMETOOLONG),
+            false => Ok(name_in(self.id(dir), name)),
+        }
+    }
+
+    /// The attributes of a path as they are now: of a file that is open here, also what is known here alone.
+    async fn stat(&self, path: &[u8]) -> Outcome<Attr> {
+        let mut attr = self.client.lookup(path).await.map_err(|e| errno(&e))?;
+        let known = match self.handles.get(attr.file) {
+            Some(file) => file.known().await.map_err(|e| errno(&e))?,
+            None => None,
+        };
+        if let Some((length, written)) = known {
+            attr.length = length;
+            attr.mtime_ns = attr.mtime_ns.max(nanos(written));
+            attr.ctime_ns = attr.ctime_ns.max(nanos(written));
+            return Ok(attr);
+        }
+        if attr.open.is_some() {
+            attr.length = self.client.layout(attr.file).await.map_err(|e| errno(&e))?.len();
+        }
+        Ok(attr)
+    }
+
+    fn open_file(&self, attr: &Attr) -> FopenFlags {
+        self.handles.open(&self.client, attr);
+        let now = (attr.mtime_ns, attr.length);
+        let before = self.told.lock().expect("never poisoned").insert(attr.file, now);
+        match self.cache {
+            Cache::Strict => FopenFlags::FOPEN_DIRECT_IO,
+            Cache::CloseToOpen if before == Some(now) => FopenFlags::FOPEN_KEEP_CACHE,
+            Cache::CloseToOpen => FopenFlags::empty(),
+        }
+    }
+
+    fn opened(&self, ino: INodeNo) -> Outcome<Arc<OpenFile>> {
+        self.handles.get(self.id(ino)).ok_or(Errno::EBADF)
+    }
+
+    async fn open(&self, ino: INodeNo) -> Outcome<FopenFlags> {
+        let attr = self.stat(&at(self.id(ino))).await?;
+        if attr.kind != FileKind::File {
+            return Err(Errno::EINVAL);
+        }
+        let flags = self.open_file(&attr);
+        self.opened(ino)?.revalidate().await;
+        Ok(flags)
+    }
+
+    async fn read(&self, ino: INodeNo, offset: u64, len: u32) -> Outcome<Vec<Bytes>> {
+        let file = self.opened(ino)?;
+        if self.cache == Cache::Strict {
+            file.revalidate().await;
+        }
+        file.read(offset, len.into()).await.map_err(|e| errno(&e))
+    }
+
+    async fn write(&self, ino: INodeNo, offset: u64, data: &[u8], flags: OpenFlags) -> Outcome<()> {
+        let file = self.opened(ino)?;
+        let written = match flags.0 & libc::O_APPEND != 0 {
+            true => file.append(data).await.map(drop),
+            false => file.write(offset, data).await,
+        };
+        written.map_err(|e| errno(&e))?;
+        if flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0 || self.cache == Cache::Strict {
+            file.sync().await.map_err(|e| errno(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Everything that was written through the file is durable; `close` tells of what failed.
+    async fn flush(self: &Arc<Self>, ino: INodeNo) -> Outcome<()> {
+        let file = self.opened(ino)?;
+        file.sync().await.map_err(|e| errno(&e))?;
+        file.report().await.map_err(|e| errno(&e))
+    }
+
+    async fn set_attr(&self, ino: INodeNo, size: Option<u64>, changes: Changes) -> Outcome<FileAttr> {
+        let id = self.id(ino);
+        if let Some(size) = size {
+            let truncated = match self.handles.get(id) {
+                Some(file) => file.truncate(size).await,
+                None => self.client.truncate(&at(id), size).await,
+            };
+            truncated.map_err(|e| errno(&e))?;
+        } else if let Some(file) = self.handles.get(id) {
+            // What is written later has a later time, not what was written before.
+            file.report().await.map_err(|e| errno(&e))?;
+        }
+        let Changes { mode, uid, gid, atime, mtime } = changes;
+        let nothing = atime == SetTime::Keep && mtime == SetTime::Keep;
+        if nothing && mode.is_none() && uid.is_none() && gid.is_none() {
+            return self.stat(&at(id)).await.map(|attr| self.attr(&attr));
+        }
+        let attr = self.client.change(at(id), changes).await.map_err(|e| errno(&e))?;
+        let length = match attr.open {
+            Some(_) => self.client.layout(id).await.map_err(|e| errno(&e))?.len(),
+            None => attr.length,
+        };
+        Ok(self.attr(&Attr { length, ..attr }))
+    }
+
+    async fn rename(&self, from: Vec<u8>, to: Vec<u8>, flags: RenameFlags) -> Outcome<()> {
+        let renamed = match flags {
+            RenameFlags::RENAME_EXCHANGE => self.client.exchange(from, to).await,
+            RenameFlags::RENAME_NOREPLACE => self.client.rename(&from, &to, false).await,
+            flags if flags.is_empty() => self.client.rename(&from, &to, true).await,
+            _ => return Err(Errno::EINVAL),
+        };
+        renamed.map_err(|e| errno(&e))
+    }
+
+    async fn allocate(&self, ino: INodeNo, offset: u64, length: u64, mode: i32) -> Outcome<()> {
+        let file = self.opened(ino)?;
+        let end = offset.checked_add(length).ok_or(Errno::EFBIG)?;
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        let zeros = mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0;
+        if mode & !(libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0
+        {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let size = self.stat(&at(self.id(ino))).await?.length;
+        if zeros {
+            let block = vec![0; REQUEST_BYTES_MAX as usize];
+            let mut at = offset;
+            while at < end.min(size) {
+                let n = (end.min(size) - at).min(block.len() as u64);
+                file.write(at, &block[..n as usize]).await.map_err(|e| errno(&e))?;
+                at += n;
+            }
+        }
+        if end > size && !keep_size {
+            file.truncate(end).await.map_err(|e| errno(&e))?;
+        }
+        Ok(())
+    }
+
+    async fn space(&self) -> Outcome<(u64, u64)> {
+        let stores = self.client.stores().await.map_err(|e| errno(&e))?;
+        let policy = self.client.policy(&at(self.root)).await.map_err(|e| errno(&e))?;
+        let replicas = u64::from(policy.replication.unwrap_or(1).max(1));
+        let live = || stores.iter().filter(|s| s.up);
+        let capacity: u64 = live().map(|s| s.capacity).sum();
+        let used: u64 = live().map(|s| s.used).sum();
+        Ok((capacity / replicas, capacity.saturating_sub(used) / replicas))
+    }
+}
+
+impl Gateway {
+    /// Carries something out beside the thread that takes requests.
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, f: impl FnOnce(Arc<Shared>) -> F) {
+        self.runtime.spawn(f(self.shared.clone()));
+    }
+
+    fn entry<F>(&self, reply: ReplyEntry, f: impl FnOnce(Arc<Shared>) -> F)
+    where
+        F: Future<Output = Outcome<Attr>> + Send + 'static,
+    {
+        let done = f(self.shared.clone());
+        self.spawn(async move |shared| match done.await {
+            Ok(attr) => reply.entry(&shared.cache.ttl(), &shared.attr(&attr), Generation(0)),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn empty<F>(&self, reply: ReplyEmpty, f: impl FnOnce(Arc<Shared>) -> F)
+    where
+        F: Future<Output = Outcome<()>> + Send + 'static,
+    {
+        let done = f(self.shared.clone());
+        self.spawn(async move |_| match done.await {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        });
+    }
+}
+
+fn give_xattr(reply: ReplyXattr, size: u32, value: Outcome<Vec<u8>>) {
+    match value {
+        Err(e) => reply.error(e),
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+    }
+}
+
+impl Filesystem for Gateway {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ];
+        for flag in wanted {
+            // An older kernel does without.
+            let _ = config.add_capabilities(flag);
+        }
+        let _ = config.set_max_write(REQUEST_BYTES_MAX);
+        let _ = config.set_max_readahead(REQUEST_BYTES_MAX);
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = name.as_bytes().to_vec();
+        self.entry(reply, async move |shared| shared.stat(&shared.name_in(parent, &name)?).await);
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
+        let id = self.shared.id(ino);
+        self.shared.told.lock().expect("never poisoned").remove(&id);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.spawn(async move |shared| match shared.stat(&at(shared.id(ino))).await {
+            Ok(attr) => reply.attr(&shared.cache.ttl(), &shared.attr(&attr)),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = Changes { mode, uid, gid, atime: set_time(atime), mtime: set_time(mtime) };
+        self.spawn(async move |shared| match shared.set_attr(ino, size, changes).await {
+            Ok(attr) => reply.attr(&shared.cache.ttl(), &attr),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.spawn(async move |shared| match shared.client.lookup(&at(shared.id(ino))).await {
+            Ok(attr) => reply.data(&attr.target),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (name, owner, bits) = (name.as_bytes().to_vec(), owner(req), mode & !umask & 0o7777);
+        self.entry(reply, async move |shared| {
+            let path = shared.name_in(parent, &name)?;
+            let made = match kind_of(mode) {
+                Some(FileKind::File) => shared.client.make_file(path, bits, owner, true).await,
+                Some(kind) => shared.client.make_special(path, kind, rdev, bits, owner).await,
+                None => return Err(Errno::EINVAL),
+            };
+            made.map_err(|e| errno(&e))
+        });
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let (name, owner, mode) = (name.as_bytes().to_vec(), owner(req), mode & !umask & 0o7777);
+        self.entry(reply, async move |shared| {
+            let path = shared.name_in(parent, &name)?;
+            shared.client.make_directory(path, mode, owner).await.map_err(|e| errno(&e))
+        });
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        self.empty(reply, async move |shared| {
+            let path = shared.name_in(parent, &name)?;
+            shared.client.remove(path, Only::NoDirectory).await.map_err(|e| errno(&e))
+        });
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        self.empty(reply, async move |shared| {
+            let path = shared.name_in(parent, &name)?;
+            shared.client.remove(path, Only::Directory).await.map_err(|e| errno(&e))
+        });
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (name, owner) = (name.as_bytes().to_vec(), owner(req));
+        let target = target.as_os_str().as_bytes().to_vec();
+        self.entry(reply, async move |shared| {
+            let path = shared.name_in(parent, &name)?;
+            shared.client.make_symlink(path, &target, owner).await.map_err(|e| errno(&e))
+        });
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+        self.empty(reply, async move |shared| {
+            let (from, to) = (shared.name_in(parent, &name)?, shared.name_in(newparent, &newname)?);
+            shared.rename(from, to, flags).await
+        });
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let newname = newname.as_bytes().to_vec();
+        self.entry(reply, async move |shared| {
+            let (from, to) = (at(shared.id(ino)), shared.name_in(newparent, &newname)?);
+            match shared.client.link(from, to).await {
+                Err(Error::Refused(r)) if r.code == Code::IsADirectory => Err(Errno::EPERM),
+                linked => linked.map_err(|e| errno(&e)),
+            }
+        });
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.spawn(async move |shared| match shared.open(ino).await {
+            Ok(flags) => reply.opened(FileHandle(0), flags),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (name, owner, mode) = (name.as_bytes().to_vec(), owner(req), mode & !umask & 0o7777);
+        self.spawn(async move |shared| {
+            let made = async {
+                let path = shared.name_in(parent, &name)?;
+                let exclusive = flags & libc::O_EXCL != 0;
+                shared.client.make_file(path, mode, owner, exclusive).await.map_err(|e| errno(&e))
+            };
+            match made.await {
+                Ok(attr) if attr.kind != FileKind::File => reply.error(Errno::EEXIST),
+                Ok(attr) => {
+                    let flags = shared.open_file(&attr);
+                    let (ttl, attr) = (shared.cache.ttl(), shared.attr(&attr));
+                    reply.created(&ttl, &attr, Generation(0), FileHandle(0), flags);
+                }
+                Err(e) => reply.error(e),
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.spawn(async move |shared| match shared.read(ino, offset, size).await {
+            Ok(parts) if parts.len() == 1 => reply.data(&parts[0]),
+            Ok(parts) => reply.data(&parts.concat()),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let data = data.to_vec();
+        self.spawn(async move |shared| match shared.write(ino, offset, &data, flags).await {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn flush(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        self.empty(reply, async move |shared| shared.flush(ino).await);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.empty(reply, async move |shared| {
+            // A mapping may have been written to after the last close.
+            let flushed = shared.flush(ino).await;
+            shared.handles.close(shared.id(ino));
+            flushed
+        });
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.empty(reply, async move |shared| shared.opened(ino)?.sync().await.map_err(|e| errno(&e)));
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let handle = self.shared.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.shared.handles.open_directory(handle, self.shared.id(ino));
+        reply.opened(FileHandle(handle), FopenFlags::empty());
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.spawn(async move |shared| {
+            let Some(listing) = shared.handles.directory(fh.0) else { return reply.error(Errno::EBADF) };
+            for (n, name) in [".", ".."].iter().enumerate().skip(offset as usize) {
+                if reply.add(ino, n as u64 + 1, fuser::FileType::Directory, name) {
+                    return reply.ok();
+                }
+            }
+            match listing.from(&shared.client, offset.saturating_sub(2)).await {
+                Err(e) => return reply.error(errno(&e)),
+                Ok(entries) => {
+                    for (next, entry) in entries {
+                        let (ino, kind) = (INodeNo(entry.attr.file.0), file_type(entry.attr.kind));
+                        if reply.add(ino, next + 2, kind, OsStr::from_bytes(&entry.name)) {
+                            break;
+                        }
+                    }
+                }
+            }
+            reply.ok()
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.spawn(async move |shared| {
+            let Some(listing) = shared.handles.directory(fh.0) else { return reply.error(Errno::EBADF) };
+            let ttl = shared.cache.ttl();
+            if offset < 2 {
+                let attr = match shared.stat(&at(shared.id(ino))).await {
+                    Ok(attr) => shared.attr(&attr),
+                    Err(e) => return reply.error(e),
+                };
+                for (n, name) in [".", ".."].iter().enumerate().skip(offset as usize) {
+                    // The kernel takes no inode from these two.
+                    if reply.add(ino, n as u64 + 1, name, &Duration::ZERO, &attr, Generation(0)) {
+                        return reply.ok();
+                    }
+                }
+            }
+            match listing.from(&shared.client, offset.saturating_sub(2)).await {
+                Err(e) => return reply.error(errno(&e)),
+                Ok(entries) => {
+                    for (next, entry) in entries {
+                        let attr = shared.attr(&entry.attr);
+                        // The length of a file that is written to is not known to the masters alone.
+                        let ttl = if entry.attr.open.is_some() { Duration::ZERO } else { ttl };
+                        let name = OsStr::from_bytes(&entry.name);
+                        if reply.add(attr.ino, next + 2, name, &ttl, &attr, Generation(0)) {
+                            break;
+                        }
+                    }
+                }
+            }
+            reply.ok()
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.handles.close_directory(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // A change of the name space is durable on a majority of masters before it is answered.
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.spawn(async move |shared| match shared.space().await {
+            Ok((capacity, free)) => {
+                const BLOCK: u32 = 4096;
+                let (blocks, free) = (capacity / u64::from(BLOCK), free / u64::from(BLOCK));
+                let names = common::limits::NAME_BYTES_MAX as u32;
+                reply.statfs(blocks, free, free, u32::MAX.into(), u32::MAX.into(), BLOCK, names, BLOCK);
+            }
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        self.empty(reply, async move |shared| {
+            if name == CAPABILITY || name.starts_with(b"system.") {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            let there = match flags {
+                libc::XATTR_CREATE => Some(false),
+                libc::XATTR_REPLACE => Some(true),
+                _ => None,
+            };
+            let set = shared.client.set_xattr(at(shared.id(ino)), &name, Some(&value), there).await;
+            set.map_err(|e| errno(&e))
+        });
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let name = name.as_bytes().to_vec();
+        if name == CAPABILITY || name.starts_with(b"system.") {
+            return reply.error(Errno::ENODATA);
+        }
+        self.spawn(async move |shared| {
+            let all = shared.client.xattrs(at(shared.id(ino))).await.map_err(|e| errno(&e));
+            let found = all.and_then(|all| match all.into_iter().find(|(known, _)| *known == name) {
+                Some((_, value)) => Ok(value),
+                None => refuse(Code::NoSuchAttribute),
+            });
+            give_xattr(reply, size, found);
+        });
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.spawn(async move |shared| {
+            let all = shared.client.xattrs(at(shared.id(ino))).await.map_err(|e| errno(&e));
+            let names =
+                all.map(|all| all.into_iter().flat_map(|(name, _)| [name, vec![0]].concat()).collect());
+            give_xattr(reply, size, names);
+        });
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        self.empty(reply, async move |shared| {
+            let removed = shared.client.set_xattr(at(shared.id(ino)), &name, None, Some(true)).await;
+            removed.map_err(|e| errno(&e))
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.empty(reply, async move |shared| shared.allocate(ino, offset, length, mode).await);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.spawn(async move |shared| {
+            let found = async {
+                let data = match whence {
+                    libc::SEEK_DATA => true,
+                    libc::SEEK_HOLE => false,
+                    _ => return Err(Errno::EINVAL),
+                };
+                let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+                let found = shared.opened(ino)?.seek(from, data).await.map_err(|e| errno(&e))?;
+                found.and_then(|at| i64::try_from(at).ok()).ok_or(Errno::ENXIO)
+            };
+            match found.await {
+                Ok(at) => reply.offset(at),
+                Err(e) => reply.error(e),
+            }
+        });
+    }
+}
