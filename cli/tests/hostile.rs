@@ -430,7 +430,7 @@ impl Hostile {
     fn mutation(&mut self) -> Mutation {
         let (path, file, mode) = (self.path(), self.file(), self.number() as u32);
         let (near, index) = (self.text(), self.number() as u32);
-        match self.rng.random_range(0..28) {
+        match self.rng.random_range(0..29) {
             0 => Mutation::Mkdir { path, parents: self.flag(), mode, owner: self.owner() },
             1 => Mutation::Create {
                 path,
@@ -488,6 +488,10 @@ impl Hostile {
                 there: self.maybe().map(|n| n % 2 == 1),
             },
             25 => Mutation::FillHole { file, offset: self.number(), near },
+            27 => {
+                let open = self.flag().then(|| (self.handle(), self.number()));
+                Mutation::Written { file, open, mtime_ns: self.number() as i64 }
+            }
             26 => Mutation::Hold { files: vec![file; self.rng.random_range(0..4)] },
             13 => Mutation::SetPolicy {
                 path,

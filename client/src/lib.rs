@@ -71,6 +71,8 @@ pub(crate) struct Inner {
     pub conns: Conns,
     pub writes: Requests,
     pub hedge: Mutex<client_core::Hedge>,
+    /// What open files may hold of its memory.
+    pub budget: open::Budget,
 }
 
 /// The state of one replica of a chunk.
@@ -88,6 +90,7 @@ impl Client {
             masters,
             writes: Requests::new(CHUNK_CLIENT_WINDOW),
             hedge: Mutex::default(),
+            budget: Default::default(),
             config,
         };
         let client = Client { inner: Arc::new(inner) };

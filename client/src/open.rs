@@ -7,16 +7,36 @@ use bytes::{Bytes, BytesMut};
 use client_core::Layout;
 use common::limits::WRITE_BYTES_MAX;
 use common::wire::ChunkConfig;
-use common::wire::client_master::{MasterReply, Mutation, SetTime};
+use common::wire::client_master::{MasterReply, Mutation};
 use common::{ChunkHandle, Code, FileId};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 
-/// Writes that are under way at a time.
+/// Writes of a file that are under way at a time.
 const WRITES_UNDER_WAY: usize = 6;
+/// Bytes that are gathered at most, of all files of a client; what comes then is sent as it comes.
+const GATHERED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes that are under way at most, of all files of a client; then writers wait.
+const UNDER_WAY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// They are counted in units of so many.
+const UNIT_BYTES: usize = 4096;
+
+/// What the open files of a client may hold of its memory, together.
+pub(crate) struct Budget {
+    gathered: AtomicUsize,
+    under_way: Arc<Semaphore>,
+}
+
+impl Default for Budget {
+    fn default() -> Budget {
+        let under_way = Arc::new(Semaphore::new(UNDER_WAY_BYTES_MAX / UNIT_BYTES));
+        Budget { gathered: AtomicUsize::new(0), under_way }
+    }
+}
 
 /// A file that is open, for all who share it. What one writes the others read.
 pub struct OpenFile {
@@ -131,8 +151,10 @@ impl OpenFile {
                 (WRITE_BYTES_MAX as u64 - state.at % WRITE_BYTES_MAX as u64) as usize - state.gathered.len();
             let (now, later) = data.split_at(data.len().min(room));
             state.gathered.extend_from_slice(now);
+            let gathered = &self.client.inner.budget.gathered;
+            let all = gathered.fetch_add(now.len(), Ordering::Relaxed) + now.len();
             (data, at) = (later, at + now.len() as u64);
-            if now.len() == room {
+            if now.len() == room || all > GATHERED_BYTES_MAX {
                 self.send(&mut state).await?;
             }
         }
@@ -144,15 +166,25 @@ impl OpenFile {
         let mut state = self.state.lock().await;
         self.drain(&mut state).await;
         state.written = Some(SystemTime::now());
-        let mut appender = match state.appender.take() {
-            Some(appender) => appender,
+        let known = match state.appender.take() {
+            Some(mut appender) => match appender.append(record).await {
+                // Somebody else cut the file.
+                Err(e) if is_elsewhere(&e) => None,
+                done => Some((appender, done?)),
+            },
+            None => None,
+        };
+        state.layout = None;
+        let (appender, offset) = match known {
+            Some(done) => done,
             None => {
-                state.layout = None;
                 let layout = self.layout(&mut state).await?;
-                Appender::at_end(self.client.clone(), self.file, layout.chunks().last().cloned())
+                let last = layout.chunks().last().cloned();
+                let mut appender = Appender::at_end(self.client.clone(), self.file, last);
+                let offset = appender.append(record).await?;
+                (appender, offset)
             }
         };
-        let offset = appender.append(record).await?;
         state.appender = Some(appender);
         state.layout = None;
         Ok(offset)
@@ -176,13 +208,14 @@ impl OpenFile {
         let layout = self.layout(&mut state).await?;
         drop(state);
         let open = layout.chunks().last().filter(|c| c.config.sealed.is_none());
-        if let Some(last) = open {
-            let (handle, length) = (last.config.handle, last.length);
-            self.client.mutate(Mutation::ReportLength { handle, length }).await?;
+        let open = open.map(|chunk| (chunk.config.handle, chunk.length));
+        let mtime_ns = written.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+        let report = Mutation::Written { file: self.file, open, mtime_ns };
+        match self.client.mutate(report).await {
+            // Somebody else cut the file meanwhile, or deleted it for good.
+            Err(Error::Refused(r)) if matches!(r.code, Code::NoSuchChunk | Code::NoSuchFileId) => Ok(()),
+            done => done.map(drop),
         }
-        let ns = written.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
-        let changes = crate::Changes { mtime: SetTime::At(ns), ..Default::default() };
-        self.client.change(common::wire::path::at(self.file), changes).await.map(drop)
     }
 
     /// Cuts the file, or extends it with zeros.
@@ -238,6 +271,7 @@ impl OpenFile {
     /// Sends what is gathered.
     async fn send(&self, state: &mut State) -> Result<()> {
         let data = state.gathered.split().freeze();
+        self.client.inner.budget.gathered.fetch_sub(data.len(), Ordering::Relaxed);
         let at = state.at;
         self.send_bytes(state, at, data).await
     }
@@ -257,11 +291,17 @@ impl OpenFile {
                 let start = layout.chunks().last().expect("it has a chunk to write to").start;
                 layout.set_last_length(range.end - start);
             }
+            let units = part.len().div_ceil(UNIT_BYTES) as u32;
+            let room = self.client.inner.budget.under_way.clone().acquire_many_owned(units).await;
+            let room = room.expect("it is never closed");
             state.ranges.push(range.clone());
             let (client, mut config) = (self.client.clone(), config);
             state.under_way.spawn(async move {
                 let written = client.write_chunk(&mut config, Some(within), part.clone()).await;
-                Done { range, data: part, outcome: written.map(|_| config) }
+                drop(room);
+                // Only what failed is needed again.
+                let data = if written.is_ok() { Bytes::new() } else { part };
+                Done { range, data, outcome: written.map(|_| config) }
             });
         }
         Ok(())
@@ -337,6 +377,13 @@ impl OpenFile {
             }
             Err(e) => drop(state.failed.get_or_insert(e)),
         }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        let left = self.state.get_mut().gathered.len();
+        self.client.inner.budget.gathered.fetch_sub(left, Ordering::Relaxed);
     }
 }
 

@@ -119,6 +119,13 @@ pub async fn mount(
     mounted(session.unmount_callable());
     let served = tokio::task::spawn_blocking(move || session.run()).await;
     holding.abort();
+    // The kernel does not wait for the last word about a file that it lets go.
+    for file in shared.handles.files() {
+        if let Some(file) = shared.handles.get(file) {
+            file.sync().await.map_err(io::Error::other)?;
+            file.report().await.map_err(io::Error::other)?;
+        }
+    }
     served.map_err(io::Error::other)?
 }
 
@@ -373,6 +380,7 @@ impl Filesystem for Gateway {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
         for flag in wanted {
             // An older kernel does without.

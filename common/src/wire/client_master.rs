@@ -526,6 +526,15 @@ pub enum Mutation {
         /// Rack or host of the client.
         near: String,
     },
+    /// A file was written to: reports when, and the length of its open last chunk.
+    Written {
+        /// The file.
+        file: FileId,
+        /// Its open last chunk, and the bytes of that.
+        open: Option<(ChunkHandle, u64)>,
+        /// When it was written to, nanoseconds since 1970.
+        mtime_ns: i64,
+    },
     /// Files without a name that are open are kept for another while.
     Hold {
         /// The files, at most `HOLD_FILES_MAX`; those that have a name, or are gone, are passed over.

@@ -331,6 +331,10 @@ impl Metadata {
             assert!(self.members_of(chunk).contains(from), "{handle} is moved off a store that is no member");
         }
         self.check_snapshots();
+        for (_, file) in self.trash.keys() {
+            let named = self.tree.inodes.get(file).is_some_and(|inode| inode.parent != FileId(0));
+            assert!(!named, "{file} lies in the trash, and has a name");
+        }
         for (store, handle) in self.orders.keys() {
             if let Some(chunk) = self.chunks.get(handle) {
                 assert!(!self.members_of(chunk).contains(store), "{store} is ordered off {handle}");

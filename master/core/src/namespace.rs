@@ -90,6 +90,14 @@ impl Metadata {
             Mutation::SetXattr { path, name, value, there } => {
                 self.set_xattr(path, name, value.as_deref(), *there, now)
             }
+            Mutation::Written { file, open, mtime_ns } => {
+                self.tree.file(*file).ok_or(Code::NoSuchFileId)?;
+                if let Some((handle, length)) = *open {
+                    self.report_length(handle, length, now)?;
+                }
+                self.tree.change(*file, |inode| (inode.mtime_ns, inode.ctime_ns) = (*mtime_ns, now));
+                Ok(MasterReply::Done)
+            }
             Mutation::FillHole { file, offset, near } => self.fill_hole(*file, *offset, near, entry.salt),
             Mutation::Hold { files } => {
                 self.hold(files);
@@ -284,7 +292,7 @@ impl Metadata {
         parents: bool,
         now: i64,
     ) -> Answer<MasterReply> {
-        let Some(body) = self.tree.file(file).filter(|_| self.unnamed.contains(file)) else {
+        let Some(body) = self.tree.file(file).filter(|_| self.unnamed.can_be_named(file)) else {
             return refuse(Code::NoSuchFileId, path);
         };
         let before: u64 = body.parts().iter().rev().skip(1).map(|p| p.length).sum();
@@ -461,7 +469,7 @@ impl Metadata {
             return refuse(Code::Exists, to);
         }
         match self.tree.names(id) {
-            0 if !self.unnamed.contains(id) => return refuse(Code::NotFound, from),
+            0 if !self.unnamed.can_be_named(id) => return refuse(Code::NotFound, from),
             0 => self.within_quotas(parent, Totals::NOTHING, self.tree.weight(id), |_| false)?,
             LINKS_MAX.. => return refuse(Code::TooManyLinks, from),
             _ => {}

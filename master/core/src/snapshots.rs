@@ -99,6 +99,7 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
         | Mutation::AddHole { .. }
         | Mutation::FillHole { .. }
         | Mutation::Hold { .. }
+        | Mutation::Written { .. }
         | Mutation::ReportLength { .. }
         | Mutation::Truncate { .. }
         | Mutation::EmptyTrash { .. }
@@ -122,6 +123,7 @@ impl Metadata {
             Mutation::AddChunk { file, .. }
             | Mutation::AddHole { file, .. }
             | Mutation::FillHole { file, .. }
+            | Mutation::Written { file, .. }
             | Mutation::Truncate { file, .. }
             | Mutation::Publish { file, .. }
                 if file.seen().0 > 0 =>

@@ -9,6 +9,7 @@ use common::wire::client_master::TrashEntry;
 use common::wire::path::Route;
 use common::{ChunkHandle, Code, FileId, Refusal};
 use imbl::OrdMap;
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 /// A deleted file or tree.
@@ -18,6 +19,21 @@ pub(crate) struct Trashed {
     pub(crate) path: Vec<u8>,
     /// Wall clock, nanoseconds since 1970.
     pub(crate) deleted_ns: i64,
+}
+
+impl Trashed {
+    /// The path that it had, from the root, if what its path is told from has one.
+    fn path_before(&self, mut path_of: impl FnMut(FileId) -> Option<Vec<u8>>) -> Vec<u8> {
+        let told = Route::of(&self.path).ok().filter(|route| route.from != FileId::ROOT);
+        let above = told.as_ref().and_then(|route| path_of(route.from));
+        match (above, told) {
+            (Some(above), Some(Route { names, .. })) => {
+                let above = if above == b"/" { vec![] } else { above };
+                std::iter::once(&above[..]).chain(names).collect::<Vec<_>>().join(&b'/')
+            }
+            _ => self.path.clone(),
+        }
+    }
 }
 
 /// Files that nobody finds, and that must not go yet: they have no name so far, or none any more while
@@ -32,6 +48,11 @@ pub(crate) struct Unnamed {
 impl Unnamed {
     pub fn contains(&self, file: FileId) -> bool {
         self.files.contains_key(&file)
+    }
+
+    /// Whether a file is held, and may be given a name: one that lies in the trash is brought back from there.
+    pub fn can_be_named(&self, file: FileId) -> bool {
+        self.files.get(&file).is_some_and(|(_, trashed)| !trashed)
     }
 
     /// A file stays for another while.
@@ -106,32 +127,26 @@ impl Metadata {
     /// A page of the trash, oldest first.
     pub fn list_trash(&self, after: (u64, FileId), limit: usize) -> Vec<TrashEntry> {
         let visible = self.visible_trash(after);
+        // What lay in one directory has the same path but for its name.
+        let mut above: BTreeMap<FileId, Option<Vec<u8>>> = BTreeMap::new();
         let entry = |((log_ns, file), t): (&(u64, FileId), &Trashed)| TrashEntry {
             file: *file,
-            path: self.path_before(t),
+            path: t.path_before(|from| above.entry(from).or_insert_with(|| self.tree.path_of(from)).clone()),
             deleted_ns: t.deleted_ns,
             log_ns: *log_ns,
         };
         page(visible.map(entry), limit, |t| t.path.len())
     }
 
-    /// The path that something in the trash had: told from the root, if what it was told from is there.
-    fn path_before(&self, trashed: &Trashed) -> Vec<u8> {
-        match Route::of(&trashed.path) {
-            Ok(Route { from, names }) if from != FileId::ROOT => match self.tree.path_of(from) {
-                Some(above) => {
-                    let above = if above == b"/" { vec![] } else { above };
-                    [&above[..], &names.concat()[..]].join(&b'/')
-                }
-                None => trashed.path.clone(),
-            },
-            _ => trashed.path.clone(),
-        }
-    }
-
     pub(crate) fn undelete(&mut self, path: &[u8], to: &[u8], now: i64) -> Answer<FileId> {
         let route = Route::of(path)?;
-        let same = |t: &Trashed| Route::of(&self.path_before(t)).is_ok_and(|r| r == route);
+        let path_of = |from| self.tree.path_of(from);
+        let same = |t: &Trashed| {
+            let known = Route::of(&t.path);
+            // Most differ in their names alone: only then their directories' paths are looked for.
+            known.is_ok_and(|known| known.names.last() == route.names.last())
+                && Route::of(&t.path_before(path_of)).is_ok_and(|known| known == route)
+        };
         let newest = self.visible_trash((0, FileId(0))).rev().find(|(_, t)| same(t)).map(|(key, _)| *key);
         let key = newest.ok_or_else(|| Refusal::new(Code::NotInTrash, String::from_utf8_lossy(path)))?;
         let (parent, name) = self.parent_of(to, true, now)?;

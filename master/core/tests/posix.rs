@@ -240,11 +240,17 @@ fn what_was_unlinked_by_an_inode_is_found_in_the_trash_by_its_path() {
     let mut d = Driver::new();
     let dir = attr(&d.mutate(mkdir("/d"))).file;
     let file = attr(&d.mutate(create("/d/f", false))).file;
-    let path = name_in(dir, b"f");
-    d.mutate(Mutation::Unlink { path, recursive: false, only: Only::Anything });
-    assert_eq!(d.state.list_trash((0, FileId(0)), 9)[0].path, b"/d/f");
-    let (path, to) = (b"/d/f".to_vec(), b"/back".to_vec());
-    assert_eq!(attr(&d.mutate(Mutation::Undelete { path, to })).file, file);
+    let deep = attr(&d.mutate(create("/d/e/f", false))).file;
+    for path in [name_in(dir, b"f"), [at(dir), b"/e/f".to_vec()].concat()] {
+        d.mutate(Mutation::Unlink { path, recursive: false, only: Only::Anything });
+    }
+    let paths: Vec<_> = d.state.list_trash((0, FileId(0)), 9).into_iter().map(|t| t.path).collect();
+    assert_eq!(paths, [&b"/d/f"[..], b"/d/e/f"]);
+    for (path, file) in [("/d/f", file), ("/d/e/f", deep)] {
+        let to = format!("/back-{file}").into();
+        assert_eq!(attr(&d.mutate(Mutation::Undelete { path: path.into(), to })).file, file);
+    }
+    d.state.check();
 }
 
 #[test]
@@ -395,6 +401,10 @@ fn who_has_a_file_open_keeps_it_though_it_has_no_name() {
     let unlinked = attr(&d.mutate(create("/f", false))).file;
     d.mutate(unlink("/f"));
     assert_eq!(d.state.nameless(&[replaced, unlinked, FileId(99), FileId::ROOT]), [replaced, unlinked]);
+    // What lies in the trash is brought back from there, and not named by its number.
+    d.mutate(Mutation::Hold { files: vec![unlinked] });
+    let named = d.mutate(Mutation::Link { from: at(unlinked), to: b"/again".to_vec() });
+    assert_eq!(code(&named), Some(Code::NotFound));
     for _ in 0..10 {
         d.mutate(Mutation::Hold { files: vec![replaced, unlinked] });
         expire(&mut d, 5000);
