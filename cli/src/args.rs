@@ -101,7 +101,7 @@ pub struct Mount {
     /// Change nothing.
     #[arg(long)]
     pub read_only: bool,
-    /// Options as mount(8) has them: `allow_other`, `ro`, `nosuid`, `nodev`, `noexec`, ...
+    /// Options as mount(8) has them: `ro`, `nosuid`, `nodev`, `noexec`, `noatime`, `sync`, `dirsync`, `allow_other`, ...
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Threads that take requests from the kernel.
@@ -110,8 +110,8 @@ pub struct Mount {
     /// Return when it is mounted, and go on in the background.
     #[arg(long)]
     pub detach: bool,
-    /// Where the background process writes what goes wrong.
-    #[arg(long, requires = "detach")]
+    /// With `--detach`: where the background process writes what goes wrong.
+    #[arg(long)]
     pub log: Option<PathBuf>,
 }
 

@@ -6,6 +6,7 @@ use crate::transfer;
 use anyhow::bail;
 use client::{Client, Entry, FileKind};
 use common::Code;
+use common::wire::path::Route;
 use futures::StreamExt;
 use serde_json::json;
 use std::ffi::{OsStr, OsString};
@@ -16,7 +17,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// A path in Cairn: from the root, whatever was typed, or from an inode (`@f7/b`); `.` and `..` are resolved
 /// here.
 pub fn path(typed: &OsStr) -> Vec<u8> {
-    let from_inode = typed.as_bytes().starts_with(b"@f");
     let mut names: Vec<&[u8]> = vec![];
     for name in typed.as_bytes().split(|b| *b == b'/') {
         match name {
@@ -32,7 +32,7 @@ pub fn path(typed: &OsStr) -> Vec<u8> {
     }
     match () {
         _ if path.is_empty() => vec![b'/'],
-        _ if from_inode => path.split_off(1),
+        _ if !typed.as_bytes().starts_with(b"/") && Route::of(&path[1..]).is_ok() => path.split_off(1),
         _ => path,
     }
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod args;
 mod audit;
+mod background;
 mod explain;
 mod fs;
 mod mount;

@@ -1,17 +1,19 @@
 //! `cairn mount`: the cluster as a directory of this machine.
 
 use crate::args::Mount;
-use crate::up;
+use crate::{background, up};
 use anyhow::{Context, bail};
 use client::Client;
 use gateway::{Cache, Options};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 /// A mount in the background stands within this.
 const MOUNTED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Options that mean something to mount(8), fstab(5) and systemd, and nothing here.
+const FOR_OTHERS: [&str; 8] = ["", "defaults", "auto", "noauto", "user", "nouser", "nofail", "_netdev"];
 
 /// Mounts, and serves until it is unmounted or interrupted.
 pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
@@ -19,26 +21,26 @@ pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
     if args.detach {
         return detach(&args, &point);
     }
-    let (mut allow_other, mut read_only, mut mount) = (args.allow_other, args.read_only, vec![]);
-    for option in args.options.iter().flat_map(|list| list.split(',')) {
-        match option {
-            "" | "rw" | "_netdev" | "defaults" | "nofail" | "auto" | "noauto" => {}
-            "allow_other" => allow_other = true,
-            "ro" => read_only = true,
-            other => mount.push(other.to_owned()),
+    let mut options = Options {
+        root: crate::fs::path(&args.root),
+        cache: if args.strict { Cache::Strict } else { Cache::CloseToOpen },
+        allow_other: args.allow_other,
+        threads: args.threads,
+        mount: vec![],
+    };
+    let read_only = args.read_only.then_some("ro");
+    for name in args.options.iter().flat_map(|list| list.split(',')).chain(read_only) {
+        match name {
+            _ if FOR_OTHERS.contains(&name) => {}
+            "allow_other" => options.allow_other = true,
+            name => match gateway::mount_option(name) {
+                Some(option) => options.mount.push(option),
+                None => bail!("-o {name}: there is no such option; `cairn mount --help` names some"),
+            },
         }
     }
-    let options = Options {
-        root: args.root.into_encoded_bytes(),
-        cache: if args.strict { Cache::Strict } else { Cache::CloseToOpen },
-        allow_other,
-        read_only,
-        threads: args.threads,
-        mount,
-    };
     let config = up::find(cluster)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    crate::runtime()?.block_on(async {
         let client = Client::connect(config).await?;
         let interrupted = tokio::spawn(async {
             let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -97,28 +99,7 @@ fn detach(args: &Mount, point: &Path) -> anyhow::Result<()> {
         .log
         .clone()
         .unwrap_or_else(|| std::env::temp_dir().join(format!("cairn-mount-{}.log", std::process::id())));
-    let log = std::fs::File::create(&log_path).with_context(|| format!("make {}", log_path.display()))?;
-    let words = std::env::args_os().skip(1).filter(|a| a != "--detach");
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(words)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .process_group(0)
-        .spawn()
-        .context("start the background process")?;
-    let began = Instant::now();
-    while !is_mounted(point)? {
-        if let Some(status) = child.try_wait()? {
-            let log = std::fs::read_to_string(&log_path).unwrap_or_default();
-            bail!("the mount ended ({status}):\n{log}");
-        }
-        if began.elapsed() > MOUNTED_WITHIN {
-            child.kill().and_then(|()| child.wait()).context("end the background process")?;
-            bail!("the mount does not come to stand; see {}", log_path.display());
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    background::start(&log_path, MOUNTED_WITHIN, || is_mounted(point))?;
     println!("mounted on {}; `umount {}` ends it", point.display(), point.display());
     Ok(())
 }

@@ -1,20 +1,26 @@
 //! `cairn up` and `cairn down`, and how a cluster is found.
 
 use crate::args::Up;
+use crate::background;
 use anyhow::{Context, bail};
-use client::Config;
+use client::{Config, Owner};
 use ops::cluster::{self, ClientFile, Cluster, Spec};
 use std::io::IsTerminal;
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Where a cluster is looked for when none is named.
 const DEFAULT_DIR: &str = "./cairn-data";
 
-/// How to connect to the cluster that is meant.
+/// How to connect to the cluster that is meant. What is made belongs to the user of this process.
 pub fn find(cluster: &Option<String>) -> anyhow::Result<Config> {
+    let own = std::fs::metadata("/proc/self").context("look at /proc/self")?;
+    let owner = Owner { uid: own.uid(), gid: own.gid() };
+    Ok(Config { owner, ..locate(cluster)? })
+}
+
+fn locate(cluster: &Option<String>) -> anyhow::Result<Config> {
     let named = cluster.as_deref().unwrap_or(DEFAULT_DIR);
     let path = Path::new(named);
     if path.is_dir() {
@@ -152,31 +158,10 @@ fn detach(args: &Up) -> anyhow::Result<()> {
     let ready = args.dir.join("up.ready");
     let _ = std::fs::remove_file(&ready);
     let log_path = args.dir.join("up.log");
-    let log = std::fs::File::create(&log_path)?;
-    let words = std::env::args_os().skip(1).filter(|a| a != "--detach");
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(words)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .process_group(0)
-        .spawn()
-        .context("start the background process")?;
     let began = Instant::now();
-    loop {
-        if ready.exists() {
-            println!("cluster is up after {:.1} s in {}", began.elapsed().as_secs_f64(), args.dir.display());
-            return Ok(());
-        }
-        if let Some(status) = child.try_wait()? {
-            let log = std::fs::read_to_string(&log_path).unwrap_or_default();
-            bail!("the cluster did not come up ({status}):\n{log}");
-        }
-        if began.elapsed() > cluster::HEALTHY_WITHIN + Duration::from_secs(10) {
-            bail!("the cluster does not come up; see {}", log_path.display());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    background::start(&log_path, cluster::HEALTHY_WITHIN + Duration::from_secs(10), || Ok(ready.exists()))?;
+    println!("cluster is up after {:.1} s in {}", began.elapsed().as_secs_f64(), args.dir.display());
+    Ok(())
 }
 
 pub fn down(dir: &Path) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! The cluster as a directory of this machine: what programs expect of a file system, a random history against
 //! a plain model, and deaths of servers under it. Needs root and `/dev/fuse`; without them, says so.
 
-use client::Client;
+use client::{Client, Quota};
 use ops::cluster::{Cluster, Spec, signal};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -72,8 +72,8 @@ impl Mounted {
     }
 }
 
-impl Drop for Mounted {
-    fn drop(&mut self) {
+impl Mounted {
+    fn end(&mut self) {
         let _ = signal(self.process.id(), "TERM");
         let end = Instant::now() + Duration::from_secs(10);
         while is_mounted(&self.point) && Instant::now() < end {
@@ -81,6 +81,12 @@ impl Drop for Mounted {
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.end();
         if is_mounted(&self.point) {
             let _ = Command::new("umount").arg("-l").arg(&self.point).status();
         }
@@ -316,4 +322,58 @@ fn a_dead_mount_is_told_of_and_mounted_over() {
     command.arg("--cluster").arg(m.cluster.dir()).arg("mount").arg(&m.point);
     m.process = command.stdout(Stdio::null()).spawn().unwrap();
     until("it is not mounted again", || fs::read(m.at("f")).is_ok_and(|bytes| bytes == b"kept"));
+}
+
+#[test]
+fn bytes_that_were_taken_and_cannot_be_kept_are_told_of_at_the_next_sync() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::start(1, 3, &[]);
+    fs::create_dir(m.at("q")).unwrap();
+    let none = Quota { bytes: Some(0), ..Default::default() };
+    m.runtime.block_on(m.client.set_quota(b"/q", none)).unwrap();
+    let file = File::create(m.at("q/f")).unwrap();
+    // Gathered, and taken.
+    file.write_all_at(&[1; 4096], 0).unwrap();
+    // What is gathered must go: this write fails for the bytes of the one before, which nobody has told of yet.
+    file.write_all_at(&[2; 4096], 1 << 20).unwrap_err();
+    assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::EDQUOT));
+    file.sync_all().unwrap();
+    drop(file);
+    fs::write(m.at("f"), b"elsewhere").unwrap();
+}
+
+#[test]
+fn options_are_taken_or_refused_by_name() {
+    if !can_mount() {
+        return;
+    }
+    let mut m = Mounted::start(1, 3, &["-o", "noexec,_netdev,nosuid"]);
+    fs::create_dir(m.at("d")).unwrap();
+    fs::write(m.at("d/program"), b"#!/bin/sh\n").unwrap();
+    fs::set_permissions(m.at("d/program"), fs::Permissions::from_mode(0o755)).unwrap();
+    let error = Command::new(m.at("d/program")).status().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    m.end();
+
+    let cairn_mount = |args: &[&str]| {
+        let mut command = Command::new(cairn());
+        command.arg("--cluster").arg(m.cluster.dir()).arg("mount").args(args).arg(&m.point);
+        command.output().unwrap()
+    };
+    let refused = cairn_mount(&["-o", "nosuid,nonsense"]);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("nonsense"), "{refused:?}");
+    assert!(!is_mounted(&m.point));
+    // A part of the cluster, named without a slash, in the background, read-only.
+    let log = m.cluster.dir().join("mount.log");
+    let done = cairn_mount(&["--detach", "--read-only", "--root", "d", "--log", log.to_str().unwrap()]);
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(fs::read(m.at("program")).unwrap(), b"#!/bin/sh\n");
+    let error = fs::write(m.at("x"), b"").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+    assert!(log.exists());
+    assert!(Command::new("umount").arg(&m.point).status().unwrap().success());
+    until("it is mounted still", || !is_mounted(&m.point));
 }

@@ -114,13 +114,13 @@ impl Client {
 
     /// Attributes of a path. The length of an open file is asked of its primary.
     pub async fn stat(&self, path: &[u8]) -> Result<Attr> {
-        let MasterReply::Attr(mut attr) = self.ask(MasterRequest::Stat { path: path.into() }).await? else {
-            return Err(Error::unexpected("stat"));
-        };
-        if attr.open.is_some() {
-            attr.length = self.layout(attr.file).await?.len();
-        }
-        Ok(attr)
+        self.with_length(self.lookup(path).await?).await
+    }
+
+    /// The same attributes, with the length of an open file as its primary knows it.
+    pub async fn with_length(&self, attr: Attr) -> Result<Attr> {
+        let length = if attr.open.is_some() { self.layout(attr.file).await?.len() } else { attr.length };
+        Ok(Attr { length, ..attr })
     }
 
     /// Attributes as the masters have them: of an open file the length may lag.
@@ -302,26 +302,13 @@ impl Client {
 
     /// Sets permission bits and modification time.
     pub async fn set_attr(&self, path: &[u8], mode: Option<u32>, mtime_ns: Option<i64>) -> Result<()> {
-        let (atime, mtime) = (SetTime::Keep, mtime_ns.map_or(SetTime::Keep, SetTime::At));
-        let mutation = Mutation::SetAttr { path: path.into(), mode, atime, mtime, uid: None, gid: None };
-        self.mutate(mutation).await.map(drop)
+        let mtime = mtime_ns.map_or(SetTime::Keep, SetTime::At);
+        self.change(path.into(), Changes { mode, mtime, ..Default::default() }).await.map(drop)
     }
 
     /// Makes an empty file if there is none.
     pub async fn create(&self, path: &[u8], exclusive: bool) -> Result<Attr> {
-        let mutation = Mutation::Create {
-            path: path.into(),
-            mode: 0o644,
-            owner: self.inner.config.owner,
-            exclusive,
-            parents: false,
-            chunk: false,
-            near: String::new(),
-        };
-        match self.mutate(mutation).await? {
-            MasterReply::Opened { attr, .. } => Ok(attr),
-            _ => Err(Error::unexpected("create")),
-        }
+        self.make_file(path.into(), 0o644, self.inner.config.owner, exclusive).await
     }
 
     /// Cuts a file, or extends it with zeros.

@@ -260,32 +260,37 @@ impl OpenFile {
 
     /// Waits for everything that is under way. What failed is remembered.
     async fn drain(&self, state: &mut State) {
-        if let Err(e) = self.send(state).await {
-            state.failed.get_or_insert(e);
-        }
+        // It is remembered.
+        let _ = self.send(state).await;
         while !state.ranges.is_empty() {
             self.one_done(state).await;
         }
     }
 
-    /// Sends what is gathered.
+    /// Sends what is gathered. What fails is remembered too: the bytes may be of writes that were taken long ago.
     async fn send(&self, state: &mut State) -> Result<()> {
         let data = state.gathered.split().freeze();
         self.client.inner.budget.gathered.fetch_sub(data.len(), Ordering::Relaxed);
         let at = state.at;
-        self.send_bytes(state, at, data).await
+        let sent = self.send_bytes(state, at, data).await;
+        if let Err(e) = &sent {
+            state.failed.get_or_insert_with(|| e.clone());
+        }
+        sent
     }
 
     /// Sends bytes, each part to the chunk where it belongs, which is made if need be.
     async fn send_bytes(&self, state: &mut State, mut at: u64, mut data: Bytes) -> Result<()> {
         while !data.is_empty() {
+            // Before its place is looked for: what is done meanwhile may change that.
+            let most = at..at + data.len().min(WRITE_BYTES_MAX) as u64;
+            while state.ranges.len() >= WRITES_UNDER_WAY || state.ranges.iter().any(|r| overlap(r, &most)) {
+                self.one_done(state).await;
+            }
             let Some((config, within, room)) = self.place(state, at).await? else { continue };
             let part = data.split_to(data.len().min(room as usize).min(WRITE_BYTES_MAX));
             let range = at..at + part.len() as u64;
             at = range.end;
-            while state.ranges.len() >= WRITES_UNDER_WAY || state.ranges.iter().any(|r| overlap(r, &range)) {
-                self.one_done(state).await;
-            }
             if let Some(layout) = state.layout.as_mut().filter(|layout| layout.len() < range.end) {
                 let layout = Arc::make_mut(layout);
                 let start = layout.chunks().last().expect("it has a chunk to write to").start;

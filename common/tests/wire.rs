@@ -4,7 +4,7 @@ use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
 use common::wire::chunk_master::{Order, RepairOrder, StoreReply, StoreRequest};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{MasterReply, MasterRequest};
-use common::wire::frame::{HEADER_BYTES, Header, Kind};
+use common::wire::frame::{HEADER_BYTES, Header, Kind, Version};
 use common::wire::{self, Caller, ChunkConfig, Hello, HelloOk, Message, Piece};
 use common::*;
 use rand::rngs::StdRng;
@@ -24,7 +24,7 @@ fn the_header_has_just_these_bytes() {
     };
     let mut golden = vec![];
     golden.extend_from_slice(b"CRN1");
-    golden.extend_from_slice(&[1, 0, 40, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 16, 0, 0, 0xdd, 0xcc, 0xbb, 0xaa]);
+    golden.extend_from_slice(&[2, 0, 40, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 16, 0, 0, 0xdd, 0xcc, 0xbb, 0xaa]);
     golden.extend_from_slice(&[0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
     golden.extend_from_slice(&[9, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
     golden.extend_from_slice(&[6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -56,7 +56,7 @@ fn messages_have_just_these_bytes() {
         create: None,
     };
     assert_eq!(wire::encode(&apply), [2, 8, 1, 1, 2, 3, 4, 5, 5, 6, 7, 1, 1, 1, 7, 1, 252, 4, 3, 2, 1, 2, 0]);
-    assert_eq!(wire::encode(&Hello::new(Caller::Store(StoreId(3)))), [1, 3, 1, 1]);
+    assert_eq!(wire::encode(&Hello::new(Caller::Store(StoreId(3)))), [1, 3, 2, 2]);
     assert_eq!(wire::encode(&Refusal::new(Code::Busy, "x")), [65, 1, b'x']);
 }
 
@@ -81,7 +81,8 @@ fn lengths_versions_and_kinds_that_are_not_allowed_are_refused_before_anything_i
     };
     assert_eq!(with(&|_| {}), Ok(good));
     assert_eq!(with(&|b| b[0] = 0), Err(Code::BadFrame));
-    assert_eq!(with(&|b| b[4] = 2), Err(Code::UnknownVersion));
+    assert_eq!(with(&|b| b[4] = 1), Err(Code::UnknownVersion), "an earlier one");
+    assert_eq!(with(&|b| b[4] = 3), Err(Code::UnknownVersion), "a later one");
     assert_eq!(with(&|b| b[6] = 99), Err(Code::Unexpected));
     assert_eq!(with(&|b| b[8] = 1), Err(Code::BadFrame), "flags");
     assert_eq!(with(&|b| b[15] = 0x7f), Err(Code::TooLong), "body");
@@ -198,7 +199,7 @@ fn hostile_headers_do_no_harm() {
         rng.fill(&mut bytes[..]);
         if rng.random_bool(0.7) {
             bytes[..4].copy_from_slice(b"CRN1");
-            bytes[4..6].copy_from_slice(&[1, 0]);
+            bytes[4..6].copy_from_slice(&(Version::CURRENT as u16).to_le_bytes());
             let crc = checksum::crc32c(&bytes[..60]);
             bytes[60..].copy_from_slice(&crc.to_le_bytes());
         }

@@ -77,12 +77,10 @@ pub struct Options {
     pub cache: Cache,
     /// Whether other users than the one that mounts may use it.
     pub allow_other: bool,
-    /// Whether nothing may be changed.
-    pub read_only: bool,
     /// Threads that take requests from the kernel.
     pub threads: usize,
     /// Further options, as mount(8) has them.
-    pub mount: Vec<String>,
+    pub mount: Vec<MountOption>,
 }
 
 /// Mounts, and serves until it is unmounted; `mounted` is called in between, with what unmounts it.
@@ -108,10 +106,7 @@ pub async fn mount(
     let gateway = Gateway { shared: shared.clone(), runtime: Handle::current() };
     let mut config = Config::default();
     config.mount_options = vec![MountOption::FSName(SOURCE.into()), MountOption::DefaultPermissions];
-    if options.read_only {
-        config.mount_options.push(MountOption::RO);
-    }
-    config.mount_options.extend(options.mount.iter().cloned().map(MountOption::CUSTOM));
+    config.mount_options.extend(options.mount);
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads);
     config.clone_fd = options.threads > 1;
@@ -120,13 +115,33 @@ pub async fn mount(
     let served = tokio::task::spawn_blocking(move || session.run()).await;
     holding.abort();
     // The kernel does not wait for the last word about a file that it lets go.
-    for file in shared.handles.files() {
-        if let Some(file) = shared.handles.get(file) {
-            file.sync().await.map_err(io::Error::other)?;
-            file.report().await.map_err(io::Error::other)?;
-        }
+    let mut flushed = Ok(());
+    for file in shared.handles.files().into_iter().filter_map(|file| shared.handles.get(file)) {
+        let (synced, reported) = (file.sync().await, file.report().await);
+        flushed = flushed.and(synced).and(reported);
     }
-    served.map_err(io::Error::other)?
+    served.map_err(io::Error::other)??;
+    flushed.map_err(io::Error::other)
+}
+
+/// An option as mount(8) writes it; nothing if there is no such option.
+pub fn mount_option(name: &str) -> Option<MountOption> {
+    Some(match name {
+        "ro" => MountOption::RO,
+        "rw" => MountOption::RW,
+        "suid" => MountOption::Suid,
+        "nosuid" => MountOption::NoSuid,
+        "dev" => MountOption::Dev,
+        "nodev" => MountOption::NoDev,
+        "exec" => MountOption::Exec,
+        "noexec" => MountOption::NoExec,
+        "atime" => MountOption::Atime,
+        "noatime" => MountOption::NoAtime,
+        "sync" => MountOption::Sync,
+        "async" => MountOption::Async,
+        "dirsync" => MountOption::DirSync,
+        _ => return None,
+    })
 }
 
 /// Files that are open stay, though they lose their names.
@@ -203,10 +218,7 @@ impl Shared {
             attr.ctime_ns = attr.ctime_ns.max(nanos(written));
             return Ok(attr);
         }
-        if attr.open.is_some() {
-            attr.length = self.client.layout(attr.file).await.map_err(|e| errno(&e))?.len();
-        }
-        Ok(attr)
+        self.client.with_length(attr).await.map_err(|e| errno(&e))
     }
 
     fn open_file(&self, attr: &Attr) -> FopenFlags {
@@ -280,11 +292,8 @@ impl Shared {
             return self.stat(&at(id)).await.map(|attr| self.attr(&attr));
         }
         let attr = self.client.change(at(id), changes).await.map_err(|e| errno(&e))?;
-        let length = match attr.open {
-            Some(_) => self.client.layout(id).await.map_err(|e| errno(&e))?.len(),
-            None => attr.length,
-        };
-        Ok(self.attr(&Attr { length, ..attr }))
+        let attr = self.client.with_length(attr).await.map_err(|e| errno(&e))?;
+        Ok(self.attr(&attr))
     }
 
     async fn rename(&self, from: Vec<u8>, to: Vec<u8>, flags: RenameFlags) -> Outcome<()> {

@@ -88,7 +88,7 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
     // Groups are one block each: the state's group first, then ten.
     let mut bytes = vec![0; 64 * 4096];
     file.read_exact_at(&mut bytes, 0).unwrap();
-    let last = bytes.chunks(4096).rposition(|block| block[..4] == *b"CRNR").unwrap() * 4096 + 36;
+    let last = bytes.chunks(4096).rposition(|block| block[..4] == *b"CRL2").unwrap() * 4096 + 36;
     file.write_all_at(&[bytes[last] ^ 1], last as u64).unwrap();
     let mut log = LogStore::open(dir.path()).unwrap();
     assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(8)));
@@ -96,12 +96,16 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
     file.write_all_at(&[bytes[5 * 4096 + 36] ^ 1], 5 * 4096 + 36).unwrap();
     let error = LogStore::open(dir.path()).err().expect("refused").to_string();
     assert!(error.contains("damaged"), "{error}");
+    // A log of the first version is not taken for an empty one.
+    file.write_all_at(b"CRNR", 0).unwrap();
+    let error = LogStore::open(dir.path()).err().expect("refused").to_string();
+    assert!(error.contains("earlier version"), "{error}");
 }
 
 #[test]
 fn a_damaged_snapshot_is_refused_with_a_sentence() {
     let dir = TempDir::new().unwrap();
-    std::fs::write(dir.path().join("snapshot"), b"CRNSNAP1\xff\xff\xff\xff1234").unwrap();
+    std::fs::write(dir.path().join("snapshot"), b"CRNSNAP2\xff\xff\xff\xff1234").unwrap();
     let error = StateMachine::open(dir.path()).err().expect("refused").to_string();
     assert!(error.contains("too long"), "{error}");
     std::fs::write(dir.path().join("snapshot"), b"nonsense").unwrap();

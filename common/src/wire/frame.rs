@@ -12,13 +12,16 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"CRN1");
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u16)]
 pub enum Version {
+    /// Owners, links, special files, times of access and change, extended attributes, and paths that begin at an
+    /// inode: the commands and answers of the masters are encoded otherwise. Nothing speaks both.
+    V2 = 2,
     /// The first version.
     V1 = 1,
 }
 
 impl Version {
     /// What this build speaks.
-    pub const CURRENT: Version = Version::V1;
+    pub const CURRENT: Version = Version::V2;
 }
 
 macro_rules! kinds {

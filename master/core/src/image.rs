@@ -16,10 +16,11 @@ use imbl::ordmap::DiffItem;
 use std::sync::Arc;
 
 /// Versions of the encoding, newest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
 enum Version {
-    /// The first version.
-    V1,
+    /// Owners, links, times of access and change, extended attributes. Earlier ones are not read.
+    V2 = 2,
 }
 
 /// Entries of one part: decoding is bounded part by part.
@@ -27,7 +28,8 @@ const PART_ENTRIES: usize = 64;
 
 #[derive(Encode, Decode)]
 struct Head {
-    version: Version,
+    /// A `Version`.
+    version: u16,
     clock_ns: u64,
     applied: u64,
     digest: u64,
@@ -87,7 +89,7 @@ impl Metadata {
     pub fn encode(&self, mut emit: impl FnMut(Vec<u8>)) {
         let mut out = |part: Part| emit(common::wire::to_vec(&part));
         out(Part::Head(Head {
-            version: Version::V1,
+            version: Version::V2 as u16,
             clock_ns: self.clock_ns,
             applied: self.applied,
             digest: self.digest,
@@ -170,6 +172,7 @@ impl Metadata {
         let mut latest: Option<u64> = None;
         for bytes in bytes {
             match common::wire::from_slice::<Part>(bytes)? {
+                Part::Head(head) if head.version != Version::V2 as u16 => return Err(Code::UnknownVersion),
                 Part::Head(head) => {
                     headed = true;
                     state.restore_head(head);

@@ -4,7 +4,7 @@ mod driver;
 
 use common::wire::client_master::{MasterReply, Mutation, Only, Owner, Policy, Quota};
 use common::*;
-use driver::{CAPACITY, Driver, code, create, register};
+use driver::{CAPACITY, Driver, code, create, image, register};
 use master_core::placement::{SCATTER_WIDTH, Wish, place};
 use master_core::{Command, Metadata, Reply};
 use rand::rngs::StdRng;
@@ -142,21 +142,16 @@ fn the_same_log_gives_the_same_state_through_a_snapshot_too() {
             });
         }
     }
-    let bytes = |state: &Metadata| {
-        let mut parts = vec![];
-        state.encode(|part| parts.push(part));
-        parts
-    };
     let mut again = Metadata::new();
     for (i, entry) in d.log.iter().enumerate() {
         again.apply(entry);
         if i == d.log.len() / 2 {
-            let parts = bytes(&again);
+            let parts = image(&again);
             again = Metadata::decode(parts.iter().map(|p| p.as_slice())).expect("what was encoded decodes");
         }
     }
     again.check();
-    assert_eq!(bytes(&again), bytes(&d.state));
+    assert_eq!(image(&again), image(&d.state));
     assert_eq!(again.fixed_digest(), d.state.fixed_digest());
 }
 
@@ -165,8 +160,7 @@ fn a_damaged_snapshot_is_refused_or_read_but_never_a_panic() {
     let mut d = Driver::new();
     d.servers(&["r1", "r2", "r3"], |_| 0);
     d.mutate(create("/a", true));
-    let mut parts = vec![];
-    d.state.encode(|part| parts.push(part));
+    let parts = image(&d.state);
     let mut rng = StdRng::seed_from_u64(3);
     for _ in 0..5000 {
         let mut damaged = parts.clone();
@@ -562,9 +556,6 @@ fn quotas_hold_under_any_changes() {
         assert!(usage.entries <= max_entries && usage.bytes <= max_bytes, "{usage:?}");
     }
     assert!(refused > 50 && done > 500, "{refused} refused, {done} done");
-    let mut blocks: Vec<Vec<u8>> = vec![];
-    d.state.encode(|block| blocks.push(block));
-    let read = Metadata::decode(blocks.iter().map(|b| &b[..])).unwrap();
-    read.check();
+    let read = d.reread();
     assert_eq!(read.usage_of(b"/a"), d.state.usage_of(b"/a"));
 }

@@ -285,9 +285,7 @@ fn attempts_and_old_copies_survive_a_snapshot() {
     let (mut d, whole) = with_chunk();
     let (_, two) = lose_one(&mut d, &whole);
     store(&mut d, begin(&two)).unwrap();
-    let mut blocks: Vec<Vec<u8>> = vec![];
-    d.state.encode(|block| blocks.push(block));
-    let read = Metadata::decode(blocks.iter().map(|b| &b[..])).unwrap();
+    let read = d.reread();
     assert_eq!(read.repair(two.handle), d.state.repair(two.handle));
     assert_eq!(read.stale_of(two.handle), d.state.stale_of(two.handle));
     d.state = read;
@@ -332,8 +330,6 @@ fn a_chunk_goes_on_without_members_that_are_given_up() {
     assert!(d.state.is_lost(handle));
     assert_eq!(leave(&mut d, one.epoch, vec![a]), Err(Code::Frozen));
     d.state.check();
-    let mut blocks: Vec<Vec<u8>> = vec![];
-    d.state.encode(|block| blocks.push(block));
-    let read = Metadata::decode(blocks.iter().map(|b| &b[..])).unwrap();
+    let read = d.reread();
     assert_eq!(read.given_up().collect::<Vec<_>>(), d.state.given_up().collect::<Vec<_>>());
 }

@@ -5,7 +5,7 @@ mod driver;
 use common::wire::chunk_master::StoreReply;
 use common::wire::client_master::{FileKind, MasterReply, Mutation, Only, Owner, SetTime};
 use common::*;
-use driver::{Driver, code, create};
+use driver::{Driver, code, create, image};
 use master_core::{Command, Metadata, Reply};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -106,12 +106,6 @@ fn expire(d: &mut Driver, budget: u32) {
         clients_before_ns: 0,
         budget,
     });
-}
-
-fn image(state: &Metadata) -> Vec<Vec<u8>> {
-    let mut parts = vec![];
-    state.encode(|part| parts.push(part));
-    parts
 }
 
 #[test]

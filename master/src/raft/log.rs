@@ -24,7 +24,10 @@ const GROUP_BYTES: usize = 1024 * 1024;
 const READ_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Requests that wait for the writer.
 const QUEUE: usize = 4096;
-const MAGIC: u32 = u32::from_le_bytes(*b"CRNR");
+/// First bytes of a group. The second version: commands may name owners, links and inodes.
+const MAGIC: u32 = u32::from_le_bytes(*b"CRL2");
+/// First bytes of a group of the first version, which this build does not read.
+const MAGIC_V1: u32 = u32::from_le_bytes(*b"CRNR");
 const HEADER_BYTES: usize = 32;
 
 /// A record, by its tag.
@@ -105,6 +108,12 @@ impl LogStore {
         let last = found.len().saturating_sub(1);
         for (i, (sequence, path)) in found.into_iter().enumerate() {
             let bytes = std::fs::read(&path)?;
+            if bytes.starts_with(&MAGIC_V1.to_le_bytes()) {
+                anyhow::bail!(
+                    "segment {} of the Raft log is of an earlier version; make the cluster anew with this build",
+                    path.display()
+                );
+            }
             let mut last_index = 0;
             let (next, end) = replay(&bytes, sequence, group, &mut mirror, &mut last_index)?;
             if end == 0 && i < last {

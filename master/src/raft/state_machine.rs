@@ -18,7 +18,8 @@ pub type Parts = Arc<Vec<Vec<u8>>>;
 /// The state that queries read.
 pub type Shared = Arc<RwLock<Metadata>>;
 
-const MAGIC: &[u8; 8] = b"CRNSNAP1";
+/// First bytes of a snapshot's file; its last digit is the version.
+const MAGIC: &[u8; 8] = b"CRNSNAP2";
 /// Most bytes of one part.
 const PART_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
@@ -179,7 +180,7 @@ fn read_file(path: &Path) -> io::Result<(SnapshotMeta, Parts)> {
     let mut magic = [0; 8];
     file.read_exact(&mut magic)?;
     if magic != *MAGIC {
-        return Err(bad("it is no snapshot, or of another version"));
+        return Err(bad("it is no snapshot, or of another version of Cairn"));
     }
     let mut parts = vec![];
     loop {

@@ -34,11 +34,25 @@ impl Driver {
         }
     }
 
+    /// The state as it is read back from its image.
+    pub fn reread(&self) -> Metadata {
+        let read = Metadata::decode(image(&self.state).iter().map(|part| &part[..])).expect("it decodes");
+        read.check();
+        read
+    }
+
     pub fn servers(&mut self, racks: &[&str], used: impl Fn(usize) -> u64) {
         for (n, rack) in racks.iter().enumerate() {
             self.apply(Command::Register(register(n, rack, used(n))));
         }
     }
+}
+
+/// The parts of a state's image.
+pub fn image(state: &Metadata) -> Vec<Vec<u8>> {
+    let mut parts = vec![];
+    state.encode(|part| parts.push(part));
+    parts
 }
 
 pub const CAPACITY: u64 = 1 << 40;
