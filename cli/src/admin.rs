@@ -19,9 +19,9 @@ pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<(
             crate::audit::run(&client, &path(&p), crate::audit::Options { from, rate, repair, json }).await
         }
         Admin::Locate { path: p, offset } => locate(&client, &path(&p), offset, json).await,
-        Admin::Policy { path: p, replication, chunk_mib, label } => {
+        Admin::Policy { path: p, replication, chunk_mib, label, trash } => {
             let chunk_bytes = chunk_mib.map(|m| m * 1024 * 1024);
-            let given = Policy { replication, chunk_bytes, memory: None, label };
+            let given = Policy { replication, chunk_bytes, memory: None, label, trash };
             let policy = match given == Policy::default() {
                 true => client.policy(&path(&p)).await?,
                 false => client.set_policy(&path(&p), given).await?,
@@ -394,14 +394,16 @@ async fn locate(client: &Client, file: &[u8], offset: u64, json: bool) -> anyhow
 fn show_policy(policy: &Policy, json: bool) {
     let (replication, chunk) = (policy.replication.unwrap_or(0), policy.chunk_bytes.unwrap_or(0));
     let label = policy.label.clone().unwrap_or_default();
+    let trash = policy.trash != Some(false);
     if json {
         return print(
-            &json!({"replication": replication, "chunk_bytes": chunk, "label": label, "durability": "disk"}),
+            &json!({"replication": replication, "chunk_bytes": chunk, "label": label, "durability": "disk", "trash": trash}),
         );
     }
     println!(
-        "replication {replication}, chunks of {}, racks {}",
+        "replication {replication}, chunks of {}, racks {}, {}",
         human(chunk),
-        if label.is_empty() { "any" } else { &label }
+        if label.is_empty() { "any" } else { &label },
+        if trash { "what is deleted lies in the trash for a day" } else { "what is deleted is gone" }
     );
 }

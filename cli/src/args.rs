@@ -393,6 +393,9 @@ pub enum Admin {
         /// Only racks whose name begins so.
         #[arg(long)]
         label: Option<String>,
+        /// Whether what is deleted lies in the trash for a day: `on` or `off`.
+        #[arg(long, value_name = "on|off", value_parser = on_or_off)]
+        trash: Option<bool>,
     },
     /// Show or limit what a directory may hold, with all that is below it.
     Quota {
@@ -576,6 +579,14 @@ fn store_id(text: &str) -> Result<u32, String> {
 }
 
 /// The number of a chunk: `ch_00042`, or `42`.
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("`on` or `off`".into()),
+    }
+}
+
 fn chunk_handle(text: &str) -> Result<u64, String> {
     let number = text.strip_prefix("ch_").unwrap_or(text);
     number.parse().map_err(|_| "a chunk is named as `admin chunks` shows it: ch_00042".into())

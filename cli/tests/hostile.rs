@@ -500,6 +500,7 @@ impl Hostile {
                     chunk_bytes: self.maybe(),
                     memory: self.maybe().map(|n| n % 2 == 1),
                     label: self.flag().then_some(near),
+                    trash: self.flag().then_some(self.flag()),
                 },
             },
             14 => Mutation::EmptyTrash { before_ns: self.number() },

@@ -129,6 +129,8 @@ pub const DISK_HUNG_MS: u64 = 1000;
 pub const CLIENT_DEADLINE_MS: u64 = 30_000;
 /// How long deleted files stay in the trash, by default.
 pub const TRASH_MS: u64 = 24 * 3600 * 1000;
+/// A file that has lost its last name stays for so long after somebody who has it open has asked for it.
+pub const NAMELESS_MS: u64 = 600 * 1000;
 /// Most orders in one answer to a heartbeat.
 pub const ORDERS_MAX: usize = 1024;
 /// Most snapshots of a cluster.

@@ -39,7 +39,7 @@ use tokio::runtime::Handle;
 pub const SOURCE: &str = "cairn";
 
 /// Files that are open are held this often, in case they have no name any more.
-const HOLD_EVERY: Duration = Duration::from_secs(60);
+const HOLD_EVERY: Duration = Duration::from_millis(common::limits::NAMELESS_MS / 10);
 /// Requests that the kernel may have under way without a program waiting for each.
 const BACKGROUND_MAX: u16 = 64;
 /// What a write or a read of the kernel has at most, in bytes; also how far it reads ahead.
@@ -149,7 +149,7 @@ async fn hold(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(HOLD_EVERY).await;
         if let Err(error) = shared.client.hold(&shared.handles.files()).await {
-            tracing::warn!(%error, "cannot hold open files that have no name; they go after an hour");
+            tracing::warn!(%error, "cannot hold open files that have no name; they go after ten minutes");
         }
     }
 }

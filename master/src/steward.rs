@@ -4,8 +4,8 @@
 use crate::leader::Leader;
 use crate::repair::Repairs;
 use crate::rpc::Usage;
-use common::limits::{SESSION_MS, TRASH_MS};
-use master_core::Command;
+use common::limits::{NAMELESS_MS, SESSION_MS, TRASH_MS};
+use master_core::{Before, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ const USAGE_EVERY: Duration = Duration::from_secs(2);
 const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 /// Most inodes that one entry deletes.
 const EXPIRE_BUDGET: u32 = 512;
-/// An unnamed file that nobody writes to is deleted after this.
-const UNNAMED_MS: u64 = 3600 * 1000;
+/// A file that has no name yet, and that nobody writes to, is deleted after this.
+const UPLOAD_MS: u64 = 3600 * 1000;
 /// A client that is not heard of for so long has ended.
 const CLIENT_MS: u64 = 3600 * 1000;
 
@@ -38,6 +38,7 @@ pub async fn run(leader: Arc<Leader>, usage: impl Fn() -> Vec<(common::StoreId, 
         if used.elapsed() > USAGE_EVERY {
             used = Instant::now();
             put_usage(&leader, usage()).await;
+            make_room(&leader).await;
         }
         if expired.elapsed() > EXPIRE_EVERY {
             expired = Instant::now();
@@ -76,26 +77,37 @@ async fn put_usage(leader: &Leader, reported: Vec<(common::StoreId, u64, u64)>) 
 }
 
 async fn expire(leader: &Leader) {
-    let before = |ms: u64, now: u64| now.saturating_sub(ms * 1_000_000);
     loop {
-        let command = {
+        let before = {
             let state = leader.state.read().expect("never poisoned");
-            let now = state.clock_ns();
-            let (trash, unnamed, clients) =
-                (before(TRASH_MS, now), before(UNNAMED_MS, now), before(CLIENT_MS, now));
-            if !state.has_expired(trash, unnamed, clients) {
+            let ago = |ms: u64| state.clock_ns().saturating_sub(ms * 1_000_000);
+            let before = Before {
+                trash_ns: ago(TRASH_MS),
+                uploads_ns: ago(UPLOAD_MS),
+                open_ns: ago(NAMELESS_MS),
+                clients_ns: ago(CLIENT_MS),
+            };
+            if !state.has_expired(&before) {
                 return;
             }
-            Command::Expire {
-                trash_before_ns: trash,
-                unnamed_before_ns: unnamed,
-                clients_before_ns: clients,
-                budget: EXPIRE_BUDGET,
-            }
+            before
         };
-        if leader.propose(command, None).await.is_err() {
+        if leader.propose(Command::Expire { before, budget: EXPIRE_BUDGET }, None).await.is_err() {
             return;
         }
+    }
+}
+
+/// When disks are nearly full, the oldest of the trash goes before its time.
+async fn make_room(leader: &Leader) {
+    let wanted = {
+        let state = leader.state.read().expect("never poisoned");
+        state.trash_in_the_way(EXPIRE_BUDGET as usize)
+    };
+    if let Some(trash_ns) = wanted {
+        tracing::warn!("disks are nearly full: the oldest of the trash goes now");
+        let before = Before { trash_ns, ..Default::default() };
+        let _ = leader.propose(Command::Expire { before, budget: EXPIRE_BUDGET }, None).await;
     }
 }
 

@@ -587,6 +587,8 @@ pub struct Policy {
     pub memory: Option<bool>,
     /// Only servers whose rack has this prefix.
     pub label: Option<String>,
+    /// Whether what is deleted here lies in the trash for a while.
+    pub trash: Option<bool>,
 }
 
 impl Policy {

@@ -1,5 +1,6 @@
 //! All that may enter the log. Variants are only ever appended.
 
+use crate::Before;
 use bincode::{Decode, Encode};
 use common::wire::chunk_master::{Order, Register, StoreReply};
 use common::wire::client_master::{MasterReply, Mutation};
@@ -109,12 +110,8 @@ pub enum Command {
     },
     /// Drops what is old; bounded work.
     Expire {
-        /// Trash that went in before this log time.
-        trash_before_ns: u64,
-        /// Unnamed files not written to since.
-        unnamed_before_ns: u64,
-        /// Clients not heard of since.
-        clients_before_ns: u64,
+        /// What is older than this.
+        before: Before,
         /// Most inodes to delete.
         budget: u32,
     },

@@ -5,7 +5,7 @@ use crate::name::Name;
 use crate::packed::Packed;
 use crate::quota::Totals;
 use crate::snapshots::{Forking, Snapshot, SnapshotHead};
-use crate::trash::Trashed;
+use crate::trash::{Trashed, Why};
 use crate::tree::Tree;
 use crate::{Body, Chunk, Inode, Metadata, Repair, Store, sessions};
 use bincode::{Decode, Encode};
@@ -53,7 +53,7 @@ enum Part {
     Servers(Vec<(u128, ServerId)>),
     Clients(Vec<(ClientId, sessions::Client)>),
     Trash(Vec<((u64, FileId), Trashed)>),
-    Unnamed(Vec<(FileId, (u64, bool))>),
+    Unnamed(Vec<(FileId, (u64, Why))>),
     Orders(Vec<((StoreId, ChunkHandle), (Epoch, SessionId))>),
     Deletions(Vec<((StoreId, ChunkHandle), Epoch)>),
     Repairs(Vec<(ChunkHandle, Repair)>),
@@ -191,8 +191,8 @@ impl Metadata {
                 Part::Clients(list) => state.clients.extend(list),
                 Part::Trash(list) => state.trash.extend(list),
                 Part::Unnamed(list) => {
-                    for (file, (seen, trashed)) in list {
-                        state.unnamed.put(file, seen, trashed);
+                    for (file, (seen, why)) in list {
+                        state.unnamed.put(file, seen, why);
                     }
                 }
                 Part::Extra(id, extra) => drop(state.tree.extras.insert(id, extra)),

@@ -30,6 +30,7 @@ pub use inode::{Body, Inode};
 pub use nodes::{Store, StoreState};
 pub use repair::Repair;
 pub use suspicion::{Complaint, Standing, Suspicion, Verdict};
+pub use trash::{Before, CROWDED_PER_MILLE};
 
 use common::limits::PAGE_BYTES_MAX;
 use common::wire::chunk_master::{Order, StoreReply};
@@ -245,8 +246,8 @@ impl Metadata {
                 store(self.end_fork(*handle, *epoch, *to, *length))
             }
             Command::Condemn { handle, epoch, store: id } => store(self.condemn(*handle, *epoch, *id)),
-            Command::Expire { trash_before_ns, unnamed_before_ns, clients_before_ns, budget } => {
-                self.expire(*trash_before_ns, *unnamed_before_ns, *clients_before_ns, *budget);
+            Command::Expire { before, budget } => {
+                self.expire(before, *budget);
                 Reply::Master(MasterReply::Done)
             }
         }

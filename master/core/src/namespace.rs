@@ -4,6 +4,7 @@ use crate::inode::{Body, Inode, NOWHERE, Part};
 use crate::name::Name;
 use crate::quota::Totals;
 use crate::snapshots::Place;
+use crate::trash::Why;
 use crate::tree::{refuse, route};
 use crate::{Answer, Chunk, Entry, Metadata, ROOT};
 use common::limits::{
@@ -235,7 +236,7 @@ impl Metadata {
             self.tree.inodes.remove(&id);
             return Err(refusal);
         }
-        self.unnamed.keep(id, self.clock_ns);
+        self.unnamed.put(id, self.clock_ns, Why::Upload);
         self.opened(id)
     }
 
@@ -360,9 +361,7 @@ impl Metadata {
         self.may_grow(id, Totals::CHUNK)?;
         let handle = self.new_chunk(id, &policy, near, salt)?;
         self.push_part(id, handle, 0);
-        if self.unnamed.contains(id) {
-            self.unnamed.keep(id, self.clock_ns);
-        }
+        self.unnamed.keep(id, self.clock_ns);
         Ok(MasterReply::Chunk(self.chunk_info(id, count)?))
     }
 
@@ -484,7 +483,7 @@ impl Metadata {
         let (old, named) = self.tree.unlink(parent, name, now);
         match self.tree.file(old) {
             _ if named => {}
-            Some(_) => self.unnamed.keep(old, self.clock_ns),
+            Some(_) => self.unnamed.put(old, self.clock_ns, Why::Open),
             None => self.move_to_grave(old),
         }
     }
@@ -505,7 +504,9 @@ impl Metadata {
             _ => {}
         }
         self.refuse_with_snapshots(id, path)?;
-        if !self.tree.unlink(parent, &name, now).1 {
+        if self.tree.policy_of(parent).trash == Some(false) {
+            self.replace_entry(parent, &name, now);
+        } else if !self.tree.unlink(parent, &name, now).1 {
             self.move_to_trash(id, path, now);
         }
         Ok(MasterReply::Done)

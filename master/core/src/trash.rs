@@ -5,6 +5,7 @@ use crate::name::Name;
 use crate::quota::Totals;
 use crate::{Answer, Metadata, page};
 use bincode::{Decode, Encode};
+use common::wire::chunk_master::Register;
 use common::wire::client_master::TrashEntry;
 use common::wire::path::Route;
 use common::{ChunkHandle, Code, FileId, Refusal};
@@ -36,13 +37,39 @@ impl Trashed {
     }
 }
 
-/// Files that nobody finds, and that must not go yet: they have no name so far, or none any more while
-/// somebody may have them open. Those that nobody writes to or asks to hold go in the end.
+/// Times of the log's clock: what is older goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Before {
+    /// Trash that went in before this.
+    pub trash_ns: u64,
+    /// Files that have no name yet, and that nobody has written to since.
+    pub uploads_ns: u64,
+    /// Files that have no name any more, and that nobody has asked for since.
+    pub open_ns: u64,
+    /// Clients not heard of since.
+    pub clients_ns: u64,
+}
+
+/// A store fuller than this, in thousandths, wants the room of the trash.
+pub const CROWDED_PER_MILLE: u64 = 900;
+
+/// Why a file that nobody finds stays for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub(crate) enum Why {
+    /// It has no name yet: somebody writes it.
+    Upload,
+    /// It has no name any more, and somebody may have it open.
+    Open,
+    /// As `Open`, and it lies in the trash too.
+    Trashed,
+}
+
+/// Files that nobody finds, and that must not go yet. Those that nobody writes to or asks to hold go in the end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Unnamed {
-    /// When it was last asked for, by the log's clock, and whether it lies in the trash too.
-    files: OrdMap<FileId, (u64, bool)>,
-    by_time: OrdMap<(u64, FileId), ()>,
+    /// When it was last asked for, by the log's clock, and why it stays.
+    files: OrdMap<FileId, (u64, Why)>,
+    by_time: OrdMap<(bool, u64, FileId), ()>,
 }
 
 impl Unnamed {
@@ -52,35 +79,38 @@ impl Unnamed {
 
     /// Whether a file is held, and may be given a name: one that lies in the trash is brought back from there.
     pub fn can_be_named(&self, file: FileId) -> bool {
-        self.files.get(&file).is_some_and(|(_, trashed)| !trashed)
+        self.files.get(&file).is_some_and(|(_, why)| *why != Why::Trashed)
     }
 
-    /// A file stays for another while.
+    /// A file that is here stays for another while.
     pub fn keep(&mut self, file: FileId, now: u64) {
-        let trashed = self.files.get(&file).is_some_and(|(_, trashed)| *trashed);
-        self.put(file, now, trashed);
-    }
-
-    pub fn put(&mut self, file: FileId, now: u64, trashed: bool) {
-        if let Some((before, _)) = self.files.insert(file, (now, trashed)) {
-            self.by_time.remove(&(before, file));
+        if let Some((_, why)) = self.files.get(&file).copied() {
+            self.put(file, now, why);
         }
-        self.by_time.insert((now, file), ());
     }
 
-    /// A file is held no more; gives whether it lies in the trash, if it was held.
-    pub fn remove(&mut self, file: FileId) -> Option<bool> {
-        let (at, trashed) = self.files.remove(&file)?;
-        self.by_time.remove(&(at, file));
-        Some(trashed)
+    pub fn put(&mut self, file: FileId, now: u64, why: Why) {
+        self.remove(file);
+        self.files.insert(file, (now, why));
+        self.by_time.insert((why == Why::Upload, now, file), ());
     }
 
-    /// The one that nobody has asked for for longest, and since when.
-    pub fn oldest(&self) -> Option<(u64, FileId)> {
-        self.by_time.get_min().map(|(key, ())| *key)
+    /// A file is held no more; gives why it was, if it was.
+    pub fn remove(&mut self, file: FileId) -> Option<Why> {
+        let (at, why) = self.files.remove(&file)?;
+        self.by_time.remove(&(why == Why::Upload, at, file));
+        Some(why)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (FileId, &(u64, bool))> {
+    /// The one that nobody has asked for for longest, if that is longer than is allowed.
+    pub fn expired(&self, before: &Before) -> Option<FileId> {
+        let oldest = |upload| self.by_time.range((upload, 0, FileId(0))..).next().map(|(key, ())| *key);
+        let uploads = oldest(true).filter(|(_, at, _)| *at < before.uploads_ns);
+        let open = oldest(false).filter(|(upload, at, _)| !upload && *at < before.open_ns);
+        uploads.or(open).map(|(_, _, file)| file)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (FileId, &(u64, Why))> {
         self.files.iter().map(|(file, held)| (*file, held))
     }
 }
@@ -91,7 +121,7 @@ impl Metadata {
         for file in self.nameless(files) {
             match self.unnamed.contains(file) {
                 true => self.unnamed.keep(file, self.clock_ns),
-                false => self.unnamed.put(file, self.clock_ns, true),
+                false => self.unnamed.put(file, self.clock_ns, Why::Trashed),
             }
         }
     }
@@ -161,16 +191,16 @@ impl Metadata {
     }
 
     /// Deletes what is older than the given log times; at most `budget` inodes.
-    pub(crate) fn expire(&mut self, trash_ns: u64, unnamed_ns: u64, clients_ns: u64, budget: u32) {
-        let trash_ns = trash_ns.max(self.emptied_ns);
-        self.end_idle_clients(clients_ns, budget);
+    pub(crate) fn expire(&mut self, before: &Before, budget: u32) {
+        let trash_ns = before.trash_ns.max(self.emptied_ns);
+        self.end_idle_clients(before.clients_ns, budget);
         self.sweep_snapshots(budget);
         self.forget_given_up(budget);
         for _ in 0..budget {
-            let Some((_, file)) = self.unnamed.oldest().filter(|(seen, _)| *seen < unnamed_ns) else {
+            let Some(file) = self.unnamed.expired(before) else {
                 break;
             };
-            if self.unnamed.remove(file) == Some(false) {
+            if self.unnamed.remove(file) != Some(Why::Trashed) {
                 self.move_to_grave(file);
             }
         }
@@ -186,14 +216,32 @@ impl Metadata {
     }
 
     /// Whether `expire` would find work, given these log times.
-    pub fn has_expired(&self, trash_ns: u64, unnamed_ns: u64, clients_ns: u64) -> bool {
-        let trash_ns = trash_ns.max(self.emptied_ns);
+    pub fn has_expired(&self, before: &Before) -> bool {
+        let trash_ns = before.trash_ns.max(self.emptied_ns);
         let trash = self.trash.get_min().is_some_and(|((at, _), _)| *at == 0 || *at < trash_ns);
         trash
             || self.has_leftovers()
             || self.has_untold()
-            || self.unnamed.oldest().is_some_and(|(seen, _)| seen < unnamed_ns)
-            || self.clients.values().any(|c| c.seen_ns < clients_ns)
+            || self.unnamed.expired(before).is_some()
+            || self.clients.values().any(|c| c.seen_ns < before.clients_ns)
+    }
+
+    /// When stores are crowded: the log's time before which the trash must go to give them room. At most
+    /// `budget` entries are older than that.
+    pub fn trash_in_the_way(&self, budget: usize) -> Option<u64> {
+        let in_service = self.all_stores().filter(|(_, store)| store.session().is_some());
+        let registers = in_service.map(|(_, store)| &store.register);
+        let excess = |r: &Register| r.used.saturating_sub(r.capacity / 1000 * CROWDED_PER_MILLE);
+        let mut wanted: u128 = registers.map(excess).map(u128::from).sum();
+        let mut before = None;
+        for ((at, file), _) in self.trash.iter().take(budget) {
+            if wanted == 0 {
+                break;
+            }
+            before = Some(at + 1);
+            wanted = wanted.saturating_sub(self.tree.weight(*file).bytes);
+        }
+        before
     }
 
     /// Deletes one inode of the trash; a directory's entries go into the grave one by one first.
@@ -206,7 +254,7 @@ impl Metadata {
             // Somebody has it open: it goes when nobody has.
             let seen = self.clock_ns;
             self.trash.remove(&(at, file));
-            self.unnamed.put(file, seen, false);
+            self.unnamed.put(file, seen, Why::Open);
             return;
         }
         if let Body::Directory { entries: 1.., .. } = inode.body {

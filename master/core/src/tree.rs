@@ -32,6 +32,7 @@ fn default_policy() -> Policy {
         chunk_bytes: Some(CHUNK_BYTES_MAX),
         memory: Some(false),
         label: Some(String::new()),
+        trash: Some(true),
     }
 }
 
@@ -273,6 +274,7 @@ impl Tree {
             policy.chunk_bytes = policy.chunk_bytes.or(own.chunk_bytes);
             policy.memory = policy.memory.or(own.memory);
             policy.label = policy.label.or_else(|| own.label.clone());
+            policy.trash = policy.trash.or(own.trash);
         }
         policy
     }

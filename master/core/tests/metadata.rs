@@ -6,7 +6,7 @@ use common::wire::client_master::{MasterReply, Mutation, Only, Owner, Policy, Qu
 use common::*;
 use driver::{CAPACITY, Driver, code, create, image, register};
 use master_core::placement::{SCATTER_WIDTH, Wish, place};
-use master_core::{Command, Metadata, Reply};
+use master_core::{Before, CROWDED_PER_MILLE, Command, Metadata, Reply};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
@@ -135,9 +135,7 @@ fn the_same_log_gives_the_same_state_through_a_snapshot_too() {
         }
         if i % 50 == 0 {
             d.apply(Command::Expire {
-                trash_before_ns: u64::MAX,
-                unnamed_before_ns: 0,
-                clients_before_ns: 0,
+                before: Before { trash_ns: u64::MAX, ..Default::default() },
                 budget: 100,
             });
         }
@@ -383,12 +381,7 @@ fn deletion_is_ordered_of_every_member_until_it_confirms() {
     let MasterReply::Opened { chunk: Some(chunk), .. } = d.mutate(create("/f", true)) else { panic!() };
     d.mutate(Mutation::Unlink { path: b"/f".to_vec(), recursive: false, only: Only::Anything });
     let expire = |d: &mut Driver| {
-        d.apply(Command::Expire {
-            trash_before_ns: u64::MAX,
-            unnamed_before_ns: 0,
-            clients_before_ns: 0,
-            budget: 10,
-        })
+        d.apply(Command::Expire { before: Before { trash_ns: u64::MAX, ..Default::default() }, budget: 10 })
     };
     expire(&mut d);
     for member in chunk.config.members {
@@ -411,12 +404,7 @@ fn many_deletions_do_not_hold_up_a_session_and_removals_come_first() {
         d.mutate(Mutation::Unlink { path: format!("/{i}").into(), recursive: false, only: Only::Anything });
     }
     for _ in 0..10 {
-        d.apply(Command::Expire {
-            trash_before_ns: u64::MAX,
-            unnamed_before_ns: 0,
-            clients_before_ns: 0,
-            budget: 100,
-        });
+        d.apply(Command::Expire { before: Before { trash_ns: u64::MAX, ..Default::default() }, budget: 100 });
     }
     let gone = kept.config.members[1];
     d.apply(Command::Reconfigure {
@@ -485,9 +473,9 @@ fn an_emptied_trash_gives_nothing_back_and_what_comes_later_stays() {
     assert_eq!(undelete(&mut d, "/1"), Some(Code::NotInTrash));
     let listed: Vec<_> = d.state.list_trash((0, FileId(0)), 10).into_iter().map(|t| t.path).collect();
     assert_eq!(listed, [b"/later".to_vec()]);
-    assert!(d.state.has_expired(0, 0, 0));
-    d.apply(Command::Expire { trash_before_ns: 0, unnamed_before_ns: 0, clients_before_ns: 0, budget: 100 });
-    assert!(!d.state.has_expired(0, 0, 0));
+    assert!(d.state.has_expired(&Before::default()));
+    d.apply(Command::Expire { before: Before::default(), budget: 100 });
+    assert!(!d.state.has_expired(&Before::default()));
     assert_eq!(d.state.counts().0, before + 1 - 3, "the three are gone, the later one is not");
     assert_eq!(undelete(&mut d, "/later"), None);
     d.state.check();
@@ -558,4 +546,33 @@ fn quotas_hold_under_any_changes() {
     assert!(refused > 50 && done > 500, "{refused} refused, {done} done");
     let read = d.reread();
     assert_eq!(read.usage_of(b"/a"), d.state.usage_of(b"/a"));
+}
+
+#[test]
+fn a_crowded_store_has_the_oldest_of_the_trash_go() {
+    let mut d = Driver::new();
+    d.servers(&["r1", "r2", "r3"], |_| 0);
+    for i in 0..5 {
+        let MasterReply::Opened { attr, .. } = d.mutate(create(&format!("/{i}"), false)) else { panic!() };
+        d.mutate(Mutation::Truncate { file: attr.file, length: 100 << 20 });
+        d.mutate(Mutation::Unlink { path: format!("/{i}").into(), recursive: false, only: Only::Anything });
+    }
+    assert_eq!(d.state.trash_in_the_way(10), None, "the disks are empty");
+    // What is 150 MiB too much for one store is two files.
+    let used = CAPACITY / 1000 * CROWDED_PER_MILLE + (150 << 20);
+    let first = d.state.all_stores().next().unwrap().0;
+    d.apply(Command::Usage { stores: vec![(first, CAPACITY, used)] });
+    let names = |d: &Driver| -> Vec<_> {
+        d.state
+            .list_trash((0, FileId(0)), 10)
+            .into_iter()
+            .map(|t| String::from_utf8(t.path).unwrap())
+            .collect()
+    };
+    let trash_ns = d.state.trash_in_the_way(1).unwrap();
+    d.apply(Command::Expire { before: Before { trash_ns, ..Default::default() }, budget: 10 });
+    assert_eq!(names(&d), ["/1", "/2", "/3", "/4"], "one at most");
+    let trash_ns = d.state.trash_in_the_way(10).unwrap();
+    d.apply(Command::Expire { before: Before { trash_ns, ..Default::default() }, budget: 10 });
+    assert_eq!(names(&d), ["/3", "/4"]);
 }

@@ -3,12 +3,12 @@
 mod driver;
 
 use common::wire::client_master::{
-    Attr, ChunkInfo, FileKind, MasterReply, Mutation, Only, Owner, Quota, SNAPSHOT_DIR, SetTime,
+    Attr, ChunkInfo, FileKind, MasterReply, Mutation, Only, Owner, Policy, Quota, SNAPSHOT_DIR, SetTime,
 };
 use common::wire::path::{at, name_in};
 use common::*;
 use driver::{Driver, code, create};
-use master_core::{Command, Metadata};
+use master_core::{Before, Command};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -384,9 +384,7 @@ fn who_has_a_file_open_keeps_it_though_it_has_no_name() {
     let expire = |d: &mut Driver, before: u64| {
         let clock = d.state.clock_ns();
         d.apply(Command::Expire {
-            trash_before_ns: clock - before,
-            unnamed_before_ns: clock - before,
-            clients_before_ns: 0,
+            before: Before { trash_ns: clock - before, open_ns: clock - before, ..Default::default() },
             budget: 100,
         });
     };
@@ -415,4 +413,38 @@ fn who_has_a_file_open_keeps_it_though_it_has_no_name() {
     }
     assert_eq!(d.state.nameless(&[replaced, unlinked]), []);
     d.state.check();
+}
+
+#[test]
+fn where_there_is_no_trash_what_is_deleted_goes_when_nobody_has_it_open() {
+    let mut d = Driver::new();
+    d.mutate(Mutation::Mkdir {
+        path: b"/tmp".to_vec(),
+        parents: false,
+        mode: 0o755,
+        owner: Owner::default(),
+    });
+    d.mutate(Mutation::SetPolicy {
+        path: b"/tmp".to_vec(),
+        policy: Policy { trash: Some(false), ..Default::default() },
+    });
+    let before = d.state.counts().0;
+    let open = attr(&d.mutate(create("/tmp/d/open", false))).file;
+    d.mutate(create("/tmp/f", false));
+    d.mutate(unlink("/tmp/d/open"));
+    d.mutate(unlink("/tmp/f"));
+    d.mutate(Mutation::Unlink { path: b"/tmp/d".to_vec(), recursive: true, only: Only::Anything });
+    assert_eq!(d.state.list_trash((0, FileId(0)), 10), []);
+    let since = d.state.clock_ns();
+    d.mutate(Mutation::Hold { files: vec![open] });
+    let go = |d: &mut Driver, open_ns| {
+        d.apply(Command::Expire { before: Before { open_ns, ..Default::default() }, budget: 100 });
+    };
+    go(&mut d, since + 1);
+    assert!(d.state.stat(&at(open)).is_ok(), "somebody has it open");
+    assert_eq!(d.state.counts().0, before + 1, "the rest is gone");
+    go(&mut d, u64::MAX);
+    assert_eq!(d.state.counts().0, before);
+    d.state.check();
+    d.reread();
 }

@@ -8,7 +8,7 @@ use common::wire::chunk_master::{Order, StoreReply};
 use common::wire::client_master::{MasterReply, Mutation};
 use common::*;
 use driver::{Driver, create, register};
-use master_core::{Command, Metadata, Reply};
+use master_core::{Command, Reply};
 
 /// Four servers on three racks, one file of three replicas.
 fn with_chunk() -> (Driver, ChunkConfig) {

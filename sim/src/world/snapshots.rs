@@ -4,7 +4,7 @@
 use super::{Acked, World};
 use common::wire::client_master::{MasterReply, Mutation};
 use common::{ChunkHandle, SessionId, StoreId, Time};
-use master_core::Command;
+use master_core::{Before, Command};
 use std::collections::BTreeMap;
 
 /// A snapshot of everything.
@@ -97,13 +97,7 @@ impl World {
             let deleted = self.mutate(Mutation::DeleteSnapshot { path: b"/".to_vec(), name: taken.name });
             assert_eq!(deleted, MasterReply::Done);
         }
-        let nothing = 0;
-        self.apply(Command::Expire {
-            trash_before_ns: nothing,
-            unnamed_before_ns: nothing,
-            clients_before_ns: nothing,
-            budget: 1000,
-        });
+        self.apply(Command::Expire { before: Before::default(), budget: 1000 });
         let live = self.handles.len() as u64;
         self.run_until("chunks of deleted snapshots stay", |world| {
             let mut there = world.servers.iter().filter(|s| !s.lost);
