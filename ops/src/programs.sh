@@ -1,0 +1,246 @@
+#!/bin/bash
+# Runs real programs on a directory, whatever file system it is on, and says which of them pass.
+#
+#   programs.sh DIRECTORY [NAME...]     the names: see `all` below; all of them if none is given
+#
+# A program that is not installed is said to be missing, and counts as neither. REPO: a git repository to clone
+# (one is made if there is none). Needs root for postgres, which runs as the user `postgres`. What was made is
+# removed, unless something fails.
+set -uo pipefail
+
+all="tar rsync git fio sqlite-rollback sqlite-wal postgres cargo pjdfstest fsx"
+[ $# -ge 1 ] || { echo "usage: $0 DIRECTORY [NAME...]"; exit 2; }
+dir=$(realpath "$1") || exit 2
+shift
+names=${*:-$all}
+work=$dir/programs.$$
+logs=$(mktemp -d)
+failed=0
+
+has() { command -v "$1" > "$logs/which" || PATH=$PATH:$HOME/.cargo/bin:/tmp/tools/bin command -v "$1" > "$logs/which"; }
+
+# A tree with many small files and some large ones, on another file system.
+tree() {
+    local tree=$logs/tree
+    [ -d "$tree" ] && return
+    mkdir -p "$tree"
+    cp -r /usr/include "$tree/include"
+    mkdir -p "$tree/large" "$tree/links"
+    head -c 50000000 /dev/urandom > "$tree/large/a"
+    head -c 7777777 /dev/urandom > "$tree/large/b"
+    ln "$tree/large/b" "$tree/links/hard"
+    ln -s ../large/a "$tree/links/soft"
+    chmod 640 "$tree/large/b"
+    touch -d '2001-02-03 04:05:06.789' "$tree/large/a"
+}
+
+run_tar() {
+    tree
+    tar -C "$logs" -cf "$work/tree.tar" tree && tar -C "$work" -xf "$work/tree.tar" || return 1
+    diff -r --no-dereference "$logs/tree" "$work/tree" || return 1
+    tar -C "$work" -df "$work/tree.tar"
+}
+
+run_rsync() {
+    tree
+    rsync -aH "$logs/tree/" "$work/synced/" || return 1
+    local differs
+    differs=$(rsync -aHnc --delete --itemize-changes "$logs/tree/" "$work/synced/") || return 1
+    [ -z "$differs" ] || { echo "differs: $differs"; return 1; }
+    # In place, into files that are there.
+    head -c 1000 /dev/urandom | dd of="$logs/tree/large/a" bs=1 seek=3333333 conv=notrunc status=none
+    rsync -aH --inplace --no-whole-file "$logs/tree/" "$work/synced/" || return 1
+    cmp "$logs/tree/large/a" "$work/synced/large/a"
+}
+
+run_git() {
+    local repo=${REPO:-}
+    if [ -z "$repo" ]; then
+        tree
+        repo=$logs/repo
+        cp -r "$logs/tree/include" "$repo"
+        git -C "$repo" init -q && git -C "$repo" add -A || return 1
+        git -C "$repo" -c user.name=a -c user.email=a@b commit -qm one || return 1
+    fi
+    git clone -q --no-local "$repo" "$work/clone" || return 1
+    cd "$work/clone" || return 1
+    git fsck --full --strict --no-dangling && git gc -q --aggressive --prune=now && git fsck --full --no-dangling || return 1
+    [ -z "$(git status --porcelain)" ] || { git status | head; return 1; }
+    for i in 1 2 3 4 5; do
+        echo "$i" > a-file && git add a-file && git -c user.name=a -c user.email=a@b commit -qm "$i" || return 1
+    done
+    git repack -adq && git fsck --full --no-dangling && git checkout -q HEAD~3 && git checkout -q -
+    local rc=$?
+    cd "$logs"
+    return $rc
+}
+
+run_fio() {
+    fio --name=verify --directory="$work" --rw=randwrite --bsrange=512-128k --bs_unaligned=1 --size=64m --numjobs=2 \
+        --ioengine=psync --verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64 --norandommap=0 --output-format=terse \
+        --randseed=7 --group_reporting &&
+    fio --name=mmap --directory="$work" --rw=randwrite --bs=4k --size=32m --ioengine=mmap --verify=crc32c --do_verify=1 \
+        --verify_fatal=1 --output-format=terse
+}
+
+# Adds rows one by one, is killed, and looks for every row that it was told is there: several times.
+sqlite() {
+    local mode=$1 db=$work/$1.db told=$logs/$1.told
+    sqlite3 "$db" "pragma journal_mode=$mode; create table t(id integer primary key, x blob);" || return 1
+    : > "$told"
+    local round last=0
+    for round in 1 2 3 4 5; do
+        (
+            echo ".bail on"
+            echo ".timeout 60000"
+            echo "pragma synchronous=full;"
+            for ((i = last + 1; i < last + 20000; i++)); do
+                echo "insert into t values($i, randomblob(abs(random() % 20000))); select $i;"
+                [ $((i % 7)) -eq 0 ] && echo "update t set x = randomblob(3000) where id = abs(random() % $i);"
+            done
+        ) | sqlite3 "$db" >> "$told" 2> "$logs/$mode.err" &
+        local pid=$!
+        # Until it has come some way.
+        local goal=$((last + 30 + RANDOM % 200))
+        while kill -0 $pid 2> "$logs/null" && [ "$(tail -n 1 "$told" | grep -E '^[0-9]+$' || echo 0)" -lt $goal ]; do sleep 0.05; done
+        kill -9 $pid; wait $pid 2> "$logs/null"
+        last=$(grep -E '^[0-9]+$' "$told" | tail -n 1)
+        [ "$last" -ge $((goal - 1)) ] || { echo "it ended by itself at ${last:-0}:"; cat "$logs/$mode.err"; return 1; }
+        [ "$(sqlite3 "$db" 'pragma integrity_check;')" = ok ] || { echo "round $round: integrity_check"; return 1; }
+        local there
+        there=$(sqlite3 "$db" "select count(*) from t where id <= $last;")
+        [ "$there" = "$last" ] || { echo "round $round: told of $last rows, $there are there"; return 1; }
+        last=$(sqlite3 "$db" 'select max(id) from t;')
+    done
+    echo "$last rows, killed 5 times"
+}
+run_sqlite-rollback() { sqlite delete; }
+run_sqlite-wal() { sqlite wal; }
+
+# pgbench, the server killed in the middle, and again.
+run_postgres() {
+    local bin data=$work/pg
+    bin=$(ls -d /usr/lib/postgresql/*/bin | tail -n 1)
+    mkdir "$data" && chown postgres "$data" && chmod 700 "$data" && chown postgres "$logs" || return 1
+    chmod 755 "$work"
+    as() { setpriv --reuid=postgres --regid=postgres --clear-groups -- "$@"; }
+    local port=$((20000 + RANDOM % 10000))
+    local sql=("$bin/psql" -h "$logs" -p $port -At postgres)
+    cd "$logs" || return 1
+    as "$bin/initdb" -D "$data" -A trust --data-checksums > "$logs/initdb" || { tail "$logs/initdb"; return 1; }
+    start() {
+        as "$bin/pg_ctl" -D "$data" -w -t 120 -l "$logs/pg.log" -o "-p $port -k $logs -c listen_addresses= -c shared_buffers=32MB \
+            -c max_wal_size=64MB -c checkpoint_timeout=30s -c full_page_writes=on" start > "$logs/start" || { tail "$logs/pg.log"; return 1; }
+    }
+    start || return 1
+    as "$bin/pgbench" -h "$logs" -p $port -i -q -s 4 postgres 2> "$logs/init" || { cat "$logs/init"; return 1; }
+    local round told=0
+    for round in 1 2 3; do
+        as "$bin/pgbench" -h "$logs" -p $port -n -c 4 -j 2 -T 60 -P 1 -l --log-prefix="$logs/tx.$round" postgres > "$logs/bench.$round" 2>&1 &
+        local bench=$!
+        sleep 6
+        # All of its processes, as a failing machine does.
+        local postmaster
+        postmaster=$(head -n 1 "$data/postmaster.pid")
+        kill -9 "$postmaster" $(cat "/proc/$postmaster/task/$postmaster/children")
+        wait $bench
+        while [ -d "/proc/$postmaster" ]; do sleep 0.05; done
+        told=$((told + $(cat "$logs/tx.$round".* | wc -l)))
+        start || return 1
+        local sums
+        sums=$(as "${sql[@]}" -c "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)
+            and (select sum(tbalance) from pgbench_tellers) = (select sum(delta) from pgbench_history), (select count(*) from pgbench_history) >= $told")
+        [ "$sums" = "t|t" ] || { echo "round $round: balances agree | nothing is lost of $told: $sums"; return 1; }
+    done
+    as "$bin/pg_amcheck" -h "$logs" -p $port --install-missing --heapallindexed postgres || return 1
+    as "$bin/pg_ctl" -D "$data" -w -m fast stop > "$logs/stop" || return 1
+    as "$bin/pg_checksums" -D "$data" --check || return 1
+    echo "$told transactions told, killed 3 times"
+}
+
+# Builds a package with the target directory on the file system, and again: nothing is left to do.
+run_cargo() {
+    local source=${REPO:-}
+    if [ -z "$source" ] || [ -z "${CARGO_WHOLE:-}" ]; then
+        source=$work/hello
+        cargo new -q --vcs none "$source" || return 1
+        mkdir "$source/tests" && echo '#[test] fn works() { assert!(std::path::Path::new("Cargo.toml").exists()) }' > "$source/tests/a.rs"
+    fi
+    cd "$source" || return 1
+    CARGO_TARGET_DIR=$work/target cargo build -q || return 1
+    CARGO_TARGET_DIR=$work/target cargo build 2>&1 | grep -v Finished && { echo "built again"; return 1; }
+    [ -n "${CARGO_WHOLE:-}" ] || CARGO_TARGET_DIR=$work/target cargo test -q > "$logs/test" || { cat "$logs/test"; return 1; }
+    cd "$logs"
+}
+
+run_pjdfstest() {
+    id tests > "$logs/null" 2>&1 || echo 'tests:x:::A user of tests:/:/usr/sbin/nologin' | newusers || return 1
+    cat > "$logs/pjdfstest.toml" << 'END'
+[features]
+posix_fallocate = {}
+utimensat = {}
+utime_now = {}
+stat_st_birthtime = {}
+rename_ctime = {}
+[settings]
+naptime = 0.01
+[dummy_auth]
+entries = [["nobody", "nogroup"], ["tests", "tests"]]
+END
+    chmod 755 "$work" "$logs"
+    $(cat "$logs/which") -c "$logs/pjdfstest.toml" -p "$work" -s "$logs" > "$logs/pjdfstest.log" 2>&1
+    local rc=$?
+    grep -E 'FAILED|failed$' "$logs/pjdfstest.log"
+    tail -n 1 "$logs/pjdfstest.log"
+    return $rc
+}
+
+run_fsx() {
+    cat > "$logs/fsx.toml" << 'END'
+flen = 4194304
+[opsize]
+max = 262144
+min = 1
+[weights]
+close_open = 5
+invalidate = 2
+mapread = 10
+mapwrite = 10
+read = 10
+write = 20
+truncate = 5
+fsync = 3
+fdatasync = 3
+posix_fallocate = 2
+punch_hole = 3
+sendfile = 3
+posix_fadvise = 2
+copy_file_range = 3
+END
+    local seed
+    for seed in ${FSX_SEEDS:-1 2 3 $RANDOM}; do
+        $(cat "$logs/which") -f "$logs/fsx.toml" -N "${FSX_STEPS:-1000}" -S "$seed" -P "$logs" "$work/fsx.$seed" > "$logs/fsx.log" 2>&1 ||
+            { echo "seed $seed"; tail -n 30 "$logs/fsx.log"; return 1; }
+    done
+}
+
+for name in $names; do
+    program=${name%%-*}
+    case $program in sqlite) program=sqlite3 ;; postgres) program=pg_ctlcluster ;; esac
+    if ! has "$program"; then
+        printf '%-16s missing\n' "$name"
+        continue
+    fi
+    mkdir -p "$work"
+    began=$(date +%s.%N)
+    if (run_"$name") > "$logs/$name" 2>&1; then
+        printf '%-16s ok      %6.1f s  %s\n' "$name" "$(echo "$(date +%s.%N) - $began" | bc)" "$(grep -v ';fio' "$logs/$name" | tail -n 1)"
+        rm -rf "$work" || failed=1
+    else
+        printf '%-16s FAILED  %6.1f s  (%s, %s)\n' "$name" "$(echo "$(date +%s.%N) - $began" | bc)" "$work" "$logs/$name"
+        tail -n 30 "$logs/$name"
+        failed=1
+    fi
+done
+[ $failed = 1 ] || rm -rf "$logs"
+exit $failed
