@@ -1,18 +1,23 @@
 //! What a master does as leader: proposes entries with stamps, answers reads after a ReadIndex
 //! round, counts the sessions of stores.
 
+use crate::raft::network::Acknowledged;
 use crate::raft::state_machine::Shared;
-use crate::raft::{Logged, Raft};
-use common::limits::SESSION_MS;
+use crate::raft::{Logged, Raft, TypeConfig};
+use common::limits::{ELECTION_MS_MAX, SESSION_MS};
 use common::wire::client_master::RepairItem;
 use common::{Code, SessionId, StoreId, Time};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use master_core::{Command, Complaint, Entry, Reply, Standing, Suspicion};
-use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
-use openraft::{BasicNode, ReadPolicy};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::{BasicNode, ReadPolicy, ServerState};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// Why this master does not answer.
 #[derive(Clone, Debug)]
@@ -23,6 +28,15 @@ pub struct NotHere {
     pub leader: Option<String>,
 }
 
+/// An acknowledgement by a quorum that is not older stands for a round: half of the followers' lease, whatever
+/// their clocks do.
+const READ_LEASE_MS: u64 = ELECTION_MS_MAX / 2;
+/// Most commands that go into the log together.
+const GROUP_MAX: usize = 512;
+/// Groups under way at a time.
+const GROUPS_MAX: usize = 2;
+/// Commands that wait for their group; more wait with who brings them.
+const PROPOSALS_MAX: usize = 4096;
 /// A proposal or a round that takes longer has no quorum.
 const QUORUM_LIMIT: Duration = Duration::from_secs(3);
 
@@ -53,11 +67,26 @@ pub struct Leader {
     born: Instant,
     waiting: Mutex<Vec<oneshot::Sender<Result<(), NotHere>>>>,
     wake: Notify,
+    proposals: mpsc::Sender<Proposal>,
+    acknowledged: Arc<Acknowledged>,
+    /// For how long an acknowledgement by a quorum stands for a ReadIndex round.
+    lease: Duration,
+    /// In this term leadership was offered to another master: there is no lease in it.
+    offered: AtomicU64,
+}
+
+/// A command that waits to be put into the log.
+struct Proposal {
+    command: Command,
+    /// Only in this term.
+    term: Option<u64>,
+    answer: oneshot::Sender<Result<Reply, NotHere>>,
 }
 
 impl Leader {
-    /// Starts the task that runs ReadIndex rounds.
-    pub fn start(raft: Raft, state: Shared) -> Arc<Leader> {
+    /// Starts the tasks that run ReadIndex rounds and put commands into the log.
+    pub fn start(raft: Raft, state: Shared, acknowledged: Arc<Acknowledged>, time_scale: u64) -> Arc<Leader> {
+        let (proposals, queue) = mpsc::channel(PROPOSALS_MAX);
         let leader = Arc::new(Leader {
             raft,
             state,
@@ -66,9 +95,36 @@ impl Leader {
             born: Instant::now(),
             waiting: Mutex::default(),
             wake: Notify::new(),
+            proposals,
+            acknowledged,
+            lease: Duration::from_millis(READ_LEASE_MS * time_scale),
+            offered: AtomicU64::new(0),
         });
         tokio::spawn(leader.clone().rounds());
+        tokio::spawn(leader.clone().groups(queue));
         leader
+    }
+
+    /// Whether no other master can lead now, and all that was acknowledged is in the state: a quorum has just followed
+    /// this one, and grants no vote within `ELECTION_MS_MAX` of that. (docs/decisions/0019)
+    fn holds_lease(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let term = metrics.current_term;
+        let groups = metrics.membership_config.membership().get_joint_config();
+        metrics.state == ServerState::Leader
+            && metrics.last_applied.is_some_and(|id| id.leader_id.term == term)
+            && self.offered.load(Ordering::Acquire) != term
+            && self.acknowledged.by_quorum(metrics.id, term, self.lease, groups)
+    }
+
+    /// Offers leadership to another master, which need not wait until the lease is over: from here on every read
+    /// of this term takes a round.
+    pub async fn offer(&self, to: u64) -> Result<(), Fatal<TypeConfig>> {
+        if let Some(term) = self.term() {
+            self.offered.store(term, Ordering::Release);
+        }
+        self.raft.trigger().transfer_leader(to).await
     }
 
     /// One ReadIndex round after another, each for all that came before it began.
@@ -92,8 +148,11 @@ impl Leader {
         }
     }
 
-    /// Waits for a round that begins after this call: then the state is linearizable.
+    /// Waits until the state is linearizable: at once under a lease, else for a round that begins after this call.
     pub async fn round(&self) -> Result<(), NotHere> {
+        if self.holds_lease() {
+            return Ok(());
+        }
         let (tell, told) = oneshot::channel();
         self.waiting.lock().expect("never poisoned").push(tell);
         self.wake.notify_one();
@@ -103,24 +162,72 @@ impl Leader {
     /// Puts a command into the log and gives the answer of its application. With a term, only
     /// while this master leads in just that term: the decision was made by its count.
     pub async fn propose(&self, command: Command, term: Option<u64>) -> Result<Reply, NotHere> {
-        if term.is_some_and(|t| self.term() != Some(t)) {
-            return Err(NotHere { code: Code::NotLeader, leader: None });
+        let (answer, answered) = oneshot::channel();
+        let proposed = async {
+            let proposal = Proposal { command, term, answer };
+            self.proposals.send(proposal).await.ok()?;
+            answered.await.ok()
+        };
+        let done = tokio::time::timeout(QUORUM_LIMIT, proposed).await;
+        done.ok().flatten().unwrap_or(Err(NotHere { code: Code::Unavailable, leader: None }))
+    }
+
+    /// Puts what is proposed into the log, in groups: what comes while `GROUPS_MAX` are under way goes together.
+    /// One entry costs each master a few messages, a write and several wake-ups; so does a group.
+    async fn groups(self: Arc<Self>, mut queue: mpsc::Receiver<Proposal>) {
+        let mut under_way = FuturesUnordered::new();
+        let mut group = vec![];
+        loop {
+            tokio::select! {
+                biased;
+                Some(()) = under_way.next(), if !under_way.is_empty() => {}
+                count = queue.recv_many(&mut group, GROUP_MAX), if under_way.len() < GROUPS_MAX => {
+                    if count == 0 {
+                        return;
+                    }
+                    // Requests that have arrived already get here before it goes.
+                    tokio::task::yield_now().await;
+                    while group.len() < GROUP_MAX && let Ok(more) = queue.try_recv() {
+                        group.push(more);
+                    }
+                    under_way.push(self.clone().commit(std::mem::take(&mut group)));
+                }
+            }
         }
-        let entry = Entry { stamp_ns: self.stamp_ns(), wall_ns: wall_ns(), salt: rand::random(), command };
-        let write = self.raft.client_write(Logged(Arc::new(entry)));
-        match tokio::time::timeout(QUORUM_LIMIT, write).await {
-            Ok(Ok(done)) => Ok(done.data.0.expect("a command has an answer")),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(f)))) => Err(not_leader(f)),
-            Ok(Err(_)) | Err(_) => Err(NotHere { code: Code::Unavailable, leader: None }),
+    }
+
+    async fn commit(self: Arc<Self>, group: Vec<Proposal>) {
+        let term = self.term();
+        let (mut entries, mut answers) = (vec![], vec![]);
+        for proposal in group {
+            if proposal.term.is_some() && proposal.term != term {
+                // Who gave up does not want to know.
+                let _ = proposal.answer.send(Err(NotHere { code: Code::NotLeader, leader: None }));
+                continue;
+            }
+            let (stamp_ns, wall_ns, salt) = (self.stamp_ns(), wall_ns(), rand::random());
+            entries.push(Logged(Arc::new(Entry { stamp_ns, wall_ns, salt, command: proposal.command })));
+            answers.push(proposal.answer);
+        }
+        let Ok(mut written) = self.raft.client_write_many(entries).await else {
+            // Raft has stopped. Who waits hears of it by its answer being dropped.
+            return;
+        };
+        for answer in answers {
+            let done = match written.next().await {
+                Some(Ok(Ok(done))) => Ok(done.response.0.expect("a command has an answer")),
+                Some(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(not_leader(forward)),
+                _ => Err(NotHere { code: Code::Unavailable, leader: None }),
+            };
+            let _ = answer.send(done);
         }
     }
 
     /// The term in which this master leads, if it does.
     pub fn term(&self) -> Option<u64> {
-        use openraft::async_runtime::watch::WatchReceiver;
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        (metrics.state == openraft::ServerState::Leader).then_some(metrics.vote.leader_id.term)
+        (metrics.state == ServerState::Leader).then_some(metrics.vote.leader_id.term)
     }
 
     /// The log's time: it goes on from the last stamp by this machine's monotonic clock.
@@ -255,7 +362,7 @@ impl Leader {
     }
 }
 
-fn not_leader(forward: ForwardToLeader<crate::raft::TypeConfig>) -> NotHere {
+fn not_leader(forward: ForwardToLeader<TypeConfig>) -> NotHere {
     NotHere { code: Code::NotLeader, leader: forward.leader_node.map(|n: BasicNode| n.addr) }
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use config::Config;
 use openraft::BasicNode;
 use raft::log::LogStore;
-use raft::network::Network;
+use raft::network::{Acknowledged, Network};
 use raft::state_machine::StateMachine;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -40,10 +40,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let state_machine = StateMachine::open(&config.dir.join("snapshot")).context("open the snapshot")?;
     let state = state_machine.shared();
     let cluster = config.cluster_id();
-    let network = Network { id: config.id, cluster };
+    let acknowledged = Arc::new(Acknowledged::default());
+    let network = Network { id: config.id, cluster, acknowledged: acknowledged.clone() };
     let raft =
         openraft::Raft::new(config.id, raft::config(config.time_scale), network, log, state_machine).await?;
-    let leader = leader::Leader::start(raft.clone(), state);
+    let leader = leader::Leader::start(raft.clone(), state, acknowledged, config.time_scale);
     let rpc = Arc::new(rpc::Rpc {
         leader: leader.clone(),
         id: config.id,
@@ -53,7 +54,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         usage: rpc::Usage::default(),
     });
     tokio::spawn(common_net::serve(listener, cluster, Arc::new(rpc::Door(rpc.clone()))));
-    tokio::spawn(steward::run(leader, steward::from(rpc)));
+    tokio::spawn(steward::run(leader.clone(), steward::from(rpc)));
     // The lowest id founds a new cluster; the others wait to be told.
     let founds = config.initial.iter().map(|m| m.id).min() == Some(config.id);
     if is_new && founds {
@@ -63,7 +64,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!(id = config.id, listen = %config.listen, "master started");
     stopped(&raft).await?;
-    leave(&raft, config.id).await;
+    leave(&leader, config.id).await;
     raft.shutdown().await.context("stop Raft")?;
     drop(lock);
     Ok(())
@@ -103,19 +104,19 @@ async fn stopped(raft: &raft::Raft) -> anyhow::Result<()> {
 }
 
 /// A leader that stops hands over first, so that nobody waits for an election.
-async fn leave(raft: &raft::Raft, id: u64) {
+async fn leave(leader: &leader::Leader, id: u64) {
     use openraft::async_runtime::watch::WatchReceiver;
     const LIMIT: Duration = Duration::from_millis(1000);
-    let metrics = raft.metrics().borrow_watched().clone();
+    let metrics = leader.raft.metrics().borrow_watched().clone();
     if metrics.current_leader != Some(id) {
         return;
     }
     let mut others = metrics.membership_config.membership().voter_ids().filter(|v| *v != id);
     if let Some(next) = others.next()
-        && raft.trigger().transfer_leader(next).await.is_ok()
+        && leader.offer(next).await.is_ok()
     {
         let gone = async {
-            while raft.is_leader() {
+            while leader.raft.is_leader() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

@@ -47,7 +47,6 @@ struct Mirror {
 }
 
 enum Done {
-    Nobody,
     Flushed(IOFlushed<TypeConfig>),
     Told(tokio::sync::oneshot::Sender<io::Result<()>>),
 }
@@ -55,8 +54,8 @@ enum Done {
 struct Request {
     /// Records: tag, bytes.
     records: Vec<(u8, Vec<u8>)>,
-    /// The highest index among them: a segment is recycled once all its entries are purged.
-    last_index: u64,
+    /// Where the log ends after them, if they change that.
+    end: Option<u64>,
     /// Entries up to here may be forgotten.
     purge: u64,
     done: Done,
@@ -82,6 +81,10 @@ struct Writer {
     offset: u64,
     group: u64,
     purged: u64,
+    /// The last index of the log.
+    end: u64,
+    /// What the log says is committed.
+    committed: Option<LogId>,
     spare: Vec<PathBuf>,
     failed: Option<String>,
     /// Twice the memory that is needed, so that an aligned part of it can be used.
@@ -126,6 +129,8 @@ impl LogStore {
             segments.push_back(Segment { sequence, file: open_segment(&path)?, last_index });
         }
         let purged = mirror.purged.map_or(0, |id| id.index);
+        let committed = mirror.committed;
+        let end = mirror.entries.keys().next_back().copied().unwrap_or(0).max(purged);
         let mirror = Arc::new(Mutex::new(mirror));
         let (queue, requests) = mpsc::sync_channel(QUEUE);
         let writer = Writer {
@@ -135,6 +140,8 @@ impl LogStore {
             offset,
             group,
             purged,
+            end,
+            committed,
             spare: vec![],
             failed: None,
             buffer: vec![],
@@ -147,9 +154,9 @@ impl LogStore {
         self.queue.send(request).map_err(|_| io::Error::other("the log's writer has ended"))
     }
 
-    async fn durably(&self, tag: u8, bytes: Vec<u8>, purge: u64) -> io::Result<()> {
+    async fn durably(&self, tag: u8, bytes: Vec<u8>, end: Option<u64>, purge: u64) -> io::Result<()> {
         let (tell, told) = tokio::sync::oneshot::channel();
-        self.send(Request { records: vec![(tag, bytes)], last_index: 0, purge, done: Done::Told(tell) })?;
+        self.send(Request { records: vec![(tag, bytes)], end, purge, done: Done::Told(tell) })?;
         told.await.map_err(io::Error::other)?
     }
 
@@ -244,8 +251,6 @@ fn open_segment(path: &Path) -> io::Result<File> {
 
 impl Writer {
     fn run(mut self, requests: mpsc::Receiver<Request>) {
-        // Advice that need not be durable waits here for a group that must be.
-        let mut idle: Option<Request> = None;
         while let Ok(first) = requests.recv() {
             let mut batch = vec![first];
             let mut bytes = size(&batch[0]);
@@ -254,12 +259,6 @@ impl Writer {
                 bytes += size(&more);
                 batch.push(more);
             }
-            let newest = batch.extract_if(.., |r| matches!(r.done, Done::Nobody)).last();
-            idle = newest.or(idle);
-            if batch.is_empty() {
-                continue;
-            }
-            batch.extend(idle.take());
             let result = match &self.failed {
                 Some(why) => Err(why.clone()),
                 None => self.write(&batch).map_err(|e| format!("write the Raft log: {e}")),
@@ -272,7 +271,6 @@ impl Writer {
             for request in batch {
                 let result = result.clone().map_err(io::Error::other);
                 match request.done {
-                    Done::Nobody => {}
                     Done::Flushed(callback) => callback.io_completed(result),
                     // Who asked may have given up.
                     Done::Told(tell) => drop(tell.send(result)),
@@ -285,11 +283,18 @@ impl Writer {
         let mut body = vec![];
         let mut last_index = 0;
         for request in batch {
-            last_index = request.last_index.max(last_index);
+            last_index = request.end.unwrap_or(0).max(last_index);
             self.purged = request.purge.max(self.purged);
+            self.end = request.end.unwrap_or(self.end).max(self.purged);
             for (tag, record) in &request.records {
                 push_record(&mut body, *tag, record);
             }
+        }
+        // What is committed may be in the queue still: it is told when it is here.
+        let committed = self.mirror.lock().expect("never poisoned").committed;
+        if self.committed != committed && committed.is_some_and(|id| id.index <= self.end) {
+            self.committed = committed;
+            push_record(&mut body, COMMITTED, &to_bytes(&committed));
         }
         self.group_write(&body)?;
         let segment = self.segments.back_mut().expect("just written to");
@@ -349,7 +354,7 @@ impl Writer {
             if let Some(vote) = &mirror.vote {
                 push_record(&mut body, VOTE, &to_bytes(vote));
             }
-            push_record(&mut body, COMMITTED, &to_bytes(&mirror.committed));
+            push_record(&mut body, COMMITTED, &to_bytes(&self.committed));
         }
         self.group_write(&body)
     }
@@ -440,18 +445,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.mirror.lock().expect("never poisoned").vote = Some(*vote);
-        self.durably(VOTE, to_bytes(vote), 0).await
+        self.durably(VOTE, to_bytes(vote), None, 0).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        // Advice only: it need not be durable, so it rides with the next group.
         self.mirror.lock().expect("never poisoned").committed = committed;
-        // Advice only: it need not be durable, so it rides with whatever comes.
-        let records = vec![(COMMITTED, to_bytes(&committed))];
-        let request = Request { records, last_index: 0, purge: 0, done: Done::Nobody };
-        match self.queue.try_send(request) {
-            Ok(()) | Err(mpsc::TrySendError::Full(_)) => Ok(()),
-            Err(mpsc::TrySendError::Disconnected(_)) => Err(io::Error::other("the log's writer has ended")),
-        }
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
@@ -464,23 +464,24 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut records = vec![];
-        let mut last_index = 0;
+        let mut end = None;
         {
             let mut mirror = self.mirror.lock().expect("never poisoned");
             for entry in entries {
                 let bytes = to_bytes(&entry);
-                last_index = entry.log_id.index;
-                mirror.entries.insert(last_index, (entry, bytes.len()));
+                let index = entry.log_id.index;
+                end = Some(index);
+                mirror.entries.insert(index, (entry, bytes.len()));
                 records.push((ENTRY, bytes));
             }
         }
-        self.send(Request { records, last_index, purge: 0, done: Done::Flushed(callback) })
+        self.send(Request { records, end, purge: 0, done: Done::Flushed(callback) })
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let first = last.map_or(0, |id| id.index + 1);
         self.mirror.lock().expect("never poisoned").entries.split_off(&first);
-        self.durably(TRUNCATE, to_bytes(&first), 0).await
+        self.durably(TRUNCATE, to_bytes(&first), Some(first.saturating_sub(1)), 0).await
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
@@ -489,6 +490,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             mirror.entries = mirror.entries.split_off(&(upto.index + 1));
             mirror.purged = Some(upto);
         }
-        self.durably(PURGE, to_bytes(&upto), upto.index).await
+        self.durably(PURGE, to_bytes(&upto), None, upto.index).await
     }
 }

@@ -19,9 +19,11 @@ use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
 use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::Arc;
-use std::time::Duration;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// A call of Raft; its data is the payload.
@@ -59,8 +61,38 @@ impl Message for Answer {
 const PIPELINE: usize = 64;
 /// No answer to an append for so long breaks the pipeline.
 const APPEND_LIMIT: Duration = Duration::from_millis(1500);
+/// The end of what is committed waits for so long for entries with which it can go to a follower: alone it costs each
+/// master as much as an entry does.
+const COMMIT_HOLD: Duration = Duration::from_millis(5);
 /// A part of a snapshot is taken within this.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(30);
+
+/// When this master sent what others have last acknowledged as their leader's: they grant no vote for a while after
+/// that. openraft's own count takes an answer as one to all that was sent before it came, which is too late by the
+/// time of a round.
+#[derive(Default)]
+pub struct Acknowledged {
+    /// For each master: in which term, and when.
+    sent: Mutex<BTreeMap<u64, (u64, Instant)>>,
+}
+
+impl Acknowledged {
+    fn note(&self, by: u64, term: u64, sent: Instant) {
+        let mut all = self.sent.lock().expect("never poisoned");
+        let last = all.entry(by).or_insert((term, sent));
+        *last = (*last).max((term, sent));
+    }
+
+    /// Whether a majority of each of these groups, `own` among them, has acknowledged something of this term that
+    /// is not older than `age`.
+    pub fn by_quorum(&self, own: u64, term: u64, age: Duration, groups: &[BTreeSet<u64>]) -> bool {
+        let all = self.sent.lock().expect("never poisoned");
+        let fresh = |id: &u64| {
+            *id == own || all.get(id).is_some_and(|(of, sent)| *of == term && sent.elapsed() < age)
+        };
+        groups.iter().all(|group| group.iter().filter(|id| fresh(id)).count() > group.len() / 2)
+    }
+}
 
 /// Makes connections to other masters.
 pub struct Network {
@@ -68,21 +100,32 @@ pub struct Network {
     pub id: u64,
     /// The cluster.
     pub cluster: ClusterId,
+    /// What was acknowledged.
+    pub acknowledged: Arc<Acknowledged>,
 }
 
 /// A connection to another master, made when it is needed.
 pub struct Client {
     id: u64,
+    target: u64,
     cluster: ClusterId,
     addr: String,
     conn: Option<Conn>,
+    acknowledged: Arc<Acknowledged>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Client;
 
-    async fn new_client(&mut self, _target: u64, node: &BasicNode) -> Client {
-        Client { id: self.id, cluster: self.cluster, addr: node.addr.clone(), conn: None }
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Client {
+        Client {
+            id: self.id,
+            target,
+            cluster: self.cluster,
+            addr: node.addr.clone(),
+            conn: None,
+            acknowledged: self.acknowledged.clone(),
+        }
     }
 }
 
@@ -153,7 +196,12 @@ impl RaftNetworkV2<TypeConfig> for Client {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
-        self.call(Call::Append, &rpc, option.soft_ttl().max(APPEND_LIMIT)).await
+        let sent = Instant::now();
+        let response = self.call(Call::Append, &rpc, option.soft_ttl().max(APPEND_LIMIT)).await?;
+        if accepts(&response) {
+            self.acknowledged.note(self.target, rpc.vote.leader_id.term, sent);
+        }
+        Ok(response)
     }
 
     fn stream_append<'s, S>(
@@ -167,24 +215,32 @@ impl RaftNetworkV2<TypeConfig> for Client {
         async move {
             let limit = option.soft_ttl().max(Duration::from_millis(300));
             let conn = self.conn(limit).await.map_err(|e| unreachable(&e))?;
-            let sent = input.then(move |request| {
+            let sent = with_entries(input).then(move |request| {
                 // Sent here, one after another: the order on the connection is the log's.
                 let conn = conn.clone();
                 async move {
+                    let (term, now) = (request.vote.leader_id.term, Instant::now());
                     let first = request.prev_log_id;
                     let last = request.entries.last().map(|e| e.log_id).or(first);
                     let payload = vec![to_bytes(&request).into()];
                     let answer = conn.send(&Call::Append, 0, payload).await;
-                    (conn, first, last, answer)
+                    (conn, (first, last), (term, now), answer)
                 }
             });
-            let answers = sent.map(|(conn, first, last, answer)| async move {
-                let answer = answer.map_err(|e| unreachable(&e))?;
-                let (_, frame) =
-                    conn.answer::<Answer>(answer, APPEND_LIMIT).await.map_err(|e| unreachable(&e))?;
-                let response: AppendEntriesResponse<TypeConfig> =
-                    from_bytes(&frame.payload).ok_or_else(undecodable)?;
-                Ok(response.into_stream_result(first, last))
+            let (acknowledged, target) = (self.acknowledged.clone(), self.target);
+            let answers = sent.map(move |(conn, (first, last), (term, sent), answer)| {
+                let acknowledged = acknowledged.clone();
+                async move {
+                    let answer = answer.map_err(|e| unreachable(&e))?;
+                    let (_, frame) =
+                        conn.answer::<Answer>(answer, APPEND_LIMIT).await.map_err(|e| unreachable(&e))?;
+                    let response: AppendEntriesResponse<TypeConfig> =
+                        from_bytes(&frame.payload).ok_or_else(undecodable)?;
+                    if accepts(&response) {
+                        acknowledged.note(target, term, sent);
+                    }
+                    Ok(response.into_stream_result(first, last))
+                }
             });
             Ok(answers.buffered(PIPELINE).boxed())
         }
@@ -230,6 +286,31 @@ impl RaftNetworkV2<TypeConfig> for Client {
     ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
         self.call(Call::Transfer, &req, option.soft_ttl()).await
     }
+}
+
+/// Whether who answers so follows the leader that asked.
+fn accepts(response: &AppendEntriesResponse<TypeConfig>) -> bool {
+    !matches!(response, AppendEntriesResponse::HigherVote(_))
+}
+
+/// The same appends, without those that only tell the end of what is committed and are soon followed by another, which
+/// tells it too. The answer to that is taken as one to both.
+fn with_entries<S>(input: S) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    futures::stream::unfold(input.peekable(), |mut input| async move {
+        loop {
+            let request = input.next().await?;
+            let next = Pin::new(&mut input).peek();
+            if request.entries.is_empty()
+                && matches!(tokio::time::timeout(COMMIT_HOLD, next).await, Ok(Some(_)))
+            {
+                continue;
+            }
+            return Some((request, input));
+        }
+    })
 }
 
 /// An append, and whoever waits for its answer.

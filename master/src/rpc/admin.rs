@@ -149,7 +149,7 @@ impl Rpc {
         if let Err(e) = self.leader.round().await {
             return super::client::not_here(e);
         }
-        match self.leader.raft.trigger().transfer_leader(id).await {
+        match self.leader.offer(id).await {
             Ok(()) => MasterReply::Done,
             Err(e) => MasterReply::refused(Code::Unavailable, e),
         }
