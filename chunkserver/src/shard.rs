@@ -118,8 +118,8 @@ pub fn start(
     for (i, dir) in dirs.into_iter().enumerate() {
         let port = if config.port == 0 { 0 } else { config.port + i as u16 };
         let addr = SocketAddr::new(config.bind, port);
-        let listener = std::net::TcpListener::bind(addr)
-            .with_context(|| format!("bind the data port {addr}; is it in use?"))?;
+        let listener =
+            common_net::listen(addr).with_context(|| format!("bind the data port {addr}; is it in use?"))?;
         let addr = listener.local_addr()?;
         let (to, inbox) = mpsc::unbounded_channel();
         let (outbox, from) = mpsc::unbounded_channel();

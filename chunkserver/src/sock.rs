@@ -23,7 +23,6 @@ const PARTS_MAX: usize = 64;
 
 impl Sock {
     fn new(stream: std::net::TcpStream, engine: Engine) -> io::Result<Sock> {
-        stream.set_nodelay(true)?;
         Ok(match engine {
             Engine::Uring => Sock::Ring(Rc::new(stream)),
             Engine::Threads => {
@@ -35,7 +34,11 @@ impl Sock {
 
     /// Connects within a time.
     pub async fn connect(addr: SocketAddr, limit: Duration, engine: Engine) -> io::Result<Sock> {
-        let dial = move || std::net::TcpStream::connect_timeout(&addr, limit);
+        let dial = move || {
+            let socket = common_net::socket(addr)?;
+            socket.connect_timeout(&addr.into(), limit)?;
+            io::Result::Ok(socket.into())
+        };
         let stream = tokio::task::spawn_blocking(dial).await.map_err(io::Error::other)??;
         Sock::new(stream, engine)
     }

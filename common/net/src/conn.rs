@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 /// Bytes of a connection's read buffer: small messages come many to a system call.
@@ -79,6 +79,20 @@ pub struct Conn {
     queue: mpsc::Sender<Queued>,
 }
 
+/// Connects to the first address of this name that answers.
+async fn connect(addr: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::other("the name has no address");
+    for addr in tokio::net::lookup_host(addr).await? {
+        let socket: std::net::TcpStream = crate::socket(addr)?.into();
+        socket.set_nonblocking(true)?;
+        match TcpSocket::from_std_stream(socket).connect(addr).await {
+            Ok(stream) => return Ok(stream),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
 impl Conn {
     /// Connects and greets. With `cluster` 0 any cluster is accepted: `Conn::cluster` tells which.
     pub async fn dial(
@@ -111,8 +125,7 @@ impl Conn {
         snapshot: Arc<AtomicU64>,
     ) -> Result<Conn, NetError> {
         let fail = |source| NetError::Dial { addr: addr.into(), source };
-        let stream = TcpStream::connect(addr).await.map_err(fail)?;
-        stream.set_nodelay(true).map_err(fail)?;
+        let stream = connect(addr).await.map_err(fail)?;
         let (read, mut write) = stream.into_split();
         let mut read = BufReader::with_capacity(BUFFER_BYTES, read);
         let hello = wire::frame(cluster, 0, 0, &Hello::new(caller), 0);

@@ -3,9 +3,11 @@
 
 mod conn;
 mod serve;
+mod tune;
 
 pub use conn::{Conn, NetError, Payload};
 pub use serve::{Handler, PeerInfo, Reply, Served, serve};
+pub use tune::{listen, socket, tune};
 
 use bytes::Bytes;
 use common::Code;

@@ -4,6 +4,7 @@ use crate::{Frame, Payload, ReadFrame, read_frame};
 use common::wire::frame::Kind;
 use common::wire::{self, Caller, Hello, HelloOk, Message};
 use common::{ClusterId, Code, Refusal};
+use socket2::SockRef;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -73,6 +74,9 @@ pub trait Handler: Send + Sync + 'static {
 
 /// Serves connections until the listener fails for good; it never does on its own.
 pub async fn serve<H: Handler>(listener: TcpListener, cluster: ClusterId, handler: Arc<H>) {
+    if let Err(error) = crate::tune(SockRef::from(&listener)) {
+        tracing::warn!(%error, "connections are not set up as they should be");
+    }
     let room = Arc::new(Semaphore::new(CONNS_MAX));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else {
@@ -96,9 +100,6 @@ pub async fn serve<H: Handler>(listener: TcpListener, cluster: ClusterId, handle
 }
 
 async fn connection<H: Handler>(stream: TcpStream, addr: SocketAddr, cluster: ClusterId, handler: Arc<H>) {
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
     let (read, write) = stream.into_split();
     let mut read = BufReader::with_capacity(32 * 1024, read);
     let mut write = BufWriter::with_capacity(32 * 1024, write);
