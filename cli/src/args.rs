@@ -107,6 +107,9 @@ pub struct Mount {
     /// Threads that take requests from the kernel.
     #[arg(long, default_value_t = 2)]
     pub threads: usize,
+    /// KiB that are read ahead in a file that is read in sequence.
+    #[arg(long, value_name = "KIB", default_value_t = 8192)]
+    pub read_ahead: u32,
     /// Return when it is mounted, and go on in the background.
     #[arg(long)]
     pub detach: bool,

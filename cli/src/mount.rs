@@ -26,6 +26,7 @@ pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
         cache: if args.strict { Cache::Strict } else { Cache::CloseToOpen },
         allow_other: args.allow_other,
         threads: args.threads,
+        read_ahead_kib: args.read_ahead,
         mount: vec![],
     };
     let read_only = args.read_only.then_some("ro");
@@ -69,7 +70,7 @@ pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
 fn clean(point: &Path) -> anyhow::Result<std::path::PathBuf> {
     let absolute = std::path::absolute(point)?;
     match std::fs::metadata(&absolute) {
-        Ok(_) if is_mounted(&absolute)? => bail!("{} is mounted already", absolute.display()),
+        Ok(_) if gateway::is_mounted(&absolute)? => bail!("{} is mounted already", absolute.display()),
         Ok(meta) if meta.is_dir() => Ok(absolute),
         Ok(_) => bail!("{} is no directory", absolute.display()),
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
@@ -83,23 +84,13 @@ fn clean(point: &Path) -> anyhow::Result<std::path::PathBuf> {
     }
 }
 
-/// Whether one of ours is mounted on a directory.
-fn is_mounted(point: &Path) -> anyhow::Result<bool> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    let escaped = point.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011");
-    Ok(mounts.lines().any(|line| {
-        let words: Vec<&str> = line.split(' ').collect();
-        words.len() > 2 && words[0] == gateway::SOURCE && words[1] == escaped && words[2].starts_with("fuse")
-    }))
-}
-
 /// Starts the same in the background, and waits until it stands.
 fn detach(args: &Mount, point: &Path) -> anyhow::Result<()> {
     let log_path = args
         .log
         .clone()
         .unwrap_or_else(|| std::env::temp_dir().join(format!("cairn-mount-{}.log", std::process::id())));
-    background::start(&log_path, MOUNTED_WITHIN, || is_mounted(point))?;
+    background::start(&log_path, MOUNTED_WITHIN, || Ok(gateway::is_mounted(point)?))?;
     println!("mounted on {}; `umount {}` ends it", point.display(), point.display());
     Ok(())
 }

@@ -15,7 +15,7 @@ pub use common::wire::client_master::{
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
-pub use open::OpenFile;
+pub use open::{Gathered, OpenFile};
 pub use posix::Changes;
 
 use common::limits::{CHUNK_CLIENT_WINDOW, CLIENT_DEADLINE_MS, LIST_PAGE_MAX};

@@ -63,6 +63,17 @@ struct State {
     appender: Option<Appender>,
 }
 
+/// What became of bytes that were to be gathered at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gathered {
+    /// They are.
+    Taken,
+    /// They are, and no more fit: `send_gathered` is due.
+    Full,
+    /// They must be written by `write`.
+    Not,
+}
+
 struct Done {
     range: Range<u64>,
     data: Bytes,
@@ -131,6 +142,34 @@ impl OpenFile {
             }
             read => read,
         }
+    }
+
+    /// Takes what is written behind the last write, if that can be done at once and without a copy of its own.
+    pub fn try_gather(&self, offset: u64, data: &[u8]) -> Gathered {
+        let Ok(mut state) = self.state.try_lock() else { return Gathered::Not };
+        if state.gathered.is_empty() {
+            state.at = offset;
+        }
+        let (at, len) = (state.at, state.gathered.len());
+        let room = (WRITE_BYTES_MAX as u64 - at % WRITE_BYTES_MAX as u64) as usize - len;
+        let all = &self.client.inner.budget.gathered;
+        let full = all.load(Ordering::Relaxed) + data.len() > GATHERED_BYTES_MAX;
+        if full || data.len() > room || offset != at + len as u64 {
+            return Gathered::Not;
+        }
+        state.written = Some(SystemTime::now());
+        if len == 0 {
+            state.gathered.reserve(data.len().clamp(64 * 1024, WRITE_BYTES_MAX));
+        }
+        state.gathered.extend_from_slice(data);
+        all.fetch_add(data.len(), Ordering::Relaxed);
+        if data.len() == room { Gathered::Full } else { Gathered::Taken }
+    }
+
+    /// Sends what is gathered on its way. Returns when there was room for it.
+    pub async fn send_gathered(&self) -> Result<()> {
+        let mut state = self.state.lock().await;
+        self.send(&mut state).await
     }
 
     /// Writes at an offset. Returns when the bytes are taken, not when they are durable.

@@ -9,10 +9,11 @@
 mod attr;
 mod errno;
 mod handles;
+mod kernel;
 
 use attr::{file_attr, file_type, kind_of, nanos};
 use bytes::Bytes;
-use client::{Attr, Changes, Client, Error, FileKind, OpenFile, Owner, SetTime};
+use client::{Attr, Changes, Client, Error, FileKind, Gathered, OpenFile, Owner, SetTime};
 use common::wire::client_master::Only;
 use common::wire::path::{at, name_in};
 use common::{Code, FileId, Refusal};
@@ -67,6 +68,7 @@ impl Cache {
 
 /// Ends a mount from outside.
 pub use fuser::SessionUnmounter as Unmounter;
+pub use kernel::is_mounted;
 
 /// How to mount.
 #[derive(Clone, Debug)]
@@ -79,6 +81,8 @@ pub struct Options {
     pub allow_other: bool,
     /// Threads that take requests from the kernel.
     pub threads: usize,
+    /// KiB that the kernel reads ahead in a file that is read in sequence.
+    pub read_ahead_kib: u32,
     /// Further options, as mount(8) has them.
     pub mount: Vec<MountOption>,
 }
@@ -111,6 +115,9 @@ pub async fn mount(
     config.n_threads = Some(options.threads);
     config.clone_fd = options.threads > 1;
     let mut session = fuser::Session::new(gateway, point, &config)?;
+    if let Err(error) = kernel::read_ahead(point, options.read_ahead_kib) {
+        tracing::warn!(%error, "the kernel reads ahead less than it should: streams are slower");
+    }
     mounted(session.unmount_callable());
     let served = tokio::task::spawn_blocking(move || session.run()).await;
     holding.abort();
@@ -252,6 +259,19 @@ impl Shared {
             file.revalidate().await;
         }
         file.read(offset, len.into()).await.map_err(|e| errno(&e))
+    }
+
+    /// Most writes of a stream need no more than this, on the thread that took them from the kernel.
+    fn gather(&self, ino: INodeNo, offset: u64, data: &[u8], flags: OpenFlags) -> Gathered {
+        let at_once = flags.0 & (libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC) != 0;
+        match self.opened(ino) {
+            Ok(file) if !at_once && self.cache != Cache::Strict => file.try_gather(offset, data),
+            _ => Gathered::Not,
+        }
+    }
+
+    async fn send_gathered(&self, ino: INodeNo) -> Outcome<()> {
+        self.opened(ino)?.send_gathered().await.map_err(|e| errno(&e))
     }
 
     async fn write(&self, ino: INodeNo, offset: u64, data: &[u8], flags: OpenFlags) -> Outcome<()> {
@@ -533,9 +553,12 @@ impl Filesystem for Gateway {
         });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        // Who only reads has nothing to be flushed at a close.
+        let reads = flags.0 & libc::O_ACCMODE == libc::O_RDONLY;
+        let close = if reads { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() };
         self.spawn(async move |shared| match shared.open(ino).await {
-            Ok(flags) => reply.opened(FileHandle(0), flags),
+            Ok(flags) => reply.opened(FileHandle(0), flags | close),
             Err(e) => reply.error(e),
         });
     }
@@ -599,11 +622,21 @@ impl Filesystem for Gateway {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let data = data.to_vec();
-        self.spawn(async move |shared| match shared.write(ino, offset, &data, flags).await {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(e) => reply.error(e),
-        });
+        let len = data.len() as u32;
+        match self.shared.gather(ino, offset, data, flags) {
+            Gathered::Taken => reply.written(len),
+            Gathered::Full => self.spawn(async move |shared| match shared.send_gathered(ino).await {
+                Ok(()) => reply.written(len),
+                Err(e) => reply.error(e),
+            }),
+            Gathered::Not => {
+                let data = data.to_vec();
+                self.spawn(async move |shared| match shared.write(ino, offset, &data, flags).await {
+                    Ok(()) => reply.written(len),
+                    Err(e) => reply.error(e),
+                });
+            }
+        }
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
