@@ -101,7 +101,7 @@ pub struct Mount {
     /// Change nothing.
     #[arg(long)]
     pub read_only: bool,
-    /// Options as mount(8) has them: `ro`, `nosuid`, `nodev`, `noexec`, `noatime`, `sync`, `dirsync`, `allow_other`, ...
+    /// Options as mount(8) has them: `ro`, `nosuid`, `nodev`, `noexec`, `noatime`, `sync`, `dirsync`, `allow_other`, `strict`
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Threads that take requests from the kernel.
@@ -110,6 +110,9 @@ pub struct Mount {
     /// KiB that are read ahead in a file that is read in sequence.
     #[arg(long, value_name = "KIB", default_value_t = 8192)]
     pub read_ahead: u32,
+    /// What tables of mounts show as its source.
+    #[arg(long, default_value = "cairn", hide = true)]
+    pub source: String,
     /// Return when it is mounted, and go on in the background.
     #[arg(long)]
     pub detach: bool,

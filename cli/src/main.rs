@@ -7,6 +7,7 @@ mod background;
 mod explain;
 mod fs;
 mod mount;
+mod mount_helper;
 mod output;
 mod servers;
 mod simulate;
@@ -19,6 +20,11 @@ use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Err(error) = mount_helper::run_if_called() {
+        eprintln!("mount.cairn: {error:#}");
+        // As mount(8) wants it: a system error.
+        return ExitCode::from(2);
+    }
     let args = Cairn::parse();
     if !matches!(args.command, Command::Up(_) | Command::Master(_) | Command::Chunkserver(_)) {
         chunkserver::parent::end_on_broken_pipe();

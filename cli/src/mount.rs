@@ -25,6 +25,7 @@ pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
         root: crate::fs::path(&args.root),
         cache: if args.strict { Cache::Strict } else { Cache::CloseToOpen },
         allow_other: args.allow_other,
+        source: args.source.clone(),
         threads: args.threads,
         read_ahead_kib: args.read_ahead,
         mount: vec![],
@@ -34,6 +35,7 @@ pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
         match name {
             _ if FOR_OTHERS.contains(&name) => {}
             "allow_other" => options.allow_other = true,
+            "strict" => options.cache = Cache::Strict,
             name => match gateway::mount_option(name) {
                 Some(option) => options.mount.push(option),
                 None => bail!("-o {name}: there is no such option; `cairn mount --help` names some"),

@@ -2,9 +2,11 @@
 //! configurations, a master that restarts and keeps its vote back.
 
 use client::{Client, Config};
+use common::wire::client_master::{MasterReply, MasterRequest};
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
 use common::wire::{self, Caller, Hello};
 use common::{ClusterId, Code, StoreId};
+use common_net::Conn;
 use ops::cluster::{ClientFile, Cluster, Spec};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -819,5 +821,34 @@ fn rot_on_one_store_and_a_damaged_log_on_another_are_found_and_the_third_answers
             got.len(),
             String::from_utf8_lossy(&c.ok(&["admin", "chunks", &format!("/small-{i}")]))
         );
+    }
+}
+
+#[test]
+fn a_leader_that_was_away_does_not_answer_from_what_it_knew() {
+    let r = Running::start(3, 1);
+    let file = r.cluster.client_file().unwrap();
+    let cluster = ClusterId(u64::from_str_radix(&file.cluster, 16).unwrap());
+    let leader = r.runtime.block_on(r.client.status()).unwrap().leader.unwrap();
+    let addr = &file.masters[leader as usize - 1];
+    let limit = Duration::from_secs(5);
+    let conns: Vec<Conn> = (0..32)
+        .map(|_| r.runtime.block_on(Conn::dial(addr, Caller::Client, cluster, limit)).unwrap())
+        .collect();
+    let pid = r.cluster.pid(&format!("m{leader}")).unwrap();
+    ops::cluster::signal(pid, "STOP").unwrap();
+    r.runtime.block_on(r.client.create(b"/new", true)).unwrap();
+    // These wait in its sockets when it goes on, before it hears that another one leads.
+    let request = MasterRequest::Stat { path: b"/new".to_vec() };
+    let asked: Vec<_> =
+        conns.iter().map(|conn| r.runtime.block_on(conn.send(&request, 0, vec![])).unwrap()).collect();
+    std::thread::sleep(Duration::from_millis(100));
+    ops::cluster::signal(pid, "CONT").unwrap();
+    for (conn, answer) in conns.iter().zip(asked) {
+        match r.runtime.block_on(conn.answer::<MasterReply>(answer, limit)).map(|(reply, _)| reply) {
+            Ok(MasterReply::Attr(_)) | Err(_) => {}
+            Ok(MasterReply::Refused { code: Code::NotLeader | Code::Unavailable, .. }) => {}
+            Ok(other) => panic!("it was made before this was asked: {other:?}"),
+        }
     }
 }

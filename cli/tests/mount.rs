@@ -374,6 +374,23 @@ fn options_are_taken_or_refused_by_name() {
     let error = fs::write(m.at("x"), b"").unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EROFS));
     assert!(log.exists());
-    assert!(Command::new("umount").arg(&m.point).status().unwrap().success());
-    until("it is mounted still", || !is_mounted(&m.point));
+    let unmount = || {
+        assert!(Command::new("umount").arg(&m.point).status().unwrap().success());
+        until("it is mounted still", || !is_mounted(&m.point));
+    };
+    unmount();
+    // As mount(8) does it.
+    let helper = m.cluster.dir().join("mount.cairn");
+    symlink(cairn(), &helper).unwrap();
+    let spec = format!("{}:/d", m.cluster.dir().join("cluster.toml").display());
+    let done =
+        Command::new(&helper).arg(&spec).arg(&m.point).args(["-n", "-o", "ro,_netdev"]).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(
+        mounts.lines().any(|line| line.starts_with(&format!("{spec} "))),
+        "its source is shown: {mounts}"
+    );
+    assert_eq!(fs::read(m.at("program")).unwrap(), b"#!/bin/sh\n");
+    unmount();
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-/// Whether one of ours is mounted on a directory.
+/// Whether a file system like ours is mounted on a directory.
 pub fn is_mounted(point: &Path) -> io::Result<bool> {
     Ok(device(point)?.is_some())
 }
@@ -15,7 +15,7 @@ pub(crate) fn read_ahead(point: &Path, kib: u32) -> io::Result<()> {
     std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kib.to_string())
 }
 
-/// The device of ours that is seen on a directory. The system is not asked for the directory itself: that would ask us.
+/// The device of the FUSE file system that is seen on a directory, if that is what is seen there. The system is not asked for the directory itself: that would ask us.
 fn device(point: &Path) -> io::Result<Option<String>> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     let point = point.to_string_lossy();
@@ -23,11 +23,6 @@ fn device(point: &Path) -> io::Result<Option<String>> {
         point.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012");
     // Each line: id, parent, device, root, mount point, options, ..., "-", type, source, options. The last one is seen.
     let seen = mounts.lines().rev().find(|line| line.split(' ').nth(4) == Some(&escaped));
-    let ours = seen.filter(|line| {
-        line.split_once(" - ").is_some_and(|(_, end)| {
-            let mut words = end.split(' ');
-            words.next().is_some_and(|kind| kind.starts_with("fuse")) && words.next() == Some(crate::SOURCE)
-        })
-    });
-    Ok(ours.and_then(|line| line.split(' ').nth(2)).map(str::to_owned))
+    let is_fuse = |line: &&str| line.split_once(" - ").is_some_and(|(_, end)| end.starts_with("fuse"));
+    Ok(seen.filter(is_fuse).and_then(|line| line.split(' ').nth(2)).map(str::to_owned))
 }

@@ -36,9 +36,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle;
 
-/// What is mounted, as mount(8) shows it.
-pub const SOURCE: &str = "cairn";
-
 /// Files that are open are held this often, in case they have no name any more.
 const HOLD_EVERY: Duration = Duration::from_millis(common::limits::NAMELESS_MS / 10);
 /// Requests that the kernel may have under way without a program waiting for each.
@@ -79,6 +76,8 @@ pub struct Options {
     pub cache: Cache,
     /// Whether other users than the one that mounts may use it.
     pub allow_other: bool,
+    /// What tables of mounts show as its source.
+    pub source: String,
     /// Threads that take requests from the kernel.
     pub threads: usize,
     /// KiB that the kernel reads ahead in a file that is read in sequence.
@@ -109,7 +108,7 @@ pub async fn mount(
     let holding = tokio::spawn(hold(shared.clone()));
     let gateway = Gateway { shared: shared.clone(), runtime: Handle::current() };
     let mut config = Config::default();
-    config.mount_options = vec![MountOption::FSName(SOURCE.into()), MountOption::DefaultPermissions];
+    config.mount_options = vec![MountOption::FSName(options.source), MountOption::DefaultPermissions];
     config.mount_options.extend(options.mount);
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads);

@@ -8,6 +8,7 @@ mod full_disk;
 mod grow;
 mod load;
 mod many;
+mod mounted;
 mod outcome;
 mod pulled;
 mod registers;
@@ -100,6 +101,11 @@ pub const DRILLS: &[Drill] = &[
         Hit::Many,
         "with a million chunks a chunkserver is killed and restarted, then the leader is killed (not of `all`)",
     ),
+    drill(
+        "mount",
+        Hit::Mounted,
+        "programs write through a mount; a primary is killed, then the leading master",
+    ),
     drill("full-disk", Hit::FullDisk, "everything on one small disk, until it is full"),
 ];
 
@@ -186,6 +192,7 @@ pub async fn run(drill: &'static Drill, repeats: u32, dir: &Path, binary: &Path)
             Hit::FullDisk => full_disk::run(&home, binary, repeats, &mut outcome).await,
             Hit::Away => away::run(&home, binary, repeats, &mut outcome).await,
             Hit::Snapshots => snapshots::run(&home, binary, repeats, &mut outcome).await,
+            Hit::Mounted => mounted::run(&home, binary, repeats, &mut outcome).await,
             Hit::Many => many::run(&home, binary, repeats, &mut outcome).await,
             Hit::Clients => clients::run(&home, binary, repeats, &mut outcome).await,
             Hit::Storm => storm::run(&home, binary, repeats, &mut outcome).await,

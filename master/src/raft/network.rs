@@ -449,3 +449,30 @@ fn answer<T: Serialize>(value: &T) -> Reply {
 fn ready(reply: Reply) -> common_net::Served {
     Box::pin(std::future::ready(reply))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quorum_is_a_majority_of_every_group_in_this_term_and_not_long_ago() {
+        let group = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<u64>>();
+        let age = Duration::from_secs(60);
+        let acknowledged = Acknowledged::default();
+        let holds = |groups: &[BTreeSet<u64>]| acknowledged.by_quorum(1, 7, age, groups);
+        assert!(holds(&[group(&[1])]), "it is alone");
+        assert!(!holds(&[group(&[1, 2, 3])]));
+        acknowledged.note(2, 6, Instant::now());
+        assert!(!holds(&[group(&[1, 2, 3])]), "of another term");
+        acknowledged.note(2, 7, Instant::now() - 2 * age);
+        assert!(!holds(&[group(&[1, 2, 3])]), "long ago");
+        acknowledged.note(2, 7, Instant::now());
+        acknowledged.note(2, 7, Instant::now() - 2 * age);
+        assert!(holds(&[group(&[1, 2, 3])]), "an earlier one is told later");
+        assert!(!holds(&[group(&[1, 2, 3, 4])]), "two of four");
+        assert!(!holds(&[group(&[1, 2, 3]), group(&[3, 4, 5])]), "of the new group nobody");
+        acknowledged.note(4, 7, Instant::now());
+        acknowledged.note(5, 7, Instant::now());
+        assert!(holds(&[group(&[1, 2, 3]), group(&[3, 4, 5])]), "it leaves");
+    }
+}

@@ -120,16 +120,20 @@ impl Outcome {
             true => "-".into(),
             false => format!("{:.1}", f64::from(spread(&self.whole).2 as u32) / 1e3),
         };
-        let facts: Vec<String> = self.facts.iter().map(|(what, n)| format!("{n} {what}")).collect();
+        let facts = self.facts.iter().map(|(what, n)| format!("{n} {what}"));
+        // Waits that have no column of their own.
+        let others = self.gaps.keys().filter(|kind| !COLUMNS.contains(kind));
+        let facts: Vec<String> =
+            others.map(|kind| format!("{kind}: {} ms", cell(kind))).chain(facts).collect();
         format!(
             "| [{0}]({0}.md) | {1} | {2} | {3} | {4} | {5} | {6} | {whole} | {7} |",
             self.drill.name,
             self.drill.what,
             self.repeats,
-            cell("appends"),
-            cell("metadata"),
-            cell("put"),
-            cell("reads"),
+            cell(COLUMNS[0]),
+            cell(COLUMNS[1]),
+            cell(COLUMNS[2]),
+            cell(COLUMNS[3]),
             facts.join(", ")
         )
     }
@@ -139,6 +143,8 @@ impl Outcome {
     }
 }
 
+/// The kinds of operations that have a column of the table.
+const COLUMNS: [&str; 4] = ["appends", "metadata", "put", "reads"];
 /// Lines between which the table lies in a file.
 const TABLE: [&str; 2] = ["<!-- drills: begin -->", "<!-- drills: end -->"];
 const HEAD: &str = "\

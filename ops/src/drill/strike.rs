@@ -35,6 +35,7 @@ pub(super) enum Hit {
     FullDisk,
     Storm,
     Many,
+    Mounted,
     Snapshots,
     Slow,
     Away,
@@ -144,6 +145,7 @@ impl Scene<'_> {
             | Hit::FullDisk
             | Hit::Storm
             | Hit::Many
+            | Hit::Mounted
             | Hit::Snapshots
             | Hit::Away
             | Hit::Clients => {

@@ -4,7 +4,7 @@
 #   programs.sh DIRECTORY [NAME...]     the names: see `all` below; all of them if none is given
 #
 # A program that is not installed is said to be missing, and counts as neither. REPO: a git repository to clone
-# (one is made if there is none). Needs root for postgres, which runs as the user `postgres`. What was made is
+# (one is made if there is none). TOOLS: where `cargo install --root` has put pjdfstest and fsx, if not in ~/.cargo/bin. Needs root for postgres, which runs as the user `postgres`. What was made is
 # removed, unless something fails.
 set -uo pipefail
 
@@ -17,7 +17,7 @@ work=$dir/programs.$$
 logs=$(mktemp -d)
 failed=0
 
-has() { command -v "$1" > "$logs/which" || PATH=$PATH:$HOME/.cargo/bin:/tmp/tools/bin command -v "$1" > "$logs/which"; }
+has() { PATH=$PATH:${TOOLS:-$HOME/.cargo/bin} command -v "$1" > "$logs/which"; }
 
 # A tree with many small files and some large ones, on another file system.
 tree() {
