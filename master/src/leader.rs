@@ -209,6 +209,9 @@ impl Leader {
             entries.push(Logged(Arc::new(Entry { stamp_ns, wall_ns, salt, command: proposal.command })));
             answers.push(proposal.answer);
         }
+        if entries.is_empty() {
+            return;
+        }
         let Ok(mut written) = self.raft.client_write_many(entries).await else {
             // Raft has stopped. Who waits hears of it by its answer being dropped.
             return;
