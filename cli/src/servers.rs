@@ -23,7 +23,9 @@ const SERVER_LOG: &str = "info,openraft=error";
 pub fn log(otherwise: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CAIRN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(otherwise));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // A log that cannot be written, on a full disk, ends nobody: to complain of it would be to write again, and panic.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    log.log_internal_errors(false).init();
 }
 
 fn read(server: &Server) -> anyhow::Result<String> {
