@@ -85,8 +85,8 @@ pub fn allocate(dir: &Path, file: FileRef, part: Range<u64>, whole: u64) -> io::
     let path = path_of(dir, file);
     let first = part.start == 0;
     if first {
-        let (_, free) = space(dir)?;
-        if free < whole + DISK_RESERVE_BYTES.min(free / 8) {
+        let (capacity, free) = space(dir)?;
+        if free < whole + DISK_RESERVE_BYTES.min(capacity / 8) {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
     }

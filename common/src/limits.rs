@@ -79,9 +79,11 @@ pub const LOG_GROUP_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const EXTENT_SEGMENT_BYTES: u64 = 256 * 1024 * 1024;
 /// Free bytes of extents that a store zero-fills ahead of need, by default.
 pub const EXTENTS_AHEAD_BYTES: u64 = 3 * EXTENT_SEGMENT_BYTES;
-/// Free bytes of extents that a store with a full disk keeps for writes that a primary has admitted.
+/// Free bytes of extents that a store keeps for writes that a primary has admitted (a quarter of a segment,
+/// if that is less): its disk may be found full at any time.
 pub const PROMISED_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// A store keeps this much disk free: above it, no new extents.
+/// A store leaves so many bytes of its file system free, or an eighth of a small one: below that, no new
+/// extents. What else lies there, a master's log perhaps, must be able to go on.
 pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
 
 /// A chunkserver's heartbeat to the master, in milliseconds.

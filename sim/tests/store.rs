@@ -535,6 +535,8 @@ fn a_full_disk_refuses_and_keeps_what_it_has() {
         assert!(n < 100, "a full disk takes no more");
     };
     println!("after {n} MB: {refused}");
+    let (used, segment) = (one.node.stats().used_bytes, config(1).extent_segment_bytes);
+    assert!(used <= segment - segment / 4, "{used} bytes: no room is left for what was promised");
     for k in 1..n {
         assert!(one.read_all(k).unwrap() == bytes(k, 1_000_000), "chunk {k}");
     }

@@ -5,11 +5,12 @@
 //! more.
 
 use crate::io::{Ask, Outbox, Output};
-use crate::node::{Chunk, Node, Timer};
+use crate::node::{Chunk, Node};
 use crate::state::ChunkState;
 use crate::store::Ticket;
 use crate::store::format::Record;
 use crate::takeover::Phase;
+use crate::timers::Timer;
 use common::limits::APPLY_TIMEOUT_MS;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::{LogPoint, Peer};
@@ -132,7 +133,7 @@ impl Node {
                 let late = now.since(forking.since) >= Span::from_ms(APPLY_TIMEOUT_MS);
                 let late = |m: &StoreId| *m != me && (late || self.lost.contains(m));
                 if let Some(accused) = awaiting.into_iter().find(late) {
-                    self.ask(handle, Ask::Silent { epoch, accused }, out);
+                    self.accuse(handle, accused, out);
                 }
                 self.ask_forks(handle, out);
             }

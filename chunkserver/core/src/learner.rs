@@ -7,13 +7,14 @@
 //! copy that the store still has is what the new one is made of, and stays until it is replaced.
 
 use crate::io::{Outbox, Output};
-use crate::node::{Chunk, Node, Timer};
+use crate::node::{Chunk, Node};
 use crate::state::ChunkState;
 use crate::store::alloc::Blocks;
 use crate::store::format::{Place, Record, Run};
 use crate::store::index::Home;
 use crate::store::{PieceTicket, Sort, Ticket};
 use crate::teacher::Question;
+use crate::timers::Timer;
 use bytes::Bytes;
 use common::limits::{LEARNERS_MAX, LOG_GROUP_BYTES_MAX, PIECE_BYTES_MAX};
 use common::wire::chunk_chunk::{Answers, CopyId, LogPoint, Peer};

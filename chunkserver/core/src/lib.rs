@@ -19,5 +19,6 @@ pub mod state;
 pub mod store;
 mod takeover;
 mod teacher;
+mod timers;
 
 pub use node::{ChunkView, Node, Stats};

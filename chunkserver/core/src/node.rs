@@ -14,6 +14,7 @@ use crate::state::ChunkState;
 use crate::store::format::Record;
 use crate::store::{Event, PieceTicket, Recovered, Sort, Store, Ticket};
 use crate::teacher::Taught;
+use crate::timers::{Timer, Timers};
 use bytes::Bytes;
 use common::limits::{CHUNK_WAITING_MAX, COMMIT_LOGGED_EVERY, REPLICATION_MAX};
 use common::wire::chunk_chunk::Peer;
@@ -107,31 +108,6 @@ impl Chunk {
     }
 }
 
-/// What a timer is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Timer {
-    /// Members should have answered the primary by now.
-    Answers(ChunkHandle),
-    /// Tell the secondaries the commit point, if nothing else did.
-    IdleCommit(ChunkHandle),
-    /// A removed member's session may be over.
-    Hold(ChunkHandle),
-    /// Ask the masters again.
-    AskAgain(ChunkHandle),
-    /// The primary has not answered a read's question.
-    Read(ChunkHandle),
-    /// The primary has not answered a copy's question.
-    Copy(ChunkHandle),
-    /// It is a question's turn to be answered.
-    Teach(ChunkHandle),
-    /// A new member takes too long.
-    HaltOver(ChunkHandle),
-    /// A fork goes on.
-    Fork(ChunkHandle),
-    /// The masters should have taken a rotten copy out.
-    Rotten(ChunkHandle),
-}
-
 /// A chunk as administrators see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkView {
@@ -186,7 +162,7 @@ pub struct Node {
     pub(crate) held: HeldPieces,
     pub(crate) reads: BTreeMap<u64, ReadFor>,
     pub(crate) checkpoint: Checkpoint,
-    timers: BTreeSet<(Time, Timer)>,
+    pub(crate) timers: Timers,
     /// Chunks that this store leads and that are not at rest.
     pub(crate) busy: BTreeSet<ChunkHandle>,
     /// Stores that cannot be reached, as far as is known: nobody waits for them before the masters are
@@ -242,7 +218,7 @@ impl Node {
             held: HeldPieces::default(),
             reads: BTreeMap::new(),
             checkpoint: Checkpoint::new(recovered.checkpoint),
-            timers: BTreeSet::new(),
+            timers: Timers::default(),
             busy: BTreeSet::new(),
             lost: BTreeSet::new(),
             acks: BTreeSet::new(),
@@ -297,8 +273,7 @@ impl Node {
     }
 
     fn settle(&mut self, out: &mut Outbox) {
-        while let Some((at, timer)) = self.timers.first().copied().filter(|(at, _)| *at <= self.now) {
-            self.timers.remove(&(at, timer));
+        while let Some(timer) = self.timers.due(self.now) {
             self.fire(timer, out);
         }
         if self.held_check <= self.now {
@@ -333,14 +308,14 @@ impl Node {
     }
 
     pub(crate) fn timer(&mut self, at: Time, timer: Timer) {
-        self.timers.insert((at, timer));
+        self.timers.set(at, timer);
     }
 
     /// When `step` must be called again at the latest.
     pub fn deadline(&self) -> Option<Time> {
         let held = (self.held.bytes() > 0).then_some(self.held_check);
         let scrub = self.scrub.due();
-        self.timers.first().map(|(at, _)| *at).into_iter().chain(held).chain(self.fill_at).chain(scrub).min()
+        self.timers.first().into_iter().chain(held).chain(self.fill_at).chain(scrub).min()
     }
 
     /// The session, if it still holds.

@@ -3,13 +3,14 @@
 
 use crate::fork::Forking;
 use crate::io::{Ask, ConnId, Outbox, Output};
-use crate::node::{Node, Timer, Waiting, handle_of, refuse, reply};
+use crate::node::{Node, Waiting, handle_of, refuse, reply};
 use crate::slow::Alone;
 use crate::state::TailRecord;
 use crate::store::format::{Place, Record};
 use crate::store::{Sort, Ticket};
 use crate::takeover::Phase;
 use crate::teacher::Joining;
+use crate::timers::Timer;
 use common::limits::{APPLY_TIMEOUT_MS, CHUNK_BYTES_MAX, CHUNK_WINDOW, INLINE_BYTES_MAX, WRITE_BYTES_MAX};
 use common::wire::chunk_chunk::{LogPoint, Origin, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
@@ -461,13 +462,23 @@ impl Node {
         // In turn: one that only lags behind a hung one must not shield it.
         let after = |m: &&StoreId| lead.accused.is_some_and(|last| **m > last);
         let accused = late.iter().filter(after).min().or(late.iter().min()).copied();
-        let epoch = chunk.state.config.epoch;
         if let Some(accused) = accused {
-            self.ask(handle, Ask::Silent { epoch, accused }, out);
-            let lead = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut());
-            lead.expect("it led just now").accused = Some(accused);
+            self.accuse(handle, accused, out);
         }
         self.timer(now + Span::from_ms(ASK_AGAIN_MS), Timer::Answers(handle));
+    }
+
+    /// Tells the masters that a member does not do its part; not again before the time that was set when
+    /// they refused to hear of it.
+    pub(crate) fn accuse(&mut self, handle: ChunkHandle, accused: StoreId, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
+        let Some(lead) = &mut chunk.lead else { return };
+        if self.timers.is_set(Timer::AskAgain(handle)) {
+            return;
+        }
+        lead.accused = Some(accused);
+        let epoch = chunk.config().epoch;
+        self.ask(handle, Ask::Silent { epoch, accused }, out);
     }
 
     pub(crate) fn ask_later(&mut self, handle: ChunkHandle) {
@@ -527,9 +538,7 @@ impl Node {
                 self.step_down(handle, &Refusal::new(Code::Reconfiguring, handle), out);
                 self.ask(handle, Ask::Confirm, out);
             }
-            Code::DiskFull | Code::DiskFailed => {
-                self.ask(handle, Ask::Silent { epoch: ours, accused: from }, out)
-            }
+            Code::DiskFull | Code::DiskFailed => self.accuse(handle, from, out),
             _ => self.ask(handle, Ask::Takeover { epoch: ours }, out),
         }
     }

@@ -2,12 +2,13 @@
 //! than it knows to be committed asks the primary first.
 
 use crate::io::{ConnId, Outbox, Output};
-use crate::node::{Node, Timer, Waiting, handle_of, refuse, reply};
+use crate::node::{Node, Waiting, handle_of, refuse, reply};
 use crate::pace::{SMALL_READ_BYTES, Wait};
 use crate::store::format::Place;
 use crate::store::index::{Extent, Home, InlineRun};
 use crate::store::read::{Part, ReadResult, one_piece, parts_of};
 use crate::teacher::Question;
+use crate::timers::Timer;
 use common::limits::PIECE_BYTES_MAX;
 use common::wire::chunk_chunk::{LogPoint, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};

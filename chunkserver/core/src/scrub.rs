@@ -2,9 +2,10 @@
 //! checksums made anew.
 
 use crate::io::{Ask, Outbox, Output};
-use crate::node::{Node, Timer};
+use crate::node::Node;
 use crate::reads::ReadFor;
 use crate::store::read::parts_of;
+use crate::timers::Timer;
 use common::limits::PIECE_BYTES_MAX;
 use common::wire::chunk_chunk::Peer;
 use common::{ChunkHandle, Serial, Span, Time};

@@ -5,10 +5,11 @@
 //! the promised epoch. What lies beyond the last common record is discarded, durably.
 
 use crate::io::{Ask, Outbox, Output};
-use crate::node::{Node, Timer};
+use crate::node::Node;
 use crate::primary::Lead;
 use crate::store::Ticket;
 use crate::store::format::Record;
+use crate::timers::Timer;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::{LogPoint, Peer};
 use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, Serial, Span, StoreId};

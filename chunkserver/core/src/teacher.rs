@@ -2,10 +2,11 @@
 //! the last round, and proposes the new member.
 
 use crate::io::{Ask, Outbox, Output};
-use crate::node::{Node, Timer};
+use crate::node::Node;
 use crate::reads::ReadFor;
 use crate::store::read::{ReadResult, one_piece, parts_of};
 use crate::takeover::Phase;
+use crate::timers::Timer;
 use common::limits::{HALT_MS, PIECE_BYTES_MAX};
 use common::wire::chunk_chunk::{COPY_ANSWERS_MAX, CopyId, LogPoint, Peer};
 use common::{ChunkHandle, ClientId, Code, Mutant, Serial, Span, StoreId, Time};

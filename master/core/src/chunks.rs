@@ -137,6 +137,18 @@ impl Metadata {
         id
     }
 
+    /// Whether a chunk can do without these members: enough that are alive must stay.
+    pub fn may_remove(&self, handle: ChunkHandle, remove: &[StoreId]) -> Result<(), Refusal> {
+        let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
+        let members = self.members_of(chunk);
+        let live = members.iter().filter(|m| !remove.contains(m) && self.is_up(**m)).count();
+        if members.iter().any(|m| remove.contains(m)) && live < self.floor(chunk) {
+            let about = format!("{handle}: {live} of {} members are alive", members.len());
+            return Err(Refusal::new(Code::Frozen, about));
+        }
+        Ok(())
+    }
+
     /// A new epoch: members leave, or another leads, or the same primary starts over. Never so
     /// that fewer live members remain than the floor; then the chunk is frozen and stays as it is,
     /// until members return or are given up.
@@ -151,16 +163,10 @@ impl Metadata {
         if chunk.epoch != epoch {
             return Ok(StoreReply::Config(self.config(handle)?));
         }
+        self.may_remove(handle, remove)?;
         let mut chunk = chunk.clone();
-        let members = self.members_of(&chunk).to_vec();
-        let stay: Vec<StoreId> = members.iter().copied().filter(|m| !remove.contains(m)).collect();
-        let leaving: Vec<StoreId> = members.iter().copied().filter(|m| remove.contains(m)).collect();
-        let live = stay.iter().filter(|m| self.is_up(**m)).count();
-        let floor = self.floor(&chunk);
-        if !leaving.is_empty() && live < floor {
-            let about = format!("{handle}: {live} of {} members are alive", members.len());
-            return Err(Refusal::new(Code::Frozen, about));
-        }
+        let members = self.members_of(&chunk).iter().copied();
+        let (leaving, stay): (Vec<StoreId>, Vec<StoreId>) = members.partition(|m| remove.contains(m));
         let present = Some(chunk.primary).filter(|p| stay.contains(p));
         let live_ones = stay.iter().copied().filter(|m| self.is_up(*m));
         let next_live = live_ones.min_by_key(|m| self.stores[m].doubted);

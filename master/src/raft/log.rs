@@ -86,6 +86,8 @@ struct Writer {
     /// What the log says is committed.
     committed: Option<LogId>,
     spare: Vec<PathBuf>,
+    /// A spare one was made, or could not be made, since the last segment was begun.
+    prepared: bool,
     failed: Option<String>,
     /// Twice the memory that is needed, so that an aligned part of it can be used.
     buffer: Vec<u8>,
@@ -143,6 +145,7 @@ impl LogStore {
             end,
             committed,
             spare: vec![],
+            prepared: false,
             failed: None,
             buffer: vec![],
         };
@@ -276,6 +279,25 @@ impl Writer {
                     Done::Told(tell) => drop(tell.send(result)),
                 }
             }
+            self.prepare();
+        }
+    }
+
+    /// Has a spare segment ready when this one is half full: to make one takes time, and a disk that has
+    /// become full has no room for it.
+    fn prepare(&mut self) {
+        if self.prepared || self.offset < SEGMENT_BYTES / 2 || self.failed.is_some() {
+            return;
+        }
+        self.prepared = true;
+        if !self.spare.is_empty() {
+            return;
+        }
+        let path = self.dir.join("new.spare");
+        match zero_file(&path) {
+            Ok(()) => self.spare.push(path),
+            // It is tried again when it is needed.
+            Err(error) => tracing::warn!(%error, path = %path.display(), "cannot make a spare log segment"),
         }
     }
 
@@ -344,7 +366,7 @@ impl Writer {
         }
         File::open(&self.dir)?.sync_all()?;
         self.segments.push_back(Segment { sequence, file: open_segment(&path)?, last_index: 0 });
-        self.offset = 0;
+        (self.offset, self.prepared) = (0, false);
         let mut body = vec![];
         {
             let mirror = self.mirror.lock().expect("never poisoned");

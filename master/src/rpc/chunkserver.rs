@@ -16,9 +16,6 @@ use std::time::Instant;
 #[derive(Default)]
 pub struct Usage(Mutex<BTreeMap<StoreId, (u64, u64)>>);
 
-/// A complaint that changes nothing is answered after this.
-const REFUSED_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
-
 impl Usage {
     /// What was reported since the last call.
     pub fn take(&self) -> Vec<(StoreId, u64, u64)> {
@@ -272,11 +269,11 @@ impl Rpc {
         if remove.is_empty() {
             return refused(Refusal::new(Code::Busy, "the accused is in session; try again"));
         }
-        let reply = self.propose(Command::Reconfigure { handle, epoch, remove, primary: None }, term).await;
-        if matches!(reply, StoreReply::Refused { .. }) {
-            // It would ask again at once, for as long as the member's disk is full: each time an entry of the log.
-            tokio::time::sleep(REFUSED_PAUSE).await;
+        // Not into the log for nothing: it complains as long as the member does not do its part.
+        let may = self.leader.state.read().expect("never poisoned").may_remove(handle, &remove);
+        if let Err(refusal) = may {
+            return refused(refusal);
         }
-        reply
+        self.propose(Command::Reconfigure { handle, epoch, remove, primary: None }, term).await
     }
 }

@@ -244,25 +244,34 @@ impl Store {
         self.log.push(record, ticket);
     }
 
+    /// Free bytes that only what was promised may have. They are kept back from the first segment on: when
+    /// the disk is found to be full it is too late.
+    fn kept_bytes(&self) -> u64 {
+        PROMISED_BYTES_MAX.min(self.config.extent_segment_bytes / 4)
+    }
+
+    fn free_for_new(&self) -> u64 {
+        self.alloc.free_bytes().saturating_sub(self.kept_bytes())
+    }
+
+    /// Whether there is room for so many bytes of this sort.
+    fn fits(&self, bytes: u32, sort: Sort) -> bool {
+        let kept = if sort == Sort::New { self.kept_bytes() } else { 0 };
+        self.alloc.free_bytes() >= kept + bytes as u64
+    }
+
     /// Whether a full disk has room left for so many bytes of this sort.
     pub fn has_room(&self, bytes: u32, sort: Sort) -> Result<(), Code> {
-        let kept = match sort {
-            Sort::New => PROMISED_BYTES_MAX.min(self.config.extent_segment_bytes / 4),
-            Sort::Promised => 0,
-        };
-        let full = self.is_full() && self.alloc.free_bytes() < kept + bytes as u64;
-        if full { Err(Code::DiskFull) } else { Ok(()) }
+        if self.is_full() && !self.fits(bytes, sort) { Err(Code::DiskFull) } else { Ok(()) }
     }
 
     /// Blocks for `bytes` that lie together, or why there are none now.
     pub fn take(&mut self, bytes: u32, sort: Sort) -> Result<Blocks, Code> {
-        self.has_room(bytes, sort)?;
-        let count = bytes.div_ceil(BLOCK_BYTES as u32);
-        match self.alloc.take(count) {
-            Some(blocks) => Ok(blocks),
-            None if self.is_full() => Err(Code::DiskFull),
-            None => Err(Code::Busy),
+        let none = if self.is_full() { Code::DiskFull } else { Code::Busy };
+        if !self.fits(bytes, sort) {
+            return Err(none);
         }
+        self.alloc.take(bytes.div_ceil(BLOCK_BYTES as u32)).ok_or(none)
     }
 
     /// What was held is held otherwise from now on: more references are counted at once; gives
@@ -452,9 +461,8 @@ impl Store {
         if self.is_full() {
             return None;
         }
-        let segment = self.config.extent_segment_bytes;
-        match self.fill.next(now, self.alloc.free_bytes(), self.config.ahead_bytes.max(segment / 4), segment)
-        {
+        let (segment, free) = (self.config.extent_segment_bytes, self.free_for_new());
+        match self.fill.next(now, free, self.config.ahead_bytes.max(segment / 4), segment) {
             Next::Step { offset, len } => {
                 let kind = DiskKind::Allocate { offset, len, whole: segment };
                 self.submit(FileRef::Extents(self.alloc.segments()), kind, Op::Allocate, out);
@@ -471,7 +479,7 @@ impl Store {
         if let Op::Allocate = op {
             match done.result {
                 Ok(_) => {
-                    let free = self.alloc.free_bytes();
+                    let free = self.free_for_new();
                     if self.fill.stepped(now, free, self.config.extent_segment_bytes) {
                         self.alloc.add_segment();
                     }
