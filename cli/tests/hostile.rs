@@ -8,7 +8,9 @@
 use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
 use common::wire::chunk_master::{Beat, Order, StoreRequest};
 use common::wire::client_chunk::ClientChunk;
-use common::wire::client_master::{FileKind, MasterRequest, Mutation, Only, Owner, Policy, Quota, SetTime};
+use common::wire::client_master::{
+    FileKind, MasterRequest, Mutation, Only, Owner, Policy, Quota, Report, SetTime,
+};
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
 use common::wire::{self, Caller, ChunkConfig, Hello, Message, Piece};
 use common::*;
@@ -489,8 +491,12 @@ impl Hostile {
             },
             25 => Mutation::FillHole { file, offset: self.number(), near },
             27 => {
-                let open = self.flag().then(|| (self.handle(), self.number()));
-                Mutation::Written { file, open, mtime_ns: self.number() as i64 }
+                let mut report = || Report {
+                    file,
+                    open: self.flag().then(|| (self.handle(), self.number())),
+                    mtime_ns: self.maybe().map(|n| n as i64),
+                };
+                Mutation::Written { files: vec![report(), report()] }
             }
             26 => Mutation::Hold { files: vec![file; self.rng.random_range(0..4)] },
             13 => Mutation::SetPolicy {

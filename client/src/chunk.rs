@@ -386,18 +386,18 @@ impl Client {
         }
     }
 
-    /// The committed length of an open chunk, from its primary.
-    pub(crate) async fn chunk_length(&self, config: &ChunkConfig, snapshot: u64) -> Result<u64> {
+    /// The committed length of an open chunk and its last serial, from its primary; no serial if it is sealed.
+    pub(crate) async fn chunk_length(&self, config: &ChunkConfig, snapshot: u64) -> Result<(u64, Serial)> {
         let began = Instant::now();
         let deadline = began + self.inner.config.deadline;
         let mut config = config.clone();
         let mut pause = RETRY.0;
         loop {
             if let Some(sealed) = config.sealed {
-                return Ok(sealed);
+                return Ok((sealed, Serial(0)));
             }
             let (last, silent) = match self.stat_replica(&config, config.primary).await {
-                Ok(view) => return Ok(view.0),
+                Ok((length, view)) => return Ok((length, view.committed)),
                 Err(miss) if miss.next == Next::GiveUp => (miss.last, false),
                 Err(miss) => (miss.last, miss.silent),
             };

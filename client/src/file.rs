@@ -5,10 +5,11 @@ use bytes::{Bytes, BytesMut};
 use client_core::{Layout, Span};
 use common::limits::{PIECE_BYTES_MAX, WRITE_BYTES_MAX};
 use common::wire::ChunkConfig;
-use common::wire::client_master::{ChunkInfo, MasterReply, Mutation};
+use common::wire::client_master::{ChunkInfo, MasterReply, Mutation, Report};
 use common::{ChunkHandle, Code, FileId, Refusal};
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::task::JoinSet;
 
 /// Pieces of a streaming read that are under way at a time.
@@ -344,7 +345,7 @@ impl Appender {
     /// Tells the masters the length, so that listings show it.
     pub async fn close(self) -> Result<()> {
         if let Some(last) = self.last.filter(|c| c.config.sealed.is_none()) {
-            let length = self.client.chunk_length(&last.config, 0).await?;
+            let (length, _) = self.client.chunk_length(&last.config, 0).await?;
             self.client.mutate(Mutation::ReportLength { handle: last.config.handle, length }).await?;
         }
         Ok(())
@@ -364,7 +365,10 @@ pub(crate) async fn write_at(client: &Client, path: &[u8], offset: u64, data: &[
             at = extend(client, &attr, &layout, at, &mut rest).await?;
         }
     }
-    Ok(())
+    // So that nobody takes older bytes for these.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+    let report = Report { file: attr.file, open: None, mtime_ns: Some(now) };
+    client.mutate(Mutation::Written { files: vec![report] }).await.map(drop)
 }
 
 /// Writes over what is there, up to the end of the file.

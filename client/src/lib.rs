@@ -7,6 +7,7 @@ mod file;
 mod masters;
 mod open;
 mod posix;
+mod reports;
 mod requests;
 
 pub use common::wire::client_master::{
@@ -18,10 +19,11 @@ pub use file::{Appender, FileReader, FileWriter};
 pub use open::{Gathered, OpenFile};
 pub use posix::Changes;
 
+use client_core::Layout;
 use common::limits::{CHUNK_CLIENT_WINDOW, CLIENT_DEADLINE_MS, LIST_PAGE_MAX};
 use common::wire::StoreInfo;
 use common::wire::client_master::{MasterReply, MasterRequest, Mutation, Only};
-use common::{ChunkHandle, ClusterId, Code, FileId, Refusal, ServerId, StoreId};
+use common::{ChunkHandle, ClusterId, Code, FileId, Refusal, Serial, ServerId, StoreId};
 use conns::Conns;
 use masters::Masters;
 use requests::Requests;
@@ -73,6 +75,34 @@ pub(crate) struct Inner {
     pub hedge: Mutex<client_core::Hedge>,
     /// What open files may hold of its memory.
     pub budget: open::Budget,
+    /// What the masters have yet to hear of files that were written to.
+    pub reports: reports::Reports,
+}
+
+/// What the masters know of a path.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Its attributes: the length of an open file may lag.
+    pub attr: Attr,
+    /// Of a file: its last chunk, if that is open or the only one.
+    chunk: Option<ChunkInfo>,
+}
+
+/// What is at a path, as it was at one moment.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its attributes, with the exact length.
+    pub attr: Attr,
+    /// Changes whenever bytes of its open last chunk do; 0 without one.
+    pub serial: Serial,
+    /// Where its bytes are, if that is known.
+    layout: Option<Layout>,
+}
+
+impl From<Attr> for Seen {
+    fn from(attr: Attr) -> Seen {
+        Seen { attr, serial: Serial(0), layout: None }
+    }
 }
 
 /// The state of one replica of a chunk.
@@ -91,6 +121,7 @@ impl Client {
             writes: Requests::new(CHUNK_CLIENT_WINDOW),
             hedge: Mutex::default(),
             budget: Default::default(),
+            reports: Default::default(),
             config,
         };
         let client = Client { inner: Arc::new(inner) };
@@ -114,13 +145,37 @@ impl Client {
 
     /// Attributes of a path. The length of an open file is asked of its primary.
     pub async fn stat(&self, path: &[u8]) -> Result<Attr> {
-        self.with_length(self.lookup(path).await?).await
+        Ok(self.see(path).await?.attr)
     }
 
-    /// The same attributes, with the length of an open file as its primary knows it.
-    pub async fn with_length(&self, attr: Attr) -> Result<Attr> {
-        let length = if attr.open.is_some() { self.layout(attr.file).await?.len() } else { attr.length };
-        Ok(Attr { length, ..attr })
+    /// What is at a path. The length of an open file is asked of its primary.
+    pub async fn see(&self, path: &[u8]) -> Result<Seen> {
+        self.exactly(self.look(path).await?).await
+    }
+
+    /// What the masters know of a path.
+    pub async fn look(&self, path: &[u8]) -> Result<Known> {
+        match self.ask(MasterRequest::Look { path: path.into() }).await? {
+            MasterReply::Opened { attr, chunk } => Ok(Known { attr, chunk }),
+            _ => Err(Error::unexpected("look")),
+        }
+    }
+
+    /// The same, with the length of an open file as its primary knows it.
+    pub async fn exactly(&self, known: Known) -> Result<Seen> {
+        let Known { mut attr, chunk } = known;
+        let is_one = attr.count == 1;
+        let layout = match chunk {
+            Some(chunk) => self.exact(Layout::new(vec![chunk], 0)).await?,
+            None if attr.open.is_some() => self.layout(attr.file).await?,
+            None => {
+                let is_empty = attr.kind == FileKind::File && attr.count == 0;
+                let layout = is_empty.then(|| Layout::new(vec![], attr.file.seen().0));
+                return Ok(Seen { attr, serial: Serial(0), layout });
+            }
+        };
+        attr.length = layout.len();
+        Ok(Seen { attr, serial: layout.serial(), layout: Some(layout).filter(|_| is_one) })
     }
 
     /// Attributes as the masters have them: of an open file the length may lag.
@@ -308,7 +363,7 @@ impl Client {
 
     /// Makes an empty file if there is none.
     pub async fn create(&self, path: &[u8], exclusive: bool) -> Result<Attr> {
-        self.make_file(path.into(), 0o644, self.inner.config.owner, exclusive).await
+        Ok(self.create_file(path.into(), 0o644, self.inner.config.owner, exclusive, false).await?.attr)
     }
 
     /// Cuts a file, or extends it with zeros.
@@ -392,7 +447,7 @@ impl Client {
     }
 
     /// All chunks of a file, the exact length of the last one among them.
-    pub async fn layout(&self, file: FileId) -> Result<client_core::Layout> {
+    pub async fn layout(&self, file: FileId) -> Result<Layout> {
         let mut chunks: Vec<ChunkInfo> = vec![];
         loop {
             let limit = common::limits::LAYOUT_PAGE_MAX;
@@ -406,11 +461,15 @@ impl Client {
                 break;
             }
         }
-        let snapshot = file.seen().0;
-        let mut layout = client_core::Layout::new(chunks, snapshot);
+        self.exact(Layout::new(chunks, file.seen().0)).await
+    }
+
+    /// The same layout, with the length of an open last chunk as its primary knows it.
+    async fn exact(&self, mut layout: Layout) -> Result<Layout> {
         if let Some(last) = layout.chunks().last().filter(|c| c.config.sealed.is_none()).cloned() {
-            let length = self.chunk_length(&last.config, snapshot).await?;
+            let (length, serial) = self.chunk_length(&last.config, layout.snapshot()).await?;
             layout.set_last_length(length.max(last.length));
+            layout.set_serial(serial);
         }
         Ok(layout)
     }

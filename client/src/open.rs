@@ -2,16 +2,16 @@
 //! are large enough; `sync` waits until they are durable, and tells of what failed.
 
 use crate::file::{Appender, read_spans};
-use crate::{Attr, Client, Error, Result};
+use crate::{Client, Error, Result, Seen};
 use bytes::{Bytes, BytesMut};
 use client_core::Layout;
 use common::limits::WRITE_BYTES_MAX;
 use common::wire::ChunkConfig;
-use common::wire::client_master::{MasterReply, Mutation};
+use common::wire::client_master::{MasterReply, Mutation, Report};
 use common::{ChunkHandle, Code, FileId};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
@@ -43,6 +43,8 @@ pub struct OpenFile {
     client: Client,
     file: FileId,
     chunk_bytes: u64,
+    /// Bytes were written through it.
+    has_bytes: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -60,6 +62,8 @@ struct State {
     failed: Option<Error>,
     /// Written to since the masters were told.
     written: Option<SystemTime>,
+    /// So were chunks that are sealed, of which nothing but the report tells others that they have changed.
+    overwrote: bool,
     appender: Option<Appender>,
 }
 
@@ -87,14 +91,21 @@ fn is_elsewhere(error: &Error) -> bool {
 }
 
 impl OpenFile {
-    /// Opens a file whose attributes were just read.
-    pub fn new(client: &Client, attr: &Attr) -> OpenFile {
+    /// Opens a file that was just seen.
+    pub fn new(client: &Client, seen: &Seen) -> OpenFile {
+        let layout = seen.layout.clone().map(Arc::new);
         OpenFile {
             client: client.clone(),
-            file: attr.file,
-            chunk_bytes: attr.chunk_bytes,
-            state: Mutex::new(State::default()),
+            file: seen.attr.file,
+            chunk_bytes: seen.attr.chunk_bytes,
+            has_bytes: AtomicBool::new(false),
+            state: Mutex::new(State { layout, ..State::default() }),
         }
+    }
+
+    /// Whether anything was written through it.
+    pub fn has_bytes(&self) -> bool {
+        self.has_bytes.load(Ordering::Relaxed)
     }
 
     /// Which file.
@@ -110,11 +121,11 @@ impl OpenFile {
         Ok(Some((length.max(state.gathered_to()), written)))
     }
 
-    /// Somebody else may have changed it: what is known of it is asked for anew.
-    pub async fn revalidate(&self) {
+    /// Somebody else may have changed it: it is as it was just seen, or is asked for anew.
+    pub async fn revalidate(&self, seen: Option<Seen>) {
         let mut state = self.state.lock().await;
         if state.gathered.is_empty() && state.ranges.is_empty() {
-            state.layout = None;
+            state.layout = seen.and_then(|seen| seen.layout).map(Arc::new);
         }
     }
 
@@ -157,7 +168,7 @@ impl OpenFile {
         if full || data.len() > room || offset != at + len as u64 {
             return Gathered::Not;
         }
-        state.written = Some(SystemTime::now());
+        self.is_written(&mut state);
         if len == 0 {
             state.gathered.reserve(data.len().clamp(64 * 1024, WRITE_BYTES_MAX));
         }
@@ -175,7 +186,7 @@ impl OpenFile {
     /// Writes at an offset. Returns when the bytes are taken, not when they are durable.
     pub async fn write(&self, offset: u64, mut data: &[u8]) -> Result<()> {
         let mut state = self.state.lock().await;
-        state.written = Some(SystemTime::now());
+        self.is_written(&mut state);
         let mut at = offset;
         while !data.is_empty() {
             if !state.gathered.is_empty() && at != state.at + state.gathered.len() as u64 {
@@ -204,7 +215,7 @@ impl OpenFile {
     pub async fn append(&self, record: &[u8]) -> Result<u64> {
         let mut state = self.state.lock().await;
         self.drain(&mut state).await;
-        state.written = Some(SystemTime::now());
+        self.is_written(&mut state);
         let known = match state.appender.take() {
             Some(mut appender) => match appender.append(record).await {
                 // Somebody else cut the file.
@@ -239,22 +250,25 @@ impl OpenFile {
         state.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Tells the masters what was written, so that listings show it.
+    fn is_written(&self, state: &mut State) {
+        state.written = Some(SystemTime::now());
+        self.has_bytes.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells the masters what was written, so that listings show it: a little later, if others who open the
+    /// file see the bytes all the same.
     pub async fn report(&self) -> Result<()> {
         let mut state = self.state.lock().await;
         self.drain(&mut state).await;
         let Some(written) = state.written.take() else { return Ok(()) };
         let layout = self.layout(&mut state).await?;
+        let at_once = std::mem::take(&mut state.overwrote);
         drop(state);
         let open = layout.chunks().last().filter(|c| c.config.sealed.is_none());
         let open = open.map(|chunk| (chunk.config.handle, chunk.length));
         let mtime_ns = written.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
-        let report = Mutation::Written { file: self.file, open, mtime_ns };
-        match self.client.mutate(report).await {
-            // Somebody else cut the file meanwhile, or deleted it for good.
-            Err(Error::Refused(r)) if matches!(r.code, Code::NoSuchChunk | Code::NoSuchFileId) => Ok(()),
-            done => done.map(drop),
-        }
+        self.client.report_later(Report { file: self.file, open, mtime_ns: Some(mtime_ns) }).await;
+        if at_once { self.client.tell_reports().await } else { Ok(()) }
     }
 
     /// Cuts the file, or extends it with zeros.
@@ -263,7 +277,8 @@ impl OpenFile {
         self.drain(&mut state).await;
         state.layout = None;
         state.appender = None;
-        state.written = None;
+        (state.written, state.overwrote) = (None, false);
+        self.client.forget_mtime(self.file).await;
         self.client.truncate(&common::wire::path::at(self.file), length).await
     }
 
@@ -363,6 +378,7 @@ impl OpenFile {
             return Ok(Some((chunk.config.clone(), within, self.chunk_bytes - within)));
         }
         if at < layout.len() {
+            state.overwrote = true;
             let index = layout.chunks().partition_point(|c| c.start + c.length <= at);
             let chunk = &layout.chunks()[index];
             let within = at - chunk.start;

@@ -1,11 +1,12 @@
 //! What a mount asks for beyond what everybody does: owners, links, special files, extended attributes.
 
-use crate::{Attr, Client, Error, Result};
+use crate::{Attr, Client, Error, Known, Result, Seen};
+use client_core::Layout;
 use common::limits::XATTR_VALUE_BYTES_MAX;
 use common::wire::client_master::{
     FileKind, HOLD_FILES_MAX, MasterReply, MasterRequest, Mutation, Only, Owner, SetTime,
 };
-use common::{Code, FileId, Refusal};
+use common::{Code, FileId, Refusal, Serial};
 
 /// What changes of an inode's attributes.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +32,15 @@ impl Default for Changes {
 impl Client {
     async fn mutate_for_attr(&self, mutation: Mutation) -> Result<Attr> {
         match self.mutate(mutation).await? {
-            MasterReply::Attr(attr) | MasterReply::Opened { attr, .. } => Ok(attr),
+            MasterReply::Attr(attr) => Ok(attr),
             _ => Err(Error::unexpected("change of the name space")),
+        }
+    }
+
+    async fn mutate_file(&self, mutation: Mutation) -> Result<Known> {
+        match self.mutate(mutation).await? {
+            MasterReply::Opened { attr, chunk } => Ok(Known { attr, chunk }),
+            _ => Err(Error::unexpected("change of a file")),
         }
     }
 
@@ -41,11 +49,24 @@ impl Client {
         self.mutate_for_attr(Mutation::Mkdir { path, parents: false, mode, owner }).await
     }
 
-    /// Makes a file that is somebody's; without `exclusive`, or gives the one that is there.
-    pub async fn make_file(&self, path: Vec<u8>, mode: u32, owner: Owner, exclusive: bool) -> Result<Attr> {
+    /// Makes a file that is somebody's; with its first `chunk`, if it shall soon have bytes.
+    pub async fn make_file(&self, path: Vec<u8>, mode: u32, owner: Owner, chunk: bool) -> Result<Seen> {
+        let Known { attr, chunk } = self.create_file(path, mode, owner, true, chunk).await?;
+        let layout = Some(Layout::new(chunk.into_iter().collect(), 0));
+        Ok(Seen { attr, serial: Serial(0), layout })
+    }
+
+    /// Makes a file; without `exclusive`, or gives the one that is there.
+    pub(crate) async fn create_file(
+        &self,
+        path: Vec<u8>,
+        mode: u32,
+        owner: Owner,
+        exclusive: bool,
+        chunk: bool,
+    ) -> Result<Known> {
         let near = self.inner.config.rack.clone();
-        let create = Mutation::Create { path, mode, owner, exclusive, parents: false, chunk: false, near };
-        self.mutate_for_attr(create).await
+        self.mutate_file(Mutation::Create { path, mode, owner, exclusive, parents: false, chunk, near }).await
     }
 
     /// Makes a named pipe, socket or device.
@@ -67,8 +88,8 @@ impl Client {
     }
 
     /// Gives what is no directory one more name.
-    pub async fn link(&self, from: Vec<u8>, to: Vec<u8>) -> Result<Attr> {
-        self.mutate_for_attr(Mutation::Link { from, to }).await
+    pub async fn link(&self, from: Vec<u8>, to: Vec<u8>) -> Result<Known> {
+        self.mutate_file(Mutation::Link { from, to }).await
     }
 
     /// Lets two paths change places, atomically.
@@ -82,9 +103,9 @@ impl Client {
     }
 
     /// Changes attributes; gives them all.
-    pub async fn change(&self, path: Vec<u8>, changes: Changes) -> Result<Attr> {
+    pub async fn change(&self, path: Vec<u8>, changes: Changes) -> Result<Known> {
         let Changes { mode, uid, gid, atime, mtime } = changes;
-        self.mutate_for_attr(Mutation::SetAttr { path, mode, atime, mtime, uid, gid }).await
+        self.mutate_file(Mutation::SetAttr { path, mode, atime, mtime, uid, gid }).await
     }
 
     /// Extended attributes: names and values.

@@ -1,17 +1,30 @@
 //! What programs have open: files, which all handles of an inode share, and directories.
 
-use client::{Attr, Client, Entry, OpenFile, Result};
+use client::{Client, Entry, OpenFile, Result, Seen};
 use common::FileId;
 use common::limits::LIST_PAGE_MAX;
 use common::wire::path::at;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
+
+/// How far what new files became can tip the balance.
+const HABIT_MAX: i32 = 4;
 
 /// Everything that is open.
 #[derive(Default)]
 pub struct Handles {
-    files: Mutex<HashMap<FileId, (Arc<OpenFile>, usize)>>,
+    files: Mutex<HashMap<FileId, Open>>,
     directories: Mutex<HashMap<u64, Arc<Listing>>>,
+    /// How many more of the last new files got bytes than did not.
+    habit: AtomicI32,
+}
+
+struct Open {
+    file: Arc<OpenFile>,
+    handles: usize,
+    /// It was made by who opened it first.
+    is_new: bool,
 }
 
 /// A directory that is read: from each place on that the kernel has been told, it can go on.
@@ -34,29 +47,37 @@ struct Pages {
 const PAGE: u64 = LIST_PAGE_MAX as u64;
 
 impl Handles {
-    /// One more handle of a file.
-    pub fn open(&self, client: &Client, attr: &Attr) -> Arc<OpenFile> {
+    /// One more handle of a file, perhaps of one that was just made.
+    pub fn open(&self, client: &Client, seen: &Seen, is_new: bool) {
         let mut files = self.files.lock().expect("never poisoned");
-        let fresh = || (Arc::new(OpenFile::new(client, attr)), 0);
-        let (file, count) = files.entry(attr.file).or_insert_with(fresh);
-        *count += 1;
-        file.clone()
+        let fresh = || Open { file: Arc::new(OpenFile::new(client, seen)), handles: 0, is_new };
+        files.entry(seen.attr.file).or_insert_with(fresh).handles += 1;
+    }
+
+    /// Whether a new file will soon have bytes, as the last ones did.
+    pub fn expects_bytes(&self) -> bool {
+        self.habit.load(Ordering::Relaxed) > 0
     }
 
     /// A file that is open.
     pub fn get(&self, file: FileId) -> Option<Arc<OpenFile>> {
-        self.files.lock().expect("never poisoned").get(&file).map(|(file, _)| file.clone())
+        self.files.lock().expect("never poisoned").get(&file).map(|open| open.file.clone())
     }
 
     /// One handle less.
     pub fn close(&self, file: FileId) {
         let mut files = self.files.lock().expect("never poisoned");
-        if let Some((_, count)) = files.get_mut(&file) {
-            *count -= 1;
-            if *count == 0 {
-                files.remove(&file);
-            }
+        let Some(open) = files.get_mut(&file) else { return };
+        open.handles -= 1;
+        if open.handles > 0 {
+            return;
         }
+        if open.is_new {
+            let step = if open.file.has_bytes() { 1 } else { -1 };
+            let habit = self.habit.load(Ordering::Relaxed) + step;
+            self.habit.store(habit.clamp(-HABIT_MAX, HABIT_MAX), Ordering::Relaxed);
+        }
+        files.remove(&file);
     }
 
     /// The files that are open.

@@ -13,10 +13,10 @@ mod kernel;
 
 use attr::{file_attr, file_type, kind_of, nanos};
 use bytes::Bytes;
-use client::{Attr, Changes, Client, Error, FileKind, Gathered, OpenFile, Owner, SetTime};
+use client::{Attr, Changes, Client, Error, FileKind, Gathered, Known, OpenFile, Owner, Seen, SetTime};
 use common::wire::client_master::Only;
 use common::wire::path::{at, name_in};
-use common::{Code, FileId, Refusal};
+use common::{Code, FileId, Refusal, Serial};
 use errno::errno;
 use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
@@ -40,7 +40,7 @@ use tokio::runtime::Handle;
 const HOLD_EVERY: Duration = Duration::from_millis(common::limits::NAMELESS_MS / 10);
 /// Requests that the kernel may have under way without a program waiting for each.
 const BACKGROUND_MAX: u16 = 64;
-/// What a write or a read of the kernel has at most, in bytes; also how far it reads ahead.
+/// What a write or a read of the kernel has at most, in bytes.
 const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 /// The name under which the kernel asks for capabilities of programs before each write. There are none.
 const CAPABILITY: &[u8] = b"security.capability";
@@ -126,6 +126,7 @@ pub async fn mount(
         let (synced, reported) = (file.sync().await, file.report().await);
         flushed = flushed.and(synced).and(reported);
     }
+    let flushed = flushed.and(shared.client.tell_reports().await);
     served.map_err(io::Error::other)??;
     flushed.map_err(io::Error::other)
 }
@@ -167,9 +168,12 @@ struct Shared {
     cache: Cache,
     handles: Handles,
     next_handle: AtomicU64,
-    /// Time of modification and length, as the kernel was last told when it opened a file.
-    told: Mutex<HashMap<FileId, (i64, u64)>>,
+    /// What the bytes of a file were when the kernel last opened it.
+    told: Mutex<HashMap<FileId, Version>>,
 }
+
+/// Time of modification, length, and the last serial of an open last chunk: changes whenever bytes do.
+type Version = (i64, u64, Serial);
 
 struct Gateway {
     shared: Arc<Shared>,
@@ -212,24 +216,39 @@ impl Shared {
     }
 
     /// The attributes of a path as they are now: of a file that is open here, also what is known here alone.
+    async fn see(&self, path: &[u8]) -> Outcome<Seen> {
+        self.exactly(self.client.look(path).await.map_err(|e| errno(&e))?).await
+    }
+
     async fn stat(&self, path: &[u8]) -> Outcome<Attr> {
-        let mut attr = self.client.lookup(path).await.map_err(|e| errno(&e))?;
-        let known = match self.handles.get(attr.file) {
+        Ok(self.see(path).await?.attr)
+    }
+
+    /// What the masters say, and what is known here alone.
+    async fn exactly(&self, known: Known) -> Outcome<Seen> {
+        let file = known.attr.file;
+        let here = match self.handles.get(file) {
             Some(file) => file.known().await.map_err(|e| errno(&e))?,
             None => None,
         };
-        if let Some((length, written)) = known {
-            attr.length = length;
-            attr.mtime_ns = attr.mtime_ns.max(nanos(written));
-            attr.ctime_ns = attr.ctime_ns.max(nanos(written));
-            return Ok(attr);
+        let (mut seen, written) = match here {
+            Some((length, written)) => (Seen::from(Attr { length, ..known.attr }), Some(nanos(written))),
+            None => {
+                let written = self.client.reported_mtime(file);
+                (self.client.exactly(known).await.map_err(|e| errno(&e))?, written)
+            }
+        };
+        if let Some(written) = written {
+            seen.attr.mtime_ns = seen.attr.mtime_ns.max(written);
+            seen.attr.ctime_ns = seen.attr.ctime_ns.max(written);
         }
-        self.client.with_length(attr).await.map_err(|e| errno(&e))
+        Ok(seen)
     }
 
-    fn open_file(&self, attr: &Attr) -> FopenFlags {
-        self.handles.open(&self.client, attr);
-        let now = (attr.mtime_ns, attr.length);
+    fn open_file(&self, seen: &Seen, is_new: bool) -> FopenFlags {
+        self.handles.open(&self.client, seen, is_new);
+        let attr = &seen.attr;
+        let now = (attr.mtime_ns, attr.length, seen.serial);
         let before = self.told.lock().expect("never poisoned").insert(attr.file, now);
         match self.cache {
             Cache::Strict => FopenFlags::FOPEN_DIRECT_IO,
@@ -243,19 +262,19 @@ impl Shared {
     }
 
     async fn open(&self, ino: INodeNo) -> Outcome<FopenFlags> {
-        let attr = self.stat(&at(self.id(ino))).await?;
-        if attr.kind != FileKind::File {
+        let seen = self.see(&at(self.id(ino))).await?;
+        if seen.attr.kind != FileKind::File {
             return Err(Errno::EINVAL);
         }
-        let flags = self.open_file(&attr);
-        self.opened(ino)?.revalidate().await;
+        let flags = self.open_file(&seen, false);
+        self.opened(ino)?.revalidate(Some(seen)).await;
         Ok(flags)
     }
 
     async fn read(&self, ino: INodeNo, offset: u64, len: u32) -> Outcome<Vec<Bytes>> {
         let file = self.opened(ino)?;
         if self.cache == Cache::Strict {
-            file.revalidate().await;
+            file.revalidate(None).await;
         }
         file.read(offset, len.into()).await.map_err(|e| errno(&e))
     }
@@ -290,7 +309,11 @@ impl Shared {
     async fn flush(self: &Arc<Self>, ino: INodeNo) -> Outcome<()> {
         let file = self.opened(ino)?;
         file.sync().await.map_err(|e| errno(&e))?;
-        file.report().await.map_err(|e| errno(&e))
+        file.report().await.map_err(|e| errno(&e))?;
+        match self.cache {
+            Cache::Strict => self.client.tell_reports().await.map_err(|e| errno(&e)),
+            Cache::CloseToOpen => Ok(()),
+        }
     }
 
     async fn set_attr(&self, ino: INodeNo, size: Option<u64>, changes: Changes) -> Outcome<FileAttr> {
@@ -298,7 +321,10 @@ impl Shared {
         if let Some(size) = size {
             let truncated = match self.handles.get(id) {
                 Some(file) => file.truncate(size).await,
-                None => self.client.truncate(&at(id), size).await,
+                None => {
+                    self.client.forget_mtime(id).await;
+                    self.client.truncate(&at(id), size).await
+                }
             };
             truncated.map_err(|e| errno(&e))?;
         } else if let Some(file) = self.handles.get(id) {
@@ -310,9 +336,11 @@ impl Shared {
         if nothing && mode.is_none() && uid.is_none() && gid.is_none() {
             return self.stat(&at(id)).await.map(|attr| self.attr(&attr));
         }
-        let attr = self.client.change(at(id), changes).await.map_err(|e| errno(&e))?;
-        let attr = self.client.with_length(attr).await.map_err(|e| errno(&e))?;
-        Ok(self.attr(&attr))
+        if mtime != SetTime::Keep {
+            self.client.forget_mtime(id).await;
+        }
+        let known = self.client.change(at(id), changes).await.map_err(|e| errno(&e))?;
+        Ok(self.attr(&self.exactly(known).await?.attr))
     }
 
     async fn rename(&self, from: Vec<u8>, to: Vec<u8>, flags: RenameFlags) -> Outcome<()> {
@@ -483,7 +511,9 @@ impl Filesystem for Gateway {
         self.entry(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
             let made = match kind_of(mode) {
-                Some(FileKind::File) => shared.client.make_file(path, bits, owner, true).await,
+                Some(FileKind::File) => {
+                    shared.client.make_file(path, bits, owner, false).await.map(|seen| seen.attr)
+                }
                 Some(kind) => shared.client.make_special(path, kind, rdev, bits, owner).await,
                 None => return Err(Errno::EINVAL),
             };
@@ -547,7 +577,8 @@ impl Filesystem for Gateway {
             let (from, to) = (at(shared.id(ino)), shared.name_in(newparent, &newname)?);
             match shared.client.link(from, to).await {
                 Err(Error::Refused(r)) if r.code == Code::IsADirectory => Err(Errno::EPERM),
-                linked => linked.map_err(|e| errno(&e)),
+                Ok(known) => Ok(shared.exactly(known).await?.attr),
+                Err(e) => Err(errno(&e)),
             }
         });
     }
@@ -576,14 +607,21 @@ impl Filesystem for Gateway {
         self.spawn(async move |shared| {
             let made = async {
                 let path = shared.name_in(parent, &name)?;
-                let exclusive = flags & libc::O_EXCL != 0;
-                shared.client.make_file(path, mode, owner, exclusive).await.map_err(|e| errno(&e))
+                let chunk = shared.handles.expects_bytes();
+                match shared.client.make_file(path.clone(), mode, owner, chunk).await {
+                    Ok(seen) => Ok((seen, true)),
+                    // Somebody else has made it since the kernel looked.
+                    Err(Error::Refused(r)) if r.code == Code::Exists && flags & libc::O_EXCL == 0 => {
+                        Ok((shared.see(&path).await?, false))
+                    }
+                    Err(e) => Err(errno(&e)),
+                }
             };
             match made.await {
-                Ok(attr) if attr.kind != FileKind::File => reply.error(Errno::EEXIST),
-                Ok(attr) => {
-                    let flags = shared.open_file(&attr);
-                    let (ttl, attr) = (shared.cache.ttl(), shared.attr(&attr));
+                Ok((seen, _)) if seen.attr.kind != FileKind::File => reply.error(Errno::EEXIST),
+                Ok((seen, is_new)) => {
+                    let flags = shared.open_file(&seen, is_new);
+                    let (ttl, attr) = (shared.cache.ttl(), shared.attr(&seen.attr));
                     reply.created(&ttl, &attr, Generation(0), FileHandle(0), flags);
                 }
                 Err(e) => reply.error(e),

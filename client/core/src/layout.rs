@@ -1,5 +1,6 @@
 //! Where the bytes of a file are: its chunks, one after another.
 
+use common::Serial;
 use common::wire::client_master::ChunkInfo;
 
 /// The chunks of a file, as last told by the masters; the last length may be newer.
@@ -8,6 +9,8 @@ pub struct Layout {
     chunks: Vec<ChunkInfo>,
     /// The snapshot in which the file is seen; 0: none.
     snapshot: u64,
+    /// The last serial of the open last chunk when it was asked; 0 without one.
+    serial: Serial,
 }
 
 /// A range of a file that lies in one chunk.
@@ -24,12 +27,22 @@ pub struct Span {
 impl Layout {
     /// These chunks.
     pub fn new(chunks: Vec<ChunkInfo>, snapshot: u64) -> Layout {
-        Layout { chunks, snapshot }
+        Layout { chunks, snapshot, serial: Serial(0) }
     }
 
     /// The snapshot in which the file is seen; 0: none.
     pub fn snapshot(&self) -> u64 {
         self.snapshot
+    }
+
+    /// The last serial of the open last chunk when its primary was asked; 0 without one.
+    pub fn serial(&self) -> Serial {
+        self.serial
+    }
+
+    /// The open last chunk's primary says so.
+    pub fn set_serial(&mut self, serial: Serial) {
+        self.serial = serial;
     }
 
     /// The chunks.

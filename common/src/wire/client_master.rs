@@ -137,6 +137,11 @@ pub enum MasterRequest {
         /// The files, at most `HOLD_FILES_MAX`.
         files: Vec<FileId>,
     },
+    /// Attributes of a path; of a file also its last chunk, if that is open or the only one.
+    Look {
+        /// The path.
+        path: PathBytes,
+    },
 }
 
 /// A server that is drained.
@@ -526,14 +531,10 @@ pub enum Mutation {
         /// Rack or host of the client.
         near: String,
     },
-    /// A file was written to: reports when, and the length of its open last chunk.
+    /// Files were written to.
     Written {
-        /// The file.
-        file: FileId,
-        /// Its open last chunk, and the bytes of that.
-        open: Option<(ChunkHandle, u64)>,
-        /// When it was written to, nanoseconds since 1970.
-        mtime_ns: i64,
+        /// Which, at most `REPORT_FILES_MAX`; those that are gone are passed over.
+        files: Vec<Report>,
     },
     /// Files without a name that are open are kept for another while.
     Hold {
@@ -544,6 +545,20 @@ pub enum Mutation {
 
 /// Most files in one `Hold`, or in one question which have no name.
 pub const HOLD_FILES_MAX: usize = 1000;
+
+/// Most files in one `Written`.
+pub const REPORT_FILES_MAX: usize = 1000;
+
+/// What became of a file that was written to.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Report {
+    /// The file.
+    pub file: FileId,
+    /// Its open last chunk, and the bytes of that.
+    pub open: Option<(ChunkHandle, u64)>,
+    /// When it was written to, nanoseconds since 1970; `None`: its time has been set since.
+    pub mtime_ns: Option<i64>,
+}
 
 /// Whose an inode is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -744,9 +759,9 @@ pub enum MasterReply {
     Done,
     /// Attributes.
     Attr(Attr),
-    /// A file, with its chunk if one was wanted.
+    /// A file, with its chunk if one was wanted; or whatever a path leads to.
     Opened {
-        /// The file.
+        /// Its attributes.
         attr: Attr,
         /// Its last chunk.
         chunk: Option<ChunkInfo>,

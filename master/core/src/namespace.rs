@@ -13,7 +13,7 @@ use common::limits::{
 };
 use common::wire::ChunkConfig;
 use common::wire::client_master::{
-    Attr, ChunkInfo, FileKind, MasterReply, Mutation, Only, Owner, Policy, SetTime,
+    Attr, ChunkInfo, FileKind, MasterReply, Mutation, Only, Owner, Policy, Report, SetTime,
 };
 use common::wire::path::Route;
 use common::{ChunkHandle, Code, Epoch, FileId, Refusal, StoreId};
@@ -65,7 +65,7 @@ impl Metadata {
                     inode.ctime_ns = now;
                 });
                 self.set_times(id, *atime, *mtime, now);
-                Ok(MasterReply::Attr(self.attr(id)))
+                Ok(self.looked_at(self.attr(id)))
             }
             Mutation::Rename { from, to, replace } => self.rename(from, to, *replace, now),
             Mutation::Unlink { path, recursive, only } => self.unlink(path, *recursive, *only, now),
@@ -91,12 +91,10 @@ impl Metadata {
             Mutation::SetXattr { path, name, value, there } => {
                 self.set_xattr(path, name, value.as_deref(), *there, now)
             }
-            Mutation::Written { file, open, mtime_ns } => {
-                self.tree.file(*file).ok_or(Code::NoSuchFileId)?;
-                if let Some((handle, length)) = *open {
-                    self.report_length(handle, length, now)?;
+            Mutation::Written { files } => {
+                for report in files {
+                    self.written(report, now);
                 }
-                self.tree.change(*file, |inode| (inode.mtime_ns, inode.ctime_ns) = (*mtime_ns, now));
                 Ok(MasterReply::Done)
             }
             Mutation::FillHole { file, offset, near } => self.fill_hole(*file, *offset, near, entry.salt),
@@ -381,6 +379,18 @@ impl Metadata {
         Ok(MasterReply::Chunk(self.chunk_info(id, count)?))
     }
 
+    fn written(&mut self, report: &Report, now: i64) {
+        if self.tree.file(report.file).is_none() {
+            return;
+        }
+        let mtime_ns = report.mtime_ns.unwrap_or(self.tree.inodes[&report.file].mtime_ns);
+        if let Some((handle, length)) = report.open {
+            // The chunk may be gone: the file was cut.
+            let _ = self.report_length(handle, length, now);
+        }
+        self.tree.change(report.file, |inode| (inode.mtime_ns, inode.ctime_ns) = (mtime_ns, now));
+    }
+
     fn report_length(&mut self, handle: ChunkHandle, length: u64, now: i64) -> Answer<MasterReply> {
         let chunk = self.chunks.get(&handle).ok_or_else(|| Refusal::new(Code::NoSuchChunk, handle))?;
         if !chunk.sealed && length > chunk.length && length <= CHUNK_BYTES_MAX {
@@ -475,7 +485,7 @@ impl Metadata {
         }
         self.unnamed.remove(id);
         self.tree.link(parent, name, id, now);
-        Ok(MasterReply::Attr(self.attr(id)))
+        Ok(self.looked_at(self.attr(id)))
     }
 
     /// What a name stands for makes room. If that was its last name, who has it open may go on for a while.
@@ -762,6 +772,20 @@ impl Metadata {
             Place::Inode(id) => self.attr(id),
             Place::Snapshots(root) => self.snapshots_attr(root),
         })
+    }
+
+    /// Attributes of what a path leads to; of a file also its last chunk, if that is open or the only one.
+    pub fn look(&self, path: &[u8]) -> Answer<MasterReply> {
+        Ok(self.looked_at(self.stat(path)?))
+    }
+
+    fn looked_at(&self, attr: Attr) -> MasterReply {
+        let told = attr.file.seen().0 == 0 && (attr.open.is_some() || attr.count == 1);
+        let chunk = match self.tree.file(attr.file) {
+            Some(file) if told => self.chunk_info(attr.file, file.parts().len() - 1).ok(),
+            _ => None,
+        };
+        MasterReply::Opened { attr, chunk }
     }
 
     /// A page of a directory.

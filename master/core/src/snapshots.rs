@@ -123,11 +123,13 @@ impl Metadata {
             Mutation::AddChunk { file, .. }
             | Mutation::AddHole { file, .. }
             | Mutation::FillHole { file, .. }
-            | Mutation::Written { file, .. }
             | Mutation::Truncate { file, .. }
             | Mutation::Publish { file, .. }
                 if file.seen().0 > 0 =>
             {
+                Err(Refusal::new(Code::ReadOnly, "a file of a snapshot"))
+            }
+            Mutation::Written { files } if files.iter().any(|report| report.file.seen().0 > 0) => {
                 Err(Refusal::new(Code::ReadOnly, "a file of a snapshot"))
             }
             _ => Ok(()),

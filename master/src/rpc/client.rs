@@ -5,7 +5,9 @@ use crate::leader::NotHere;
 use common::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX, SESSION_MS, XATTR_VALUE_BYTES_MAX};
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::StoreReply;
-use common::wire::client_master::{HOLD_FILES_MAX, MasterReply, MasterRequest, Mutation, SnapshotInfo};
+use common::wire::client_master::{
+    HOLD_FILES_MAX, MasterReply, MasterRequest, Mutation, REPORT_FILES_MAX, SnapshotInfo,
+};
 use common::{ChunkHandle, Code, Epoch, Refusal};
 use master_core::{Command, Metadata, Reply};
 use std::time::{Duration, Instant};
@@ -53,6 +55,7 @@ impl Rpc {
                 }
             }
             MasterRequest::Stat { path } => self.query(|s| s.stat(&path).map(MasterReply::Attr)).await,
+            MasterRequest::Look { path } => self.query(|s| s.look(&path)).await,
             MasterRequest::Xattrs { path } => self.query(|s| s.xattrs(&path).map(MasterReply::Xattrs)).await,
             MasterRequest::Nameless { files } if files.len() > HOLD_FILES_MAX => {
                 MasterReply::refused(Code::BadArgument, "at most 1000 files")
@@ -186,6 +189,7 @@ fn invalid(mutation: &Mutation) -> Option<&'static str> {
             Some("near: at most 255 bytes")
         }
         Mutation::Hold { files } if files.len() > HOLD_FILES_MAX => Some("at most 1000 files"),
+        Mutation::Written { files } if files.len() > REPORT_FILES_MAX => Some("at most 1000 files"),
         Mutation::SetXattr { value: Some(value), .. } if value.len() > XATTR_VALUE_BYTES_MAX => {
             Some("value: at most 32 KiB")
         }
