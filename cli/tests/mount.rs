@@ -49,6 +49,16 @@ fn is_mounted(point: &Path) -> bool {
     mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
 }
 
+/// Mounts a cluster at a new directory.
+fn mount(cluster: &Cluster, point: &Path, args: &[&str]) -> Child {
+    fs::create_dir(point).unwrap();
+    let mut command = Command::new(cairn());
+    command.arg("--cluster").arg(cluster.dir()).arg("mount").args(args).arg(point);
+    let process = command.stdout(Stdio::null()).spawn().unwrap();
+    until("it is not mounted", || is_mounted(point));
+    process
+}
+
 impl Mounted {
     fn start(masters: u32, chunkservers: u32, args: &[&str]) -> Mounted {
         let dir = TempDir::new().unwrap();
@@ -59,37 +69,52 @@ impl Mounted {
         cluster.start_all().unwrap();
         let client = runtime.block_on(cluster.healthy()).unwrap();
         let point = dir.path().join("mnt");
-        fs::create_dir(&point).unwrap();
-        let mut command = Command::new(cairn());
-        command.arg("--cluster").arg(cluster.dir()).arg("mount").args(args).arg(&point);
-        let process = command.stdout(Stdio::null()).spawn().unwrap();
-        until("it is not mounted", || is_mounted(&point));
+        let process = mount(&cluster, &point, args);
         Mounted { point, process, cluster, client, runtime, _dir: dir }
     }
 
     fn at(&self, name: &str) -> PathBuf {
         self.point.join(name)
     }
+
+    /// The same cluster, mounted once more.
+    fn again(&self) -> Again {
+        let point = self.point.with_extension("again");
+        Again { process: mount(&self.cluster, &point, &[]), point }
+    }
+
+    fn end(&mut self) {
+        end(&mut self.process, &self.point);
+    }
 }
 
-impl Mounted {
-    fn end(&mut self) {
-        let _ = signal(self.process.id(), "TERM");
-        let end = Instant::now() + Duration::from_secs(10);
-        while is_mounted(&self.point) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+struct Again {
+    point: PathBuf,
+    process: Child,
+}
+
+fn end(process: &mut Child, point: &Path) {
+    let _ = signal(process.id(), "TERM");
+    let end = Instant::now() + Duration::from_secs(10);
+    while is_mounted(point) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = process.kill();
+    let _ = process.wait();
+    if is_mounted(point) {
+        let _ = Command::new("umount").arg("-l").arg(point).status();
+    }
+}
+
+impl Drop for Again {
+    fn drop(&mut self) {
+        end(&mut self.process, &self.point);
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.end();
-        if is_mounted(&self.point) {
-            let _ = Command::new("umount").arg("-l").arg(&self.point).status();
-        }
     }
 }
 
@@ -393,4 +418,106 @@ fn options_are_taken_or_refused_by_name() {
     );
     assert_eq!(fs::read(m.at("program")).unwrap(), b"#!/bin/sh\n");
     unmount();
+}
+
+#[test]
+fn two_mounts_agree_on_what_was_closed_and_made() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::start(3, 3, &[]);
+    let other = m.again();
+    let there = |name: &str| other.point.join(name);
+
+    // Bytes: whoever opens sees what was closed, though the masters are told later, and though neither
+    // length nor time need differ.
+    let mut last = vec![];
+    for n in 0..200u32 {
+        let bytes = [n.to_le_bytes().as_slice(), &[7; 996]].concat();
+        fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(m.at("same"))
+            .unwrap()
+            .write_all(&bytes)
+            .unwrap();
+        assert!(fs::read(there("same")).unwrap() == bytes, "round {n}: older bytes than were closed");
+        assert!(fs::read(m.at("same")).unwrap() == bytes, "round {n}: older bytes than were closed, here");
+        last = bytes;
+    }
+    // Times: they are told, and what was set stays.
+    let here = fs::metadata(m.at("same")).unwrap();
+    let mtime = |path: &Path| fs::metadata(path).unwrap().mtime_nsec();
+    until("the time of the last write is not told", || mtime(&there("same")) == here.mtime_nsec());
+    assert_eq!(mtime(&m.at("same")), here.mtime_nsec());
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    for n in 0..20 {
+        let path = m.at(&format!("old-{n}"));
+        let mut file = File::create(&path).unwrap();
+        file.write_all(&last).unwrap();
+        file.set_modified(long_ago).unwrap();
+        drop(file);
+        fs::write(m.at(&format!("new-{n}")), b"x").unwrap();
+    }
+    // After these, all that was to be told before has been told.
+    until("what came last is not told", || fs::metadata(there("new-19")).unwrap().len() == 1);
+    let end = Instant::now() + Duration::from_millis(200);
+    while Instant::now() < end {
+        for n in 0..20 {
+            let seen = fs::metadata(there(&format!("old-{n}"))).unwrap();
+            assert_eq!((seen.mtime(), seen.len()), (1_000_000_000, 1000), "old-{n}");
+        }
+    }
+
+    // Names: what this mount makes it sees at once; what the other makes it does not make again.
+    fs::create_dir(m.at("many")).unwrap();
+    until("the directory is not seen", || there("many").is_dir());
+    for n in 0..300 {
+        let name = format!("many/{n}");
+        if n % 3 == 0 {
+            fs::write(there(&name), b"other").unwrap();
+            let again = OpenOptions::new().write(true).create_new(true).open(m.at(&name));
+            assert_eq!(again.map(drop).unwrap_err().kind(), ErrorKind::AlreadyExists, "{name}");
+        } else {
+            fs::write(m.at(&name), b"mine").unwrap();
+            fs::rename(m.at(&name), m.at(&format!("many/{n}.x"))).unwrap();
+            assert!(m.at(&format!("many/{n}.x")).exists() && !m.at(&name).exists(), "{name}");
+        }
+    }
+    fs::write(there("many/late"), b"late").unwrap();
+    until("a name that was made elsewhere is not found", || m.at("many/late").exists());
+    assert_eq!(fs::read_dir(m.at("many")).unwrap().count(), 301);
+}
+
+#[test]
+fn who_reads_along_sees_all_that_was_written() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::start(1, 3, &[]);
+    let mut writer = OpenOptions::new().write(true).create_new(true).open(m.at("log")).unwrap();
+    let (tell, told) = std::sync::mpsc::channel::<u64>();
+    let path = m.at("log");
+    let reader = std::thread::spawn(move || {
+        let mut file = File::open(path).unwrap();
+        let (mut known, mut bytes) = (0, vec![]);
+        while let Ok(written) = told.recv() {
+            known = told.try_iter().last().unwrap_or(written);
+            file.read_to_end(&mut bytes).unwrap();
+            assert!(bytes.len() as u64 >= known * 8, "{} bytes of {known} numbers", bytes.len());
+            let numbers = bytes.chunks_exact(8).map(|n| u64::from_le_bytes(n.try_into().unwrap()));
+            assert!(numbers.enumerate().all(|(i, n)| i as u64 + 1 == n), "other bytes than were written");
+            let part = bytes.len() as u64 / 8 * 8;
+            bytes.truncate(part as usize);
+            file.seek(SeekFrom::Start(part)).unwrap();
+        }
+        known
+    });
+    for n in 1..=4000u64 {
+        writer.write_all(&n.to_le_bytes()).unwrap();
+        tell.send(n).unwrap();
+    }
+    drop(tell);
+    assert_eq!(reader.join().unwrap(), 4000);
 }

@@ -108,6 +108,13 @@ impl OpenFile {
         self.has_bytes.load(Ordering::Relaxed)
     }
 
+    /// Whether all that was written is durable, and the masters know of it or soon will; if in doubt, not.
+    pub fn is_clean(&self) -> bool {
+        let Ok(state) = self.state.try_lock() else { return false };
+        let at_rest = state.gathered.is_empty() && state.ranges.is_empty();
+        at_rest && state.written.is_none() && state.failed.is_none()
+    }
+
     /// Which file.
     pub fn file(&self) -> FileId {
         self.file

@@ -6,11 +6,13 @@
 //! before, on any machine; `fsync` returns when everything is durable on every replica; errors are told by
 //! `fsync` and `close`.
 
+mod absent;
 mod attr;
 mod errno;
 mod handles;
 mod kernel;
 
+use absent::{Absent, Missed};
 use attr::{file_attr, file_type, kind_of, nanos};
 use bytes::Bytes;
 use client::{Attr, Changes, Client, Error, FileKind, Gathered, Known, OpenFile, Owner, Seen, SetTime};
@@ -31,9 +33,9 @@ use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
 
 /// Files that are open are held this often, in case they have no name any more.
@@ -104,6 +106,8 @@ pub async fn mount(
         handles: Handles::default(),
         next_handle: AtomicU64::new(1),
         told: Mutex::default(),
+        absent: Absent::default(),
+        drops_direct: AtomicBool::new(false),
     });
     let holding = tokio::spawn(hold(shared.clone()));
     let gateway = Gateway { shared: shared.clone(), runtime: Handle::current() };
@@ -170,6 +174,9 @@ struct Shared {
     next_handle: AtomicU64,
     /// What the bytes of a file were when the kernel last opened it.
     told: Mutex<HashMap<FileId, Version>>,
+    absent: Absent,
+    /// What is written past the kernel's pages makes it drop them.
+    drops_direct: AtomicBool,
 }
 
 /// Time of modification, length, and the last serial of an open last chunk: changes whenever bytes do.
@@ -218,6 +225,21 @@ impl Shared {
     /// The attributes of a path as they are now: of a file that is open here, also what is known here alone.
     async fn see(&self, path: &[u8]) -> Outcome<Seen> {
         self.exactly(self.client.look(path).await.map_err(|e| errno(&e))?).await
+    }
+
+    async fn lookup(self: Arc<Self>, parent: INodeNo, name: Vec<u8>) -> Outcome<Attr> {
+        let directory = self.id(parent);
+        match self.client.look(&self.name_in(parent, &name)?).await {
+            Ok(known) => Ok(self.exactly(known).await?.attr),
+            Err(e) => {
+                let is_missed = self.cache != Cache::Strict && e.code() == Some(Code::NotFound);
+                if is_missed && self.absent.missed(directory, Instant::now()) == Missed::List {
+                    let shared = self.clone();
+                    tokio::spawn(async move { shared.absent.list(&shared.client, directory).await });
+                }
+                Err(errno(&e))
+            }
+        }
     }
 
     async fn stat(&self, path: &[u8]) -> Outcome<Attr> {
@@ -303,6 +325,16 @@ impl Shared {
             file.sync().await.map_err(|e| errno(&e))?;
         }
         Ok(())
+    }
+
+    /// A name was made here.
+    fn made(&self, parent: INodeNo, name: &[u8]) {
+        self.absent.made(self.id(parent), name);
+    }
+
+    /// Whether a file that is open has nothing to be flushed.
+    fn is_clean(&self, ino: INodeNo) -> bool {
+        self.opened(ino).is_ok_and(|file| file.is_clean())
     }
 
     /// Everything that was written through the file is durable; `close` tells of what failed.
@@ -436,12 +468,13 @@ impl Filesystem for Gateway {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
         for flag in wanted {
             // An older kernel does without.
             let _ = config.add_capabilities(flag);
         }
+        let drops = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
+        self.shared.drops_direct.store(drops, Ordering::Relaxed);
         let _ = config.set_max_write(REQUEST_BYTES_MAX);
         let _ = config.set_max_readahead(REQUEST_BYTES_MAX);
         let _ = config.set_max_background(BACKGROUND_MAX);
@@ -449,8 +482,11 @@ impl Filesystem for Gateway {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if self.shared.absent.is_absent(self.shared.id(parent), name.as_bytes(), Instant::now()) {
+            return reply.error(Errno::ENOENT);
+        }
         let name = name.as_bytes().to_vec();
-        self.entry(reply, async move |shared| shared.stat(&shared.name_in(parent, &name)?).await);
+        self.entry(reply, async move |shared| shared.lookup(parent, name).await);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
@@ -517,6 +553,7 @@ impl Filesystem for Gateway {
                 Some(kind) => shared.client.make_special(path, kind, rdev, bits, owner).await,
                 None => return Err(Errno::EINVAL),
             };
+            shared.made(parent, &name);
             made.map_err(|e| errno(&e))
         });
     }
@@ -525,7 +562,13 @@ impl Filesystem for Gateway {
         let (name, owner, mode) = (name.as_bytes().to_vec(), owner(req), mode & !umask & 0o7777);
         self.entry(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
-            shared.client.make_directory(path, mode, owner).await.map_err(|e| errno(&e))
+            let began = Instant::now();
+            let made = shared.client.make_directory(path, mode, owner).await.map_err(|e| errno(&e))?;
+            shared.made(parent, &name);
+            if shared.cache != Cache::Strict {
+                shared.absent.made_directory(made.file, began);
+            }
+            Ok(made)
         });
     }
 
@@ -550,7 +593,9 @@ impl Filesystem for Gateway {
         let target = target.as_os_str().as_bytes().to_vec();
         self.entry(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
-            shared.client.make_symlink(path, &target, owner).await.map_err(|e| errno(&e))
+            let made = shared.client.make_symlink(path, &target, owner).await;
+            shared.made(parent, &name);
+            made.map_err(|e| errno(&e))
         });
     }
 
@@ -567,7 +612,12 @@ impl Filesystem for Gateway {
         let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
         self.empty(reply, async move |shared| {
             let (from, to) = (shared.name_in(parent, &name)?, shared.name_in(newparent, &newname)?);
-            shared.rename(from, to, flags).await
+            let renamed = shared.rename(from, to, flags).await;
+            shared.made(newparent, &newname);
+            if flags == RenameFlags::RENAME_EXCHANGE {
+                shared.made(parent, &name);
+            }
+            renamed
         });
     }
 
@@ -575,7 +625,9 @@ impl Filesystem for Gateway {
         let newname = newname.as_bytes().to_vec();
         self.entry(reply, async move |shared| {
             let (from, to) = (at(shared.id(ino)), shared.name_in(newparent, &newname)?);
-            match shared.client.link(from, to).await {
+            let linked = shared.client.link(from, to).await;
+            shared.made(newparent, &newname);
+            match linked {
                 Err(Error::Refused(r)) if r.code == Code::IsADirectory => Err(Errno::EPERM),
                 Ok(known) => Ok(shared.exactly(known).await?.attr),
                 Err(e) => Err(errno(&e)),
@@ -608,7 +660,9 @@ impl Filesystem for Gateway {
             let made = async {
                 let path = shared.name_in(parent, &name)?;
                 let chunk = shared.handles.expects_bytes();
-                match shared.client.make_file(path.clone(), mode, owner, chunk).await {
+                let made = shared.client.make_file(path.clone(), mode, owner, chunk).await;
+                shared.made(parent, &name);
+                match made {
                     Ok(seen) => Ok((seen, true)),
                     // Somebody else has made it since the kernel looked.
                     Err(Error::Refused(r)) if r.code == Code::Exists && flags & libc::O_EXCL == 0 => {
@@ -620,7 +674,11 @@ impl Filesystem for Gateway {
             match made.await {
                 Ok((seen, _)) if seen.attr.kind != FileKind::File => reply.error(Errno::EEXIST),
                 Ok((seen, is_new)) => {
-                    let flags = shared.open_file(&seen, is_new);
+                    // Who writes a new file and cannot read it needs no copy of it in the kernel.
+                    let only_writes = is_new && flags & libc::O_ACCMODE == libc::O_WRONLY;
+                    let direct = only_writes && shared.drops_direct.load(Ordering::Relaxed);
+                    let past = if direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
+                    let flags = shared.open_file(&seen, is_new) | past;
                     let (ttl, attr) = (shared.cache.ttl(), shared.attr(&seen.attr));
                     reply.created(&ttl, &attr, Generation(0), FileHandle(0), flags);
                 }
@@ -677,6 +735,9 @@ impl Filesystem for Gateway {
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        if self.shared.is_clean(ino) {
+            return reply.ok();
+        }
         self.empty(reply, async move |shared| shared.flush(ino).await);
     }
 
@@ -690,6 +751,10 @@ impl Filesystem for Gateway {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        if self.shared.is_clean(ino) {
+            self.shared.handles.close(self.shared.id(ino));
+            return reply.ok();
+        }
         self.empty(reply, async move |shared| {
             // A mapping may have been written to after the last close.
             let flushed = shared.flush(ino).await;

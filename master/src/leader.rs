@@ -8,7 +8,6 @@ use common::limits::{ELECTION_MS_MAX, SESSION_MS};
 use common::wire::client_master::RepairItem;
 use common::{Code, SessionId, StoreId, Time};
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use master_core::{Command, Complaint, Entry, Reply, Standing, Suspicion};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
@@ -33,8 +32,6 @@ pub struct NotHere {
 const READ_LEASE_MS: u64 = ELECTION_MS_MAX / 2;
 /// Most commands that go into the log together.
 const GROUP_MAX: usize = 512;
-/// Groups under way at a time.
-const GROUPS_MAX: usize = 2;
 /// Commands that wait for their group; more wait with who brings them.
 const PROPOSALS_MAX: usize = 4096;
 /// A proposal or a round that takes longer has no quorum.
@@ -172,31 +169,23 @@ impl Leader {
         done.ok().flatten().unwrap_or(Err(NotHere { code: Code::Unavailable, leader: None }))
     }
 
-    /// Puts what is proposed into the log, in groups: what comes while `GROUPS_MAX` are under way goes together.
-    /// One entry costs each master a few messages, a write and several wake-ups; so does a group.
+    /// Puts what is proposed into the log, in groups: what comes while one is under way goes together. One
+    /// entry costs each master a few messages, a write and several wake-ups; so does a group.
     async fn groups(self: Arc<Self>, mut queue: mpsc::Receiver<Proposal>) {
-        let mut under_way = FuturesUnordered::new();
         let mut group = vec![];
-        loop {
-            tokio::select! {
-                biased;
-                Some(()) = under_way.next(), if !under_way.is_empty() => {}
-                count = queue.recv_many(&mut group, GROUP_MAX), if under_way.len() < GROUPS_MAX => {
-                    if count == 0 {
-                        return;
-                    }
-                    // Requests that have arrived already get here before it goes.
-                    tokio::task::yield_now().await;
-                    while group.len() < GROUP_MAX && let Ok(more) = queue.try_recv() {
-                        group.push(more);
-                    }
-                    under_way.push(self.clone().commit(std::mem::take(&mut group)));
-                }
+        while queue.recv_many(&mut group, GROUP_MAX).await > 0 {
+            // Requests that have arrived already get here before it goes.
+            tokio::task::yield_now().await;
+            while group.len() < GROUP_MAX
+                && let Ok(more) = queue.try_recv()
+            {
+                group.push(more);
             }
+            self.commit(std::mem::take(&mut group)).await;
         }
     }
 
-    async fn commit(self: Arc<Self>, group: Vec<Proposal>) {
+    async fn commit(&self, group: Vec<Proposal>) {
         let term = self.term();
         let (mut entries, mut answers) = (vec![], vec![]);
         for proposal in group {
