@@ -3,7 +3,7 @@
 
 use client::{Client, Result};
 use common::FileId;
-use common::limits::LIST_PAGE_MAX;
+use common::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX};
 use common::wire::client_master::SNAPSHOT_DIR;
 use common::wire::path::at;
 use std::collections::{HashMap, HashSet};
@@ -55,6 +55,7 @@ impl Absent {
     /// Whether a directory is known not to have this name.
     pub fn is_absent(&self, directory: FileId, name: &[u8], now: Instant) -> bool {
         name != SNAPSHOT_DIR
+            && name.len() <= NAME_BYTES_MAX
             && self.with(|all| {
                 let names = all.get(&directory).and_then(|known| known.names.as_ref());
                 names.is_some_and(|(at, names)| now.duration_since(*at) < VALID && !names.contains(name))
@@ -170,6 +171,7 @@ mod tests {
         absent.listed(DIR, now, names(&["a"]));
         assert!(absent.is_absent(DIR, b"x", now) && !absent.is_absent(DIR, b"a", now));
         assert!(!absent.is_absent(DIR, SNAPSHOT_DIR, now), "it is never listed, and there");
+        assert!(!absent.is_absent(DIR, &[b'x'; NAME_BYTES_MAX + 1], now), "no name at all");
         let later = now + VALID;
         assert!(!absent.is_absent(DIR, b"x", later), "somebody else may have made it");
         assert_eq!(absent.missed(DIR, later), Missed::List);
