@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -56,7 +57,7 @@ struct Open {
 /// A file that an operation on another thread can hold too.
 struct Shared(Arc<File>);
 
-impl std::os::fd::AsRawFd for Shared {
+impl AsRawFd for Shared {
     fn as_raw_fd(&self) -> i32 {
         self.0.as_raw_fd()
     }
@@ -134,7 +135,7 @@ impl Disk {
     pub fn new(engine: Engine, dir: PathBuf, locked: Vec<(FileRef, File)>) -> io::Result<Disk> {
         let disk = Disk { engine, dir, files: RefCell::new(BTreeMap::new()) };
         for (file, direct) in locked {
-            let cached = OpenOptions::new().read(true).open(path_of(&disk.dir, file))?;
+            let cached = open_cached(&path_of(&disk.dir, file))?;
             disk.files.borrow_mut().insert(file, open_pair(direct, cached));
         }
         Ok(disk)
@@ -152,7 +153,7 @@ impl Disk {
             .truncate(false)
             .custom_flags(libc::O_DIRECT)
             .open(&path)?;
-        let cached = OpenOptions::new().read(true).open(&path)?;
+        let cached = open_cached(&path)?;
         let open = open_pair(direct, cached);
         self.files.borrow_mut().insert(file, open.clone());
         Ok(open)
@@ -258,6 +259,17 @@ impl Disk {
             }
         }
     }
+}
+
+/// Opens a file for reading through the page cache, which reads what it is asked for and no more: who reads a
+/// stream reads ahead itself, from all replicas in turn, and what the kernel would read ahead of one is what
+/// another is asked for.
+fn open_cached(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).open(path)?;
+    #[expect(unsafe_code, reason = "posix_fadvise has no safe door in std")]
+    // SAFETY: the descriptor is open for the length of the call, which touches no memory.
+    let failed = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+    if failed == 0 { Ok(file) } else { Err(io::Error::from_raw_os_error(failed)) }
 }
 
 fn open_pair(direct: File, cached: File) -> Rc<Open> {
