@@ -3,7 +3,8 @@
 mod driver;
 
 use common::wire::client_master::{
-    Attr, ChunkInfo, FileKind, MasterReply, Mutation, Only, Owner, Policy, Quota, SNAPSHOT_DIR, SetTime,
+    Attr, ChunkInfo, FileKind, MasterReply, Mutation, Only, Owner, Policy, Quota, Report, SNAPSHOT_DIR,
+    SetTime,
 };
 use common::wire::path::{at, name_in};
 use common::*;
@@ -375,6 +376,39 @@ fn a_hole_is_filled_where_it_is_written_to() {
     let lengths: Vec<u64> = chunks.iter().map(|c| c.length / MIB).collect();
     assert_eq!(lengths, [64, 64, 64, 8]);
     assert_eq!(d.state.stat(b"/f").unwrap().length, 200 * MIB + 5);
+    d.state.check();
+}
+
+#[test]
+fn reports_may_come_after_anything() {
+    let mut d = Driver::new();
+    d.servers(&["r1", "r2", "r3"], |_| 0);
+    let opened = |path: &str, d: &mut Driver| match d.mutate(create(path, true)) {
+        MasterReply::Opened { attr, chunk } => (attr.file, chunk.expect("it was wanted").config.handle),
+        other => panic!("{other:?}"),
+    };
+    let ((a, in_a), (b, in_b), (cut, in_cut)) =
+        (opened("/a", &mut d), opened("/b", &mut d), opened("/cut", &mut d));
+    let set = SetTime::At(5);
+    let set =
+        Mutation::SetAttr { path: at(b), mode: None, atime: SetTime::Keep, mtime: set, uid: None, gid: None };
+    assert_eq!(attr(&d.mutate(set)).mtime_ns, 5);
+    d.apply(Command::Seal { handle: in_cut, epoch: Epoch::first(0), length: 50 });
+    assert_eq!(code(&d.mutate(Mutation::Truncate { file: cut, length: 10 })), None);
+    let report = |file, handle, length, mtime_ns| Report { file, open: Some((handle, length)), mtime_ns };
+    let files = vec![
+        report(cut, in_cut, 100, Some(7)),
+        report(FileId(999), in_a, 100, Some(7)),
+        report(a, in_a, 100, Some(7)),
+        report(b, in_b, 200, None),
+    ];
+    assert_eq!(d.mutate(Mutation::Written { files }), MasterReply::Done);
+    let seen = |path: &[u8]| d.state.stat(path).map(|attr| (attr.length, attr.mtime_ns)).unwrap();
+    assert_eq!(seen(b"/a"), (100, 7));
+    assert_eq!(seen(b"/b"), (200, 5), "the time was set since");
+    assert_eq!(seen(b"/cut").0, 10, "it was cut since");
+    let MasterReply::Opened { chunk: Some(chunk), .. } = d.state.look(b"/a").unwrap() else { panic!() };
+    assert_eq!((chunk.config.handle, chunk.length, chunk.start), (in_a, 100, 0));
     d.state.check();
 }
 
