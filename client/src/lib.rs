@@ -16,7 +16,7 @@ pub use common::wire::client_master::{
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
-pub use open::{Gathered, OpenFile};
+pub use open::{Gathered, Moment, OpenFile};
 pub use posix::Changes;
 
 use client_core::Layout;

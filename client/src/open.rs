@@ -50,6 +50,8 @@ pub struct OpenFile {
 
 #[derive(Default)]
 struct State {
+    /// Changes whenever what is known of the file may have changed.
+    moment: Moment,
     /// Where the bytes are, as far as is known.
     layout: Option<Arc<Layout>>,
     /// Bytes that are not on their way yet, and their offset.
@@ -66,6 +68,10 @@ struct State {
     overwrote: bool,
     appender: Option<Appender>,
 }
+
+/// What is known of an open file is as old as this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment(u64);
 
 /// What became of bytes that were to be gathered at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,11 +134,19 @@ impl OpenFile {
         Ok(Some((length.max(state.gathered_to()), written)))
     }
 
-    /// Somebody else may have changed it: it is as it was just seen, or is asked for anew.
-    pub async fn revalidate(&self, seen: Option<Seen>) {
+    /// Now. What is seen of the file later is newer than what is known of it, as long as this does not change.
+    pub async fn moment(&self) -> Moment {
+        self.state.lock().await.moment
+    }
+
+    /// Somebody else may have changed it: it is as it was seen after that moment, if nothing was done here since;
+    /// or is asked for anew.
+    pub async fn revalidate(&self, seen: Option<(Moment, Seen)>) {
         let mut state = self.state.lock().await;
         if state.gathered.is_empty() && state.ranges.is_empty() {
-            state.layout = seen.and_then(|seen| seen.layout).map(Arc::new);
+            let seen = seen.filter(|(since, _)| *since == state.moment);
+            state.layout = seen.and_then(|(_, seen)| seen.layout).map(Arc::new);
+            state.moves_on();
         }
     }
 
@@ -244,6 +258,7 @@ impl OpenFile {
         };
         state.appender = Some(appender);
         state.layout = None;
+        state.moves_on();
         Ok(offset)
     }
 
@@ -258,6 +273,7 @@ impl OpenFile {
     }
 
     fn is_written(&self, state: &mut State) {
+        state.moves_on();
         state.written = Some(SystemTime::now());
         self.has_bytes.store(true, Ordering::Relaxed);
     }
@@ -286,7 +302,9 @@ impl OpenFile {
         state.appender = None;
         (state.written, state.overwrote) = (None, false);
         self.client.forget_mtime(self.file).await;
-        self.client.truncate(&common::wire::path::at(self.file), length).await
+        let cut = self.client.truncate(&common::wire::path::at(self.file), length).await;
+        state.moves_on();
+        cut
     }
 
     /// The first offset from this one on at which there are bytes, or a hole; the end of the file is one. Nothing
@@ -430,6 +448,7 @@ impl OpenFile {
         };
         let known = state.ranges.iter().position(|r| *r == range);
         state.ranges.swap_remove(known.expect("it was under way"));
+        state.moves_on();
         match outcome {
             Ok(config) => {
                 if let Some(layout) = &mut state.layout {
@@ -455,6 +474,10 @@ impl Drop for OpenFile {
 }
 
 impl State {
+    fn moves_on(&mut self) {
+        self.moment.0 += 1;
+    }
+
     /// Where the gathered bytes end; 0 without any.
     fn gathered_to(&self) -> u64 {
         if self.gathered.is_empty() { 0 } else { self.at + self.gathered.len() as u64 }

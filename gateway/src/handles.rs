@@ -47,11 +47,14 @@ struct Pages {
 const PAGE: u64 = LIST_PAGE_MAX as u64;
 
 impl Handles {
-    /// One more handle of a file, perhaps of one that was just made.
-    pub fn open(&self, client: &Client, seen: &Seen, is_new: bool) {
+    /// One more handle of a file, perhaps of one that was just made. Whoever opened it before knows other things
+    /// of it than what was just seen: gives the file, if there is one.
+    pub fn open(&self, client: &Client, seen: &Seen, is_new: bool) -> Option<Arc<OpenFile>> {
         let mut files = self.files.lock().expect("never poisoned");
         let fresh = || Open { file: Arc::new(OpenFile::new(client, seen)), handles: 0, is_new };
-        files.entry(seen.attr.file).or_insert_with(fresh).handles += 1;
+        let open = files.entry(seen.attr.file).or_insert_with(fresh);
+        open.handles += 1;
+        (open.handles > 1).then(|| open.file.clone())
     }
 
     /// Whether a new file will soon have bytes, as the last ones did.

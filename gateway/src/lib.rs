@@ -15,7 +15,9 @@ mod kernel;
 use absent::{Absent, Missed};
 use attr::{file_attr, file_type, kind_of, nanos};
 use bytes::Bytes;
-use client::{Attr, Changes, Client, Error, FileKind, Gathered, Known, OpenFile, Owner, Seen, SetTime};
+use client::{
+    Attr, Changes, Client, Error, FileKind, Gathered, Known, Moment, OpenFile, Owner, Seen, SetTime,
+};
 use common::wire::client_master::Only;
 use common::wire::path::{at, name_in};
 use common::{Code, FileId, Refusal, Serial};
@@ -267,11 +269,15 @@ impl Shared {
         Ok(seen)
     }
 
-    fn open_file(&self, seen: &Seen, is_new: bool) -> FopenFlags {
-        self.handles.open(&self.client, seen, is_new);
+    /// Opens a file that was just seen; if it was open here already, after that moment.
+    async fn open_file(&self, seen: Seen, since: Option<Moment>, is_new: bool) -> FopenFlags {
+        let open = self.handles.open(&self.client, &seen, is_new);
         let attr = &seen.attr;
         let now = (attr.mtime_ns, attr.length, seen.serial);
         let before = self.told.lock().expect("never poisoned").insert(attr.file, now);
+        if let Some(file) = open {
+            file.revalidate(since.map(|since| (since, seen))).await;
+        }
         match self.cache {
             Cache::Strict => FopenFlags::FOPEN_DIRECT_IO,
             Cache::CloseToOpen if before == Some(now) => FopenFlags::FOPEN_KEEP_CACHE,
@@ -284,13 +290,15 @@ impl Shared {
     }
 
     async fn open(&self, ino: INodeNo) -> Outcome<FopenFlags> {
+        let since = match self.handles.get(self.id(ino)) {
+            Some(file) => Some(file.moment().await),
+            None => None,
+        };
         let seen = self.see(&at(self.id(ino))).await?;
         if seen.attr.kind != FileKind::File {
             return Err(Errno::EINVAL);
         }
-        let flags = self.open_file(&seen, false);
-        self.opened(ino)?.revalidate(Some(seen)).await;
-        Ok(flags)
+        Ok(self.open_file(seen, since, false).await)
     }
 
     async fn read(&self, ino: INodeNo, offset: u64, len: u32) -> Outcome<Vec<Bytes>> {
@@ -678,8 +686,8 @@ impl Filesystem for Gateway {
                     let only_writes = is_new && flags & libc::O_ACCMODE == libc::O_WRONLY;
                     let direct = only_writes && shared.drops_direct.load(Ordering::Relaxed);
                     let past = if direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
-                    let flags = shared.open_file(&seen, is_new) | past;
                     let (ttl, attr) = (shared.cache.ttl(), shared.attr(&seen.attr));
+                    let flags = shared.open_file(seen, None, is_new).await | past;
                     reply.created(&ttl, &attr, Generation(0), FileHandle(0), flags);
                 }
                 Err(e) => reply.error(e),
