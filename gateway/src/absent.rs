@@ -28,13 +28,13 @@ struct Directory {
     since: Instant,
     /// All names that it had at a moment after this, and those that were made here later.
     names: Option<(Instant, HashSet<Vec<u8>>)>,
-    /// While it is listed: what was made here since that began.
-    made: Option<Vec<Vec<u8>>>,
+    /// While it is listed: when that began, and what was made here since.
+    listing: Option<(Instant, Vec<Vec<u8>>)>,
 }
 
 impl Directory {
     fn new(now: Instant) -> Directory {
-        Directory { misses: 0, since: now, names: None, made: None }
+        Directory { misses: 0, since: now, names: None, listing: None }
     }
 }
 
@@ -66,7 +66,6 @@ impl Absent {
     pub fn missed(&self, directory: FileId, now: Instant) -> Missed {
         self.with(|all| {
             if all.len() >= DIRECTORIES_MAX && !all.contains_key(&directory) {
-                // Who is listing one finds that nobody waits for it.
                 all.clear();
             }
             let known = all.entry(directory).or_insert_with(|| Directory::new(now));
@@ -76,10 +75,10 @@ impl Absent {
             known.misses += 1;
             // One that was listed before, or was made here, is small, and names are still being made in it.
             let enough = if known.names.is_some() { 1 } else { MISSES };
-            if known.misses < enough || known.made.is_some() {
+            if known.misses < enough || known.listing.is_some() {
                 return Missed::Nothing;
             }
-            known.made = Some(vec![]);
+            known.listing = Some((now, vec![]));
             Missed::List
         })
     }
@@ -89,7 +88,7 @@ impl Absent {
     pub fn made(&self, directory: FileId, name: &[u8]) {
         self.with(|all| {
             let Some(known) = all.get_mut(&directory) else { return };
-            if let Some(made) = &mut known.made {
+            if let Some((_, made)) = &mut known.listing {
                 made.push(name.to_vec());
             }
             if let Some((_, names)) = &mut known.names {
@@ -112,9 +111,8 @@ impl Absent {
         });
     }
 
-    /// Lists a directory, as `missed` wants it.
-    pub async fn list(&self, client: &Client, directory: FileId) {
-        let began = Instant::now();
+    /// Lists a directory, as `missed` wanted it at this moment.
+    pub async fn list(&self, client: &Client, directory: FileId, began: Instant) {
         let listed = names_of(client, directory).await;
         self.listed(directory, began, listed.ok().flatten());
     }
@@ -123,7 +121,8 @@ impl Absent {
     fn listed(&self, directory: FileId, began: Instant, names: Option<HashSet<Vec<u8>>>) {
         self.with(|all| {
             let Some(known) = all.get_mut(&directory) else { return };
-            let Some(made) = known.made.take() else { return };
+            // Everything was forgotten meanwhile, perhaps, and another listing has begun.
+            let Some((_, made)) = known.listing.take_if(|(since, _)| *since == began) else { return };
             known.misses = 0;
             known.names = names.map(|mut names| {
                 names.extend(made);
@@ -186,6 +185,8 @@ mod tests {
         assert!(!absent.is_absent(DIR, b"a", now));
         assert_eq!(absent.missed(DIR, now + VALID), Missed::List);
         absent.made(DIR, b"b");
+        absent.listed(DIR, now, names(&[]));
+        assert!(!absent.is_absent(DIR, b"a", now + VALID), "that was another listing");
         absent.listed(DIR, now + VALID, names(&["a"]));
         let then = now + VALID;
         assert!(!absent.is_absent(DIR, b"a", then) && !absent.is_absent(DIR, b"b", then));

@@ -234,10 +234,11 @@ impl Shared {
         match self.client.look(&self.name_in(parent, &name)?).await {
             Ok(known) => Ok(self.exactly(known).await?.attr),
             Err(e) => {
-                let is_missed = self.cache != Cache::Strict && e.code() == Some(Code::NotFound);
-                if is_missed && self.absent.missed(directory, Instant::now()) == Missed::List {
+                let (now, is_missed) = (Instant::now(), e.code() == Some(Code::NotFound));
+                let remembers = self.cache != Cache::Strict;
+                if remembers && is_missed && self.absent.missed(directory, now) == Missed::List {
                     let shared = self.clone();
-                    tokio::spawn(async move { shared.absent.list(&shared.client, directory).await });
+                    tokio::spawn(async move { shared.absent.list(&shared.client, directory, now).await });
                 }
                 Err(errno(&e))
             }
