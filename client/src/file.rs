@@ -1,5 +1,6 @@
 //! Files: streaming reads and writes, record appends, positional writes.
 
+use crate::reports::nanos;
 use crate::{Attr, Client, Error, Result};
 use bytes::{Bytes, BytesMut};
 use client_core::{Layout, Span};
@@ -357,17 +358,22 @@ pub(crate) async fn write_at(client: &Client, path: &[u8], offset: u64, data: &[
     let attr = client.lookup(path).await?;
     let mut at = offset;
     let mut rest = data;
+    let mut overwrote = false;
     while !rest.is_empty() {
         let layout = client.layout(attr.file).await?;
         if at < layout.len() {
+            overwrote = true;
             at = overwrite(client, &layout, at, &mut rest).await?;
         } else {
             at = extend(client, &attr, &layout, at, &mut rest).await?;
         }
     }
+    if !overwrote {
+        // The masters know of what was added.
+        return Ok(());
+    }
     // So that nobody takes older bytes for these.
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
-    let report = Report { file: attr.file, open: None, mtime_ns: Some(now) };
+    let report = Report { file: attr.file, open: None, mtime_ns: Some(nanos(SystemTime::now())) };
     client.mutate(Mutation::Written { files: vec![report] }).await.map(drop)
 }
 

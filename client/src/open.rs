@@ -2,6 +2,7 @@
 //! are large enough; `sync` waits until they are durable, and tells of what failed.
 
 use crate::file::{Appender, read_spans};
+use crate::reports::nanos;
 use crate::{Client, Error, Result, Seen};
 use bytes::{Bytes, BytesMut};
 use client_core::Layout;
@@ -283,15 +284,15 @@ impl OpenFile {
     pub async fn report(&self) -> Result<()> {
         let mut state = self.state.lock().await;
         self.drain(&mut state).await;
-        let Some(written) = state.written.take() else { return Ok(()) };
+        let Some(written) = state.written else { return Ok(()) };
         let layout = self.layout(&mut state).await?;
-        let at_once = std::mem::take(&mut state.overwrote);
-        drop(state);
         let open = layout.chunks().last().filter(|c| c.config.sealed.is_none());
         let open = open.map(|chunk| (chunk.config.handle, chunk.length));
-        let mtime_ns = written.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
-        self.client.report_later(Report { file: self.file, open, mtime_ns: Some(mtime_ns) }).await;
-        if at_once { self.client.tell_reports().await } else { Ok(()) }
+        let mtime_ns = Some(nanos(written));
+        // The file stays locked: nobody finds it clean, or its time unknown, before that is so.
+        self.client.report_later(Report { file: self.file, open, mtime_ns }).await;
+        state.written = None;
+        if std::mem::take(&mut state.overwrote) { self.client.tell_reports().await } else { Ok(()) }
     }
 
     /// Cuts the file, or extends it with zeros.

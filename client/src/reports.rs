@@ -6,7 +6,7 @@ use common::FileId;
 use common::wire::client_master::{Mutation, REPORT_FILES_MAX, Report};
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Reports wait for others so long.
 const GATHER: Duration = Duration::from_millis(20);
@@ -16,6 +16,11 @@ const AGAIN: Duration = Duration::from_secs(1);
 const REMEMBERED: Duration = Duration::from_secs(2);
 /// Files of which something is to be told, at most; then writers wait.
 const FILES_MAX: usize = 8 * REPORT_FILES_MAX;
+
+/// Nanoseconds since 1970, as reports tell times; 0 before.
+pub(crate) fn nanos(time: SystemTime) -> i64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+}
 
 /// The reports of a client.
 #[derive(Default)]

@@ -572,8 +572,9 @@ impl Filesystem for Gateway {
         self.entry(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
             let began = Instant::now();
-            let made = shared.client.make_directory(path, mode, owner).await.map_err(|e| errno(&e))?;
+            let made = shared.client.make_directory(path, mode, owner).await;
             shared.made(parent, &name);
+            let made = made.map_err(|e| errno(&e))?;
             if shared.cache != Cache::Strict {
                 shared.absent.made_directory(made.file, began);
             }

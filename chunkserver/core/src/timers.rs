@@ -32,7 +32,7 @@ impl Timer {
     /// Set again whenever it fires, as long as there is a reason: a chunk has one of these at a time. Were
     /// each set beside the one before, they would multiply.
     fn goes_on(self) -> bool {
-        matches!(self, Timer::Answers(_) | Timer::AskAgain(_))
+        matches!(self, Timer::Answers(_) | Timer::AskAgain(_) | Timer::Hold(_) | Timer::Fork(_))
     }
 }
 
@@ -62,8 +62,7 @@ impl Timers {
 
     /// Whether it will fire. Known only of those that go on.
     pub fn is_set(&self, timer: Timer) -> bool {
-        debug_assert!(timer.goes_on());
-
+        assert!(timer.goes_on(), "{timer:?} can be set several times");
         self.going_on.contains_key(&timer)
     }
 

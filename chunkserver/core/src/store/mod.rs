@@ -244,20 +244,17 @@ impl Store {
         self.log.push(record, ticket);
     }
 
-    /// Free bytes that only what was promised may have. They are kept back from the first segment on: when
-    /// the disk is found to be full it is too late.
-    fn kept_bytes(&self) -> u64 {
-        PROMISED_BYTES_MAX.min(self.config.extent_segment_bytes / 4)
-    }
-
+    /// Free bytes, but for those that only what was promised may have. They are kept back from the first
+    /// segment on: when the disk is found to be full it is too late.
     fn free_for_new(&self) -> u64 {
-        self.alloc.free_bytes().saturating_sub(self.kept_bytes())
+        let kept = PROMISED_BYTES_MAX.min(self.config.extent_segment_bytes / 4);
+        self.alloc.free_bytes().saturating_sub(kept)
     }
 
     /// Whether there is room for so many bytes of this sort.
     fn fits(&self, bytes: u32, sort: Sort) -> bool {
-        let kept = if sort == Sort::New { self.kept_bytes() } else { 0 };
-        self.alloc.free_bytes() >= kept + bytes as u64
+        let free = if sort == Sort::New { self.free_for_new() } else { self.alloc.free_bytes() };
+        free >= bytes as u64
     }
 
     /// Whether a full disk has room left for so many bytes of this sort.
