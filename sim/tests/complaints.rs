@@ -10,7 +10,7 @@ use common::*;
 use sim::world::{empty_disk, open, small_store};
 
 const CHUNK: ChunkHandle = ChunkHandle(1);
-const MEMBER: StoreId = StoreId(2);
+const MEMBERS: [StoreId; 2] = [StoreId(2), StoreId(3)];
 /// Simulated time of a test.
 const SPAN_MS: u64 = 3000;
 /// How often masters that refused are asked again, in milliseconds; as in the primary.
@@ -21,7 +21,7 @@ fn write(seq: u64) -> Input {
         handle: CHUNK,
         epoch: Epoch::first(0),
         primary: StoreId(1),
-        members: vec![StoreId(1), MEMBER],
+        members: [StoreId(1)].into_iter().chain(MEMBERS).collect(),
         sealed: None,
         wait_ms: 0,
     };
@@ -38,17 +38,18 @@ fn write(seq: u64) -> Input {
     Input::Client { conn: 1, request: seq, epoch: Epoch::first(0), snapshot: 0, msg, data: data.into() }
 }
 
-/// Runs a primary, to whom writes come all the time, beside a member that answers each Apply thus and
-/// masters who refuse everything at once: how often those were asked, and how many writes were answered.
-fn run(member: impl Fn(Peer) -> Option<Peer>) -> (usize, usize) {
+/// Runs a primary, to whom so many writes come, one every 30 ms, beside members that answer thus and
+/// masters who refuse everything at once: of whom those were told, each time, and how many writes were
+/// answered.
+fn run(writes: u64, mut member: impl FnMut(StoreId, Peer) -> Option<Peer>) -> (Vec<StoreId>, usize) {
     let config = small_store(77, 1);
     let mut disk = empty_disk(&config);
     let mut node = Node::new(StoreId(1), open(config, &mut disk).expect("an empty store opens"));
     let (mut now, mut inputs) = (Time(1), vec![]);
     inputs.push(Input::Session { session: SessionId(1), until: Time::NEVER });
-    let (mut asked, mut written, mut seq) = (0, 0, 0);
+    let (mut accused_of, mut written, mut seq) = (vec![], 0, 0);
     while now < Time(Span::from_ms(SPAN_MS).0) {
-        if seq * 30 < now.0 / 1_000_000 {
+        if seq < writes && seq * 30 < now.0 / 1_000_000 {
             seq += 1;
             inputs.push(write(seq));
         }
@@ -60,12 +61,14 @@ fn run(member: impl Fn(Peer) -> Option<Peer>) -> (usize, usize) {
             match output {
                 Output::Disk(op) => inputs.push(Input::Disk(disk.perform(op))),
                 Output::Master(ask) => {
-                    asked += usize::from(matches!(ask.what, Ask::Silent { .. }));
+                    if let Ask::Silent { accused, .. } = ask.what {
+                        accused_of.push(accused);
+                    }
                     inputs.push(Input::Master { handle: ask.handle, answer: Err(Code::Frozen.into()) });
                 }
-                Output::Peer { msg, .. } => {
-                    let answer = member(msg).map(|msg| Input::Peer {
-                        from: MEMBER,
+                Output::Peer { to, msg, .. } => {
+                    let answer = member(to, msg).map(|msg| Input::Peer {
+                        from: to,
                         snapshot: 0,
                         msg,
                         data: Bytes::new(),
@@ -81,31 +84,55 @@ fn run(member: impl Fn(Peer) -> Option<Peer>) -> (usize, usize) {
         let next = node.deadline().unwrap_or(Time::NEVER).max(soon);
         now = if inputs.is_empty() { next.min(now + Span::from_ms(10)) } else { soon };
     }
-    (asked, written)
+    (accused_of, written)
+}
+
+/// An endless stream of writes.
+const ALWAYS: u64 = u64::MAX;
+
+fn acknowledged(msg: Peer) -> Option<Peer> {
+    match msg {
+        Peer::Apply { handle, epoch, op, .. } => Some(Peer::Applied { handle, epoch, serial: op.serial }),
+        _ => None,
+    }
 }
 
 #[test]
 fn masters_who_refuse_are_asked_again_in_their_time() {
     let most = (2 * SPAN_MS / AGAIN_MS) as usize;
-    let full = |msg| match msg {
+    let full = |_, msg| match msg {
         Peer::Apply { handle, epoch, .. } => {
             Some(Peer::ApplyRefused { handle, epoch, applied: Serial(0), code: Code::DiskFull })
         }
         _ => None,
     };
-    let (asked, written) = run(full);
-    println!("a full member: asked {asked} times");
-    assert!(asked > 5 && asked <= most && written == 0, "asked {asked} times, {written} answers");
-    let (asked, written) = run(|_| None);
-    println!("a silent member: asked {asked} times");
-    assert!(asked > 5 && asked <= most && written == 0, "asked {asked} times, {written} answers");
+    let (asked, written) = run(ALWAYS, full);
+    println!("full members: asked {} times", asked.len());
+    assert!(asked.len() > 5 && asked.len() <= most && written == 0, "asked {asked:?}, {written} answers");
+    let (asked, written) = run(ALWAYS, |_, _| None);
+    println!("silent members: asked {} times", asked.len());
+    assert!(asked.len() > 5 && asked.len() <= most && written == 0, "asked {asked:?}, {written} answers");
 }
 
 #[test]
 fn nobody_is_asked_while_all_answer() {
-    let (asked, written) = run(|msg| match msg {
-        Peer::Apply { handle, epoch, op, .. } => Some(Peer::Applied { handle, epoch, serial: op.serial }),
-        _ => None,
+    let (asked, written) = run(ALWAYS, |_, msg| acknowledged(msg));
+    assert!(asked.is_empty() && written > 50, "asked {asked:?}, {written} answers");
+}
+
+#[test]
+fn who_owes_nothing_but_gives_no_sign_is_complained_of_too() {
+    let mut answers = 0;
+    let (asked, _) = run(1, |from, msg| {
+        let answer = acknowledged(msg).filter(|_| from == MEMBERS[0] && answers == 0);
+        answers += u32::from(answer.is_some());
+        answer
     });
-    assert!(asked == 0 && written > 50, "asked {asked} times, {written} answers");
+    assert!(MEMBERS.iter().all(|m| asked.contains(m)), "asked {asked:?}");
+}
+
+#[test]
+fn who_gives_a_sign_is_not_complained_of() {
+    let (asked, _) = run(1, |from, msg| acknowledged(msg).filter(|_| from == MEMBERS[0]));
+    assert!(asked.len() > 5 && !asked.contains(&MEMBERS[0]), "asked {asked:?}");
 }

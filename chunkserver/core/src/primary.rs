@@ -42,6 +42,9 @@ pub(crate) struct Lead {
     pub alone: Alone,
     /// Of whom the masters were last told that it does not answer.
     pub accused: Option<StoreId>,
+    /// While some member is late: who of the others was asked for a sign of life, and has not given it
+    /// since.
+    pub probed: BTreeMap<StoreId, Time>,
     /// A store is about to become a member; while it is, nothing is admitted.
     pub joining: Option<Joining>,
     /// The snapshots up to this one need nothing of the chunk any more, as the masters say.
@@ -72,6 +75,7 @@ impl Lead {
             progress: now,
             alone: Alone::default(),
             accused: None,
+            probed: BTreeMap::new(),
             joining: None,
             snapshot: 0,
             forking: None,
@@ -343,6 +347,7 @@ impl Node {
         let serving = |l: &&mut Box<Lead>| matches!(l.phase, Phase::Serving);
         let Some(lead) = chunk.lead.as_mut().filter(serving) else { return };
         if let Some(acked) = lead.acked.get_mut(&from) {
+            lead.probed.remove(&from);
             *acked = serial.min(last).max(*acked);
             self.who_is_slow(handle, out);
             self.try_commit(handle, out);
@@ -378,6 +383,7 @@ impl Node {
                 }
             }
             lead.progress = now;
+            lead.probed.clear();
             lead.fresh = false;
             let resolves = chunk.state.committed() < lead.resolved && held >= lead.resolved;
             self.advance(handle, held);
@@ -454,11 +460,15 @@ impl Node {
             Phase::Serving => lead.acked.get(m).is_none_or(|s| *s < last),
             phase => phase.awaits(*m),
         };
-        let members = chunk.state.config.members.iter().copied();
-        let late: Vec<StoreId> = members.filter(|m| *m != me && is_late(m) && overdue(m)).collect();
+        let others = || chunk.state.config.members.iter().copied().filter(|m| *m != me);
+        let mut late: Vec<StoreId> = others().filter(|m| is_late(m) && overdue(m)).collect();
         if late.is_empty() && now < late_at {
             return self.timer(late_at, Timer::Answers(handle));
         }
+        if !late.is_empty() && matches!(lead.phase, Phase::Serving) {
+            late.extend(self.without_a_sign(handle, &late, out));
+        }
+        let Some(lead) = self.chunks.get(&handle).and_then(|c| c.lead.as_ref()) else { return };
         // In turn: one that only lags behind a hung one must not shield it.
         let after = |m: &&StoreId| lead.accused.is_some_and(|last| **m > last);
         let accused = late.iter().filter(after).min().or(late.iter().min()).copied();
@@ -466,6 +476,32 @@ impl Node {
             self.accuse(handle, accused, out);
         }
         self.timer(now + Span::from_ms(ASK_AGAIN_MS), Timer::Answers(handle));
+    }
+
+    /// Some members are late. Those that are not have nothing to answer, and may be just as far away if
+    /// it is this store that cannot be heard: whoever complains of one alone is believed
+    /// (`docs/decisions/0009`). So each of them gets the last write again, which it acknowledges again. Gives
+    /// those that have not for too long.
+    fn without_a_sign(&mut self, handle: ChunkHandle, late: &[StoreId], out: &mut Outbox) -> Vec<StoreId> {
+        let (me, now) = (self.id, self.now);
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return vec![] };
+        let Some(lead) = &mut chunk.lead else { return vec![] };
+        let last = chunk.state.last_point().1;
+        let (mut silent, mut ask) = (vec![], vec![]);
+        for member in chunk.state.config.members.iter().filter(|m| **m != me && !late.contains(m)) {
+            match lead.probed.get(member) {
+                Some(since) if now >= *since + Span::from_ms(APPLY_TIMEOUT_MS) => silent.push(*member),
+                Some(_) => {}
+                None => {
+                    lead.probed.insert(*member, now);
+                    ask.push(*member);
+                }
+            }
+        }
+        for member in ask {
+            self.send_applies(handle, Some(member), last, out);
+        }
+        silent
     }
 
     /// Tells the masters that a member does not do its part; not again before the time that was set when

@@ -266,6 +266,7 @@ impl Rpc {
         };
         let standing = sessions.into_iter().map(standing).collect();
         let remove = self.leader.judge(store, &accused, what, &config.members, &standing).await;
+        tracing::debug!(%handle, %epoch, accuser = %store, ?accused, ?what, ?remove, "a complaint");
         if remove.is_empty() {
             return refused(Refusal::new(Code::Busy, "the accused is in session; try again"));
         }
