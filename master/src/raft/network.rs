@@ -94,6 +94,9 @@ impl Acknowledged {
     }
 }
 
+/// A connection that could not be made is tried again after this.
+const REDIAL: Duration = Duration::from_millis(50);
+
 /// Makes connections to other masters.
 pub struct Network {
     /// Who calls.
@@ -111,6 +114,8 @@ pub struct Client {
     cluster: ClusterId,
     addr: String,
     conn: Option<Conn>,
+    /// When a connection could last not be made.
+    failed: Option<tokio::time::Instant>,
     acknowledged: Arc<Acknowledged>,
 }
 
@@ -124,6 +129,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             cluster: self.cluster,
             addr: node.addr.clone(),
             conn: None,
+            failed: None,
             acknowledged: self.acknowledged.clone(),
         }
     }
@@ -145,9 +151,21 @@ impl Client {
         match &self.conn {
             Some(conn) if !conn.is_closed() => Ok(conn.clone()),
             _ => {
-                let conn = Conn::dial(&self.addr, Caller::Master(self.id), self.cluster, limit).await?;
-                self.conn = Some(conn.clone());
-                Ok(conn)
+                // A host whose master is dead refuses at once, and openraft's own pause lies in the stream of
+                // entries, which is not begun before there is a connection.
+                if let Some(failed) = self.failed {
+                    tokio::time::sleep_until(failed + REDIAL).await;
+                }
+                match Conn::dial(&self.addr, Caller::Master(self.id), self.cluster, limit).await {
+                    Ok(conn) => {
+                        self.conn = Some(conn.clone());
+                        Ok(conn)
+                    }
+                    Err(error) => {
+                        self.failed = Some(tokio::time::Instant::now());
+                        Err(error)
+                    }
+                }
             }
         }
     }
@@ -474,5 +492,20 @@ mod tests {
         acknowledged.note(4, 7, Instant::now());
         acknowledged.note(5, 7, Instant::now());
         assert!(holds(&[group(&[1, 2, 3]), group(&[3, 4, 5])]), "it leaves");
+    }
+
+    #[tokio::test]
+    async fn a_dead_master_is_not_called_without_a_pause() {
+        let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let node = BasicNode::new(gone.local_addr().expect("an address"));
+        drop(gone);
+        let acknowledged = Arc::new(Acknowledged::default());
+        let mut network = Network { id: 1, cluster: ClusterId(7), acknowledged };
+        let mut client = network.new_client(2, &node).await;
+        let began = Instant::now();
+        for _ in 0..4 {
+            assert!(client.conn(Duration::from_secs(1)).await.is_err(), "nobody listens");
+        }
+        assert!(began.elapsed() >= 3 * REDIAL, "4 calls in {:?}", began.elapsed());
     }
 }
