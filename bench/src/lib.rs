@@ -1,50 +1,71 @@
 //! `cairn bench`: loads on a running cluster, beside the machine's own limits in the same run.
 
+pub mod gfs;
 mod limits;
 mod load;
 mod memory;
+mod page;
 mod report;
+mod works;
 
+use anyhow::Context;
 use client::Config;
+pub use load::Plan;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
 pub enum Job {
-    /// Write files, durably.
+    /// Write files, durably, one a client.
     Put {
         /// MiB in all.
         mib: u64,
-        /// Files at a time.
-        streams: u32,
     },
     /// Read them, twice.
     Get {
         /// MiB in all.
         mib: u64,
-        /// Readers at a time.
-        streams: u32,
     },
-    /// Append records, durably.
+    /// Append records to one file, durably.
     Append {
         /// Bytes of a record.
         bytes: u32,
-        /// Clients at a time.
-        clients: u32,
-        /// Seconds.
-        seconds: u64,
     },
-    /// Make small files, and look them up.
-    Meta {
-        /// Clients at a time.
-        clients: u32,
+    /// Read anywhere in files, then write there, durably.
+    Random {
+        /// MiB in all.
+        mib: u64,
+        /// Bytes of an operation.
+        bytes: u32,
+    },
+    /// Read and write anywhere in files.
+    Mixed {
+        /// MiB in all.
+        mib: u64,
+        /// Bytes of an operation.
+        bytes: u32,
+    },
+    /// Make small files, durably, read them, remove them.
+    Small {
         /// Bytes of a file.
         bytes: u32,
-        /// Seconds of each part.
-        seconds: u64,
     },
+    /// Make empty files, look them up, rename them, remove them.
+    Meta,
     /// All of these, with their defaults.
     All,
+}
+
+/// What is done with what was measured.
+#[derive(Clone, Debug)]
+pub struct Show {
+    /// Print JSON.
+    pub json: bool,
+    /// Write a page of tables and plots there.
+    pub report: Option<PathBuf>,
+    /// Where the disk is measured.
+    pub scratch: PathBuf,
 }
 
 /// What the masters' state takes in memory; needs no cluster.
@@ -52,24 +73,43 @@ pub fn memory(files: u64, json: bool) -> anyhow::Result<()> {
     memory::run(files, json)
 }
 
-/// Measures, and prints a table or JSON.
-pub async fn run(config: Config, dir: Option<PathBuf>, job: Job, json: bool) -> anyhow::Result<()> {
-    let jobs = match job {
-        Job::All => vec![
-            Job::Put { mib: 1024, streams: 1 },
-            Job::Get { mib: 1024, streams: 1 },
-            Job::Append { bytes: 4096, clients: 1, seconds: 3 },
-            Job::Append { bytes: 4096, clients: 16, seconds: 3 },
-            Job::Meta { clients: 16, bytes: 1024, seconds: 3 },
-        ],
-        one => vec![one],
-    };
-    let scratch = dir.unwrap_or_else(std::env::temp_dir);
-    let mut rows = vec![];
-    for job in jobs {
-        rows.extend(load::run(&config, job).await?);
+/// What `All` measures.
+fn all() -> Vec<(Job, Plan)> {
+    let closed = |clients| Plan { clients, seconds: 3, rate: None };
+    vec![
+        (Job::Put { mib: 1024 }, closed(1)),
+        (Job::Get { mib: 1024 }, closed(1)),
+        (Job::Append { bytes: 4096 }, closed(1)),
+        (Job::Append { bytes: 4096 }, closed(64)),
+        (Job::Append { bytes: 4096 }, Plan { rate: Some(1000.0), ..closed(16) }),
+        (Job::Random { mib: 256, bytes: 4096 }, closed(1)),
+        (Job::Random { mib: 256, bytes: 4096 }, closed(16)),
+        (Job::Mixed { mib: 256, bytes: 4096 }, Plan { rate: Some(1000.0), ..closed(16) }),
+        (Job::Small { bytes: 1024 }, closed(16)),
+        (Job::Meta, closed(256)),
+    ]
+}
+
+/// Measures, and shows what came of it.
+pub async fn run(config: Config, job: Job, plan: Plan, show: Show) -> anyhow::Result<()> {
+    let jobs = if let Job::All = job { all() } else { vec![(job, plan)] };
+    if let Some(path) = &show.report {
+        // Not after minutes of measuring.
+        std::fs::write(path, "").with_context(|| format!("write {}", path.display()))?;
     }
+    let mut rows = vec![];
+    for (n, (job, plan)) in jobs.iter().enumerate() {
+        if std::io::stderr().is_terminal() {
+            eprintln!("{} of {}: {job:?}, {} clients", n + 1, jobs.len(), plan.clients);
+        }
+        rows.extend(works::run(&config, *job, plan).await?);
+    }
+    let scratch = show.scratch;
     let limits = tokio::task::spawn_blocking(move || limits::measure(&scratch)).await??;
-    report::print(&rows, &limits, json);
+    report::print(&rows, &limits, show.json);
+    if let Some(path) = &show.report {
+        std::fs::write(path, page::render(&rows, &limits)?)
+            .with_context(|| format!("write {}", path.display()))?;
+    }
     Ok(())
 }

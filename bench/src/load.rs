@@ -1,48 +1,97 @@
-//! The loads.
+//! Puts a load on something and takes the time of each operation.
+//!
+//! A load is *closed* - each client asks again when it was answered - or *open*: operations become due at a
+//! rate of their own, as from users who do not know of each other. One that becomes due while its client still waits
+//! counts from when it was due, so that a stall shows in the latency of all that it held up ("coordinated
+//! omission", Gil Tene).
 
-use crate::Job;
-use anyhow::Context;
-use bytes::Bytes;
-use client::{Client, Config};
-use common::limits::WRITE_BYTES_MAX;
-use futures::StreamExt;
 use hdrhistogram::Histogram;
-use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use std::time::{Duration, Instant};
 
-/// What a load came to.
+/// How a load comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Clients at a time; each has connections of its own.
+    pub clients: u32,
+    /// For how long, in seconds.
+    pub seconds: u64,
+    /// Operations a second that become due, of all clients together. None: each when the last was answered.
+    pub rate: Option<f64>,
+}
+
+impl Plan {
+    /// So many at a time, until nothing is left to do.
+    pub(crate) fn to_the_end(clients: u32) -> Plan {
+        Plan { clients, seconds: END_SECONDS, rate: None }
+    }
+}
+
+/// A load that is to do all there is to do ends after a day, whatever happens.
+const END_SECONDS: u64 = 24 * 3600;
+/// Longer latencies count as this: ten minutes, far above any deadline.
+const LATENCY_US_MAX: u64 = 600_000_000;
+/// Operations are counted over time by slots of this length.
+pub(crate) const SLOT: Duration = Duration::from_millis(100);
+/// Slots that are kept: an hour.
+const SLOTS_MAX: usize = 36_000;
+
+/// An operation was done.
+pub(crate) struct Done {
+    /// Which kind it was: an index into the names that the load was given.
+    pub kind: usize,
+    /// Bytes of user data that it moved.
+    pub bytes: u64,
+}
+
+/// Does one operation after the other.
+pub(crate) trait Worker: Send + 'static {
+    /// Does one. None: there is nothing left to do.
+    fn step(&mut self) -> impl Future<Output = anyhow::Result<Option<Done>>> + Send;
+}
+
+/// What operations of one kind came to.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Which.
+    /// Which measurement it is of.
+    pub group: String,
+    /// Which kind of it.
     pub name: String,
-    /// How many.
-    pub operations: u64,
     /// Bytes of user data.
     pub bytes: u64,
-    /// How long.
+    /// How long it took.
     pub seconds: f64,
-    /// Latency of one, median, microseconds.
-    pub p50_us: f64,
-    /// 99th percentile.
-    pub p99_us: f64,
-    /// The longest.
-    pub max_us: f64,
-    /// CPU-seconds of all Cairn processes, this one too.
+    /// Latencies in microseconds.
+    pub times: Histogram<u64>,
+    /// Operations that ended in each slot of time.
+    pub slots: Vec<u32>,
+    /// CPU-seconds of all Cairn processes, this one too; of all kinds of the measurement together.
     pub cpu_s: f64,
+    /// Operations of all kinds.
+    pub of_all: u64,
 }
 
 impl Row {
     pub(crate) fn mbs(&self) -> f64 {
         self.bytes as f64 / self.seconds / 1e6
     }
+
     pub(crate) fn ops(&self) -> f64 {
-        self.operations as f64 / self.seconds
+        self.times.len() as f64 / self.seconds
     }
+
+    /// A latency, in microseconds.
+    pub(crate) fn at(&self, quantile: f64) -> f64 {
+        self.times.value_at_quantile(quantile) as f64
+    }
+
     pub(crate) fn cpu_per_gib(&self) -> f64 {
         self.cpu_s / (self.bytes as f64 / (1u64 << 30) as f64)
     }
+
     pub(crate) fn cpu_per_op(&self) -> f64 {
-        self.cpu_s * 1e6 / self.operations.max(1) as f64
+        self.cpu_s * 1e6 / self.of_all.max(1) as f64
     }
 }
 
@@ -65,238 +114,167 @@ fn cpu_seconds() -> f64 {
     ticks.sum::<u64>() as f64 / 100.0
 }
 
-/// Longer latencies count as this: ten minutes, far above any deadline.
-const LATENCY_US_MAX: u64 = 600_000_000;
-
-struct Meter {
-    began: Instant,
-    cpu: f64,
+/// What operations of one kind came to with one worker, or with all.
+struct Tally {
+    times: Histogram<u64>,
+    bytes: u64,
+    slots: Vec<u32>,
 }
 
-impl Meter {
-    fn start() -> Meter {
-        Meter { cpu: cpu_seconds(), began: Instant::now() }
+impl Tally {
+    fn new() -> Tally {
+        let times = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("three digits are allowed");
+        Tally { times, bytes: 0, slots: vec![] }
     }
 
-    fn row(self, name: String, bytes: u64, times: &Histogram<u64>) -> Row {
-        let seconds = self.began.elapsed().as_secs_f64();
-        Row {
-            name,
-            operations: times.len(),
-            bytes,
-            seconds,
-            p50_us: times.value_at_quantile(0.5) as f64,
-            p99_us: times.value_at_quantile(0.99) as f64,
-            max_us: times.max() as f64,
-            cpu_s: cpu_seconds() - self.cpu,
+    fn note(&mut self, start: Instant, due: Instant, bytes: u64) {
+        self.times.saturating_record(due.elapsed().as_micros() as u64);
+        self.bytes += bytes;
+        let slot = (start.elapsed().as_nanos() / SLOT.as_nanos()) as usize;
+        if slot < SLOTS_MAX {
+            self.slots.resize(self.slots.len().max(slot + 1), 0);
+            self.slots[slot] += 1;
         }
     }
-}
 
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("three digits are allowed")
-}
-
-fn record(times: &mut Histogram<u64>, began: Instant) {
-    // Saturates far above any deadline.
-    times.saturating_record(began.elapsed().as_micros() as u64);
-}
-
-/// Runs one load in a directory of its own, which goes away again.
-pub(crate) async fn run(config: &Config, job: Job) -> anyhow::Result<Vec<Row>> {
-    let client = Client::connect(config.clone()).await?;
-    let dir = format!("/bench-{:08x}", rand::random::<u32>()).into_bytes();
-    client.mkdir(&dir, true, 0o755).await?;
-    let rows = match job {
-        Job::Put { mib, streams } => put(&client, &dir, mib, streams).await.map(|row| vec![row]),
-        Job::Get { mib, streams } => get(&client, &dir, mib, streams).await,
-        Job::Append { bytes, clients, seconds } => {
-            append(config, &dir, bytes, clients, seconds).await.map(|row| vec![row])
-        }
-        Job::Meta { clients, bytes, seconds } => meta(config, &dir, clients, bytes, seconds).await,
-        Job::All => unreachable!("taken apart before"),
-    };
-    client.unlink(&dir, true).await.context("remove the bench directory")?;
-    client.empty_trash().await?;
-    client.close().await;
-    rows
-}
-
-fn file_of(dir: &[u8], n: u64) -> Vec<u8> {
-    let mut path = dir.to_vec();
-    path.extend_from_slice(format!("/{n}").as_bytes());
-    path
-}
-
-async fn put(client: &Client, dir: &[u8], mib: u64, streams: u32) -> anyhow::Result<Row> {
-    let mut block = vec![0; WRITE_BYTES_MAX];
-    rand::rng().fill(&mut block[..]);
-    let block = Bytes::from(block);
-    let each = mib / streams as u64;
-    let meter = Meter::start();
-    let files = (0..streams as u64).map(|n| {
-        let (client, path, block) = (client.clone(), file_of(dir, n), block.clone());
-        tokio::spawn(async move {
-            let mut times = histogram();
-            let mut file = client.put(&path).await?;
-            for _ in 0..each {
-                let began = Instant::now();
-                file.write_block(block.clone()).await?;
-                record(&mut times, began);
-            }
-            let began = Instant::now();
-            file.finish(0o644, 0, false).await?;
-            record(&mut times, began);
-            anyhow::Ok(times)
-        })
-    });
-    let mut times = histogram();
-    for file in files.collect::<Vec<_>>() {
-        times.add(file.await??)?;
+    fn add(&mut self, other: &Tally) {
+        self.times.add(&other.times).expect("the same bounds");
+        self.bytes += other.bytes;
+        self.slots.resize(self.slots.len().max(other.slots.len()), 0);
+        self.slots.iter_mut().zip(&other.slots).for_each(|(sum, n)| *sum += n);
     }
-    Ok(meter.row(
-        format!("put, {mib} MiB, {streams} streams, durable"),
-        each * streams as u64 * 1024 * 1024,
-        &times,
-    ))
 }
 
-async fn get(client: &Client, dir: &[u8], mib: u64, streams: u32) -> anyhow::Result<Vec<Row>> {
-    put(client, dir, mib, streams).await?;
-    let mut rows = vec![];
-    for pass in ["first read", "hot"] {
-        let meter = Meter::start();
-        let files = (0..streams as u64).map(|n| {
-            let (client, path) = (client.clone(), file_of(dir, n));
-            tokio::spawn(async move {
-                let mut times = histogram();
-                let file = client.open(&path).await?;
-                let mut parts = Box::pin(file.stream(0, file.len()));
-                let mut bytes = 0;
-                let mut began = Instant::now();
-                while let Some(part) = parts.next().await {
-                    bytes += part?.len() as u64;
-                    record(&mut times, began);
-                    began = Instant::now();
-                }
-                anyhow::Ok((bytes, times))
-            })
-        });
-        let (mut bytes, mut times) = (0, histogram());
-        for file in files.collect::<Vec<_>>() {
-            let (n, t) = file.await??;
-            bytes += n;
-            times.add(t)?;
-        }
-        rows.push(meter.row(format!("get, {mib} MiB, {streams} streams, {pass}"), bytes, &times));
+/// When the operations of one worker become due: at random, as of many independent users.
+struct Arrivals {
+    rng: StdRng,
+    /// Between two, on average.
+    mean: f64,
+    next: Instant,
+}
+
+impl Arrivals {
+    fn next(&mut self) -> Instant {
+        // 1 - x is never 0.
+        let gap = -(1.0 - self.rng.random::<f64>()).ln() * self.mean;
+        self.next += Duration::from_secs_f64(gap);
+        self.next
     }
-    Ok(rows)
 }
 
-/// Runs `clients` loops for a time; each has a connection of its own.
-async fn loops<F, W>(
-    config: &Config,
-    clients: u32,
-    seconds: u64,
-    work: F,
-) -> anyhow::Result<(Histogram<u64>, u64)>
-where
-    F: Fn(Client, u32, Instant) -> W,
-    W: Future<Output = anyhow::Result<(Histogram<u64>, u64)>> + Send + 'static,
-{
-    let until = Instant::now() + Duration::from_secs(seconds);
-    let mut running = vec![];
-    for n in 0..clients {
-        let client = Client::connect(config.clone()).await?;
-        running.push(tokio::spawn(work(client, n, until)));
-    }
-    let (mut times, mut bytes) = (histogram(), 0);
-    for one in running {
-        let (t, b) = one.await??;
-        times.add(t)?;
-        bytes += b;
-    }
-    Ok((times, bytes))
-}
-
-async fn append(config: &Config, dir: &[u8], bytes: u32, clients: u32, seconds: u64) -> anyhow::Result<Row> {
-    let meter = Meter::start();
-    let (times, total) = loops(config, clients, seconds, |client, _, until| {
-        let path = file_of(dir, 0);
-        async move {
-            let mut times = histogram();
-            let record_bytes = vec![7; bytes as usize];
-            let mut appender = client.appender(&path).await?;
-            while Instant::now() < until {
-                let began = Instant::now();
-                appender.append(&record_bytes).await?;
-                record(&mut times, began);
-            }
-            let total = times.len() * bytes as u64;
-            client.close().await;
-            Ok((times, total))
-        }
-    })
-    .await?;
-    Ok(meter.row(format!("append, {bytes} B, {clients} clients"), total, &times))
-}
-
-async fn meta(
-    config: &Config,
-    dir: &[u8],
-    clients: u32,
-    bytes: u32,
-    seconds: u64,
+/// Runs all workers until they have nothing left to do, or the time is over. Gives a row for each kind.
+pub(crate) async fn drive<W: Worker>(
+    group: &str,
+    kinds: &[&str],
+    plan: &Plan,
+    workers: Vec<W>,
 ) -> anyhow::Result<Vec<Row>> {
-    let mut rows = vec![];
-    let meter = Meter::start();
-    let (times, total) = loops(config, clients, seconds, |client, n, until| {
-        let dir = dir.to_vec();
-        async move {
-            let mut times = histogram();
-            let content = vec![9; bytes as usize];
-            let mut i = 0;
-            while Instant::now() < until {
-                let path = file_of(&dir, n as u64 * 1_000_000_000 + i);
-                let began = Instant::now();
-                client.create_with(&path, &content).await?;
-                record(&mut times, began);
-                i += 1;
+    let cpu = cpu_seconds();
+    let start = Instant::now();
+    let until = start + Duration::from_secs(plan.seconds);
+    let (count, share) = (kinds.len(), workers.len() as f64);
+    let mut running = tokio::task::JoinSet::new();
+    for (n, worker) in workers.into_iter().enumerate() {
+        let arrivals = plan.rate.map(|rate| Arrivals {
+            rng: StdRng::seed_from_u64(n as u64),
+            mean: share / rate,
+            next: start,
+        });
+        running.spawn(work(worker, count, arrivals, start, until));
+    }
+    let mut all: Vec<Tally> = kinds.iter().map(|_| Tally::new()).collect();
+    while let Some(tallies) = running.join_next().await {
+        all.iter_mut().zip(&tallies??).for_each(|(sum, tally)| sum.add(tally));
+    }
+    let (seconds, cpu_s) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let of_all = all.iter().map(|tally| tally.times.len()).sum();
+    let row = |(name, tally): (&&str, Tally)| Row {
+        group: group.into(),
+        name: (*name).into(),
+        bytes: tally.bytes,
+        seconds,
+        times: tally.times,
+        slots: tally.slots,
+        cpu_s,
+        of_all,
+    };
+    Ok(kinds.iter().zip(all).map(row).collect())
+}
+
+async fn work<W: Worker>(
+    mut worker: W,
+    kinds: usize,
+    mut arrivals: Option<Arrivals>,
+    start: Instant,
+    until: Instant,
+) -> anyhow::Result<Vec<Tally>> {
+    let mut tallies: Vec<Tally> = (0..kinds).map(|_| Tally::new()).collect();
+    loop {
+        let mut due = Instant::now();
+        if let Some(arrivals) = &mut arrivals {
+            let next = arrivals.next();
+            if next >= until {
+                break;
             }
-            let total = times.len() * bytes as u64;
-            client.close().await;
-            Ok((times, total))
-        }
-    })
-    .await?;
-    rows.push(meter.row(format!("create {bytes} B files, {clients} clients"), total, &times));
-    let meter = Meter::start();
-    /// Lookups that one client has under way.
-    const DEPTH: usize = 16;
-    let (times, total) = loops(config, clients, seconds, |client, n, until| {
-        let path = file_of(dir, n as u64 * 1_000_000_000);
-        async move {
-            let one = |_| {
-                let (client, path) = (client.clone(), path.clone());
-                async move {
-                    let began = Instant::now();
-                    client.lookup(&path).await.map(|_| began)
-                }
-            };
-            let mut times = histogram();
-            let mut lookups = futures::stream::iter(0..).map(one).buffer_unordered(DEPTH);
-            while Instant::now() < until {
-                let Some(began) = lookups.next().await else {
-                    break;
-                };
-                record(&mut times, began?);
+            if next > due {
+                tokio::time::sleep_until(next.into()).await;
+                // That a timer rings late is no fault of whom is measured.
+                due = Instant::now();
+            } else {
+                due = next;
             }
-            drop(lookups);
-            client.close().await;
-            Ok((times, 0))
+        } else if due >= until {
+            break;
         }
-    })
-    .await?;
-    rows.push(meter.row(format!("lookup, {clients} clients x {DEPTH}"), total, &times));
-    Ok(rows)
+        let Some(done) = worker.step().await? else { break };
+        tallies[done.kind].note(start, due, done.bytes);
+    }
+    Ok(tallies)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stands still once.
+    struct Stalls(u32);
+
+    /// For so long, which is far above what a busy machine adds.
+    const STALL: Duration = Duration::from_millis(600);
+
+    impl Worker for Stalls {
+        async fn step(&mut self) -> anyhow::Result<Option<Done>> {
+            self.0 += 1;
+            if self.0 == 10 {
+                tokio::time::sleep(STALL).await;
+            }
+            Ok(Some(Done { kind: 0, bytes: 1 }))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stall_counts_for_all_that_became_due_meanwhile() {
+        let plan = Plan { clients: 1, seconds: 2, rate: Some(200.0) };
+        let rows = drive("stall", &["step"], &plan, vec![Stalls(0)]).await.expect("nothing fails");
+        let row = &rows[0];
+        assert!(row.times.len() > 250 && row.bytes == row.times.len(), "{} operations", row.times.len());
+        // About 120 were due in those 600 ms of 2 s: the slowest tenth, at least, waited.
+        assert!(row.at(0.9) > 100_000.0, "p90 {} us", row.at(0.9));
+        assert!(row.at(1.0) >= 600_000.0 * 0.95);
+        assert_eq!(row.slots.iter().map(|n| *n as u64).sum::<u64>(), row.times.len());
+    }
+
+    #[tokio::test]
+    async fn a_closed_load_counts_a_stall_once() {
+        struct Ends(Stalls);
+        impl Worker for Ends {
+            async fn step(&mut self) -> anyhow::Result<Option<Done>> {
+                if self.0.0 == 1000 { Ok(None) } else { self.0.step().await }
+            }
+        }
+        let plan = Plan::to_the_end(1);
+        let rows = drive("stall", &["step"], &plan, vec![Ends(Stalls(0))]).await.expect("nothing fails");
+        assert_eq!(rows[0].times.len(), 1000);
+        assert!(rows[0].at(0.9) < 100_000.0 && rows[0].at(1.0) >= 600_000.0 * 0.95);
+    }
 }

@@ -1,5 +1,7 @@
 //! The command line.
 
+pub mod measure;
+
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -51,8 +53,7 @@ pub enum Command {
         command: Admin,
     },
     /// Measure a running cluster, and this machine beside it.
-    #[command(subcommand)]
-    Bench(Bench),
+    Bench(measure::Bench),
     /// Kill or pause parts of a fresh cluster under load, and check every acknowledged byte.
     Drill(Drill),
     /// Simulate clusters under disasters drawn from seeds, and check every promise in each.
@@ -486,73 +487,6 @@ pub enum MasterCommand {
         /// Its id.
         id: u64,
     },
-}
-
-#[derive(Subcommand)]
-pub enum Bench {
-    /// Write one file, durably.
-    Put {
-        /// MiB.
-        #[arg(long, default_value_t = 1024)]
-        mib: u64,
-        /// Files at a time.
-        #[arg(long, default_value_t = 1)]
-        streams: u32,
-    },
-    /// Read one file, twice: the second time it is hot.
-    Get {
-        /// MiB.
-        #[arg(long, default_value_t = 1024)]
-        mib: u64,
-        /// Readers at a time.
-        #[arg(long, default_value_t = 1)]
-        streams: u32,
-    },
-    /// Append records, durably.
-    Append {
-        /// Bytes of a record.
-        #[arg(long, default_value_t = 4096)]
-        bytes: u32,
-        /// Clients at a time.
-        #[arg(long, default_value_t = 1)]
-        clients: u32,
-        /// Seconds.
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-    },
-    /// Make small files, durably, and look them up.
-    Meta {
-        /// Clients at a time.
-        #[arg(long, default_value_t = 16)]
-        clients: u32,
-        /// Bytes of a file.
-        #[arg(long, default_value_t = 1024)]
-        bytes: u32,
-        /// Seconds of each part.
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-    },
-    /// What the masters' state takes in memory, a file and a chunk. Needs no cluster.
-    Memory {
-        /// Files, and as many with a chunk.
-        #[arg(long, default_value_t = 1_000_000)]
-        files: u64,
-    },
-    /// All of these that need a cluster.
-    All,
-}
-
-impl From<Bench> for bench::Job {
-    fn from(b: Bench) -> bench::Job {
-        match b {
-            Bench::Put { mib, streams } => bench::Job::Put { mib, streams },
-            Bench::Get { mib, streams } => bench::Job::Get { mib, streams },
-            Bench::Append { bytes, clients, seconds } => bench::Job::Append { bytes, clients, seconds },
-            Bench::Meta { clients, bytes, seconds } => bench::Job::Meta { clients, bytes, seconds },
-            Bench::Memory { .. } => unreachable!("it needs no cluster"),
-            Bench::All => bench::Job::All,
-        }
-    }
 }
 
 /// The number of a server: `cs2`, or `2`.

@@ -15,6 +15,8 @@ mod snapshot;
 mod transfer;
 mod up;
 
+use anyhow::Context;
+use args::measure::{Bench, What};
 use args::{Cairn, Command};
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
@@ -60,13 +62,29 @@ fn run(args: Cairn) -> anyhow::Result<()> {
         Command::Admin { command } => {
             with_client(&args.cluster, |client| admin::run(client, command, args.json))
         }
-        Command::Bench(args::Bench::Memory { files }) => bench::memory(files, args.json),
-        Command::Bench(command) => {
-            let config = up::find(&args.cluster)?;
-            let dir = up::cluster_dir(&args.cluster);
-            runtime()?.block_on(bench::run(config, dir, command.into(), args.json))
-        }
+        Command::Bench(bench) => measure(&args.cluster, bench, args.json),
     }
+}
+
+fn measure(cluster: &Option<String>, args: Bench, json: bool) -> anyhow::Result<()> {
+    let (job, plan) = match args.what {
+        What::Memory { files } => return bench::memory(files, json),
+        What::Gfs { servers, clients, seconds, link, trunk, dir } => {
+            ops::net::enter()?;
+            let links = ops::net::Links { host_mbit: link, trunk_mbit: trunk };
+            let experiment = bench::gfs::Experiment { servers, clients, links, seconds };
+            let dir = dir.unwrap_or_else(std::env::temp_dir);
+            return runtime()?.block_on(experiment.run(&dir, &std::env::current_exe()?, json));
+        }
+        What::GfsPart { part, round, client, seconds } => {
+            let part = bench::gfs::Part::named(&part).with_context(|| format!("{part}: no part of it"))?;
+            return runtime()?.block_on(bench::gfs::part(up::find(cluster)?, part, round, client, seconds));
+        }
+        what => what.job().expect("all others are loads"),
+    };
+    let scratch = up::cluster_dir(cluster).unwrap_or_else(std::env::temp_dir);
+    let show = bench::Show { json, report: args.report, scratch };
+    runtime()?.block_on(bench::run(up::find(cluster)?, job, plan, show))
 }
 
 fn drill(args: args::Drill, json: bool) -> anyhow::Result<()> {

@@ -48,28 +48,73 @@ pub fn tool(name: &str, args: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The bridge of hosts behind a trunk.
+const FAR_BRIDGE: &str = "cairn1";
+/// The ends of the trunk, at either bridge.
+const TRUNK: [&str; 2] = ["trunk0", "trunk1"];
+/// What a shaped link sends at once, in bytes: above any packet.
+const BURST: &str = "64kb";
+/// What does not get onto a shaped link within this is dropped, as by a switch whose buffer is full.
+const QUEUE: &str = "25ms";
+
+/// How much goes through a network's links, in each direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Links {
+    /// Each host's, Mbit/s.
+    pub host_mbit: u32,
+    /// That between the two bridges, Mbit/s.
+    pub trunk_mbit: u32,
+}
+
 /// Hosts on a bridge; this process is on it, too.
 pub struct Net {
     hosts: Vec<String>,
+    bridges: Vec<&'static str>,
 }
 
 impl Net {
     /// Makes a host for each name.
     pub fn new(hosts: Vec<String>) -> anyhow::Result<Net> {
-        let net = Net { hosts };
-        tool("ip", &["link", "add", BRIDGE, "type", "bridge"])?;
+        let mut net = Net { hosts: vec![], bridges: vec![] };
+        net.bridge(BRIDGE)?;
         tool("ip", &["addr", "add", &format!("{}/24", address(0)), "dev", BRIDGE])?;
-        tool("ip", &["link", "set", BRIDGE, "up"])?;
+        hosts.into_iter().try_for_each(|host| net.host(host, BRIDGE))?;
+        Ok(net)
+    }
+
+    /// The same, and more hosts on a bridge of their own, behind a trunk; all links are held to a rate by
+    /// token buckets at both ends.
+    pub fn shaped(near: Vec<String>, far: Vec<String>, links: Links) -> anyhow::Result<Net> {
+        let mut net = Net::new(near)?;
+        net.bridge(FAR_BRIDGE)?;
+        tool("ip", &["link", "add", TRUNK[0], "type", "veth", "peer", "name", TRUNK[1]])?;
+        for (end, bridge) in TRUNK.into_iter().zip([BRIDGE, FAR_BRIDGE]) {
+            tool("ip", &["link", "set", end, "master", bridge, "up"])?;
+            shape(&[], end, links.trunk_mbit)?;
+        }
+        far.into_iter().try_for_each(|host| net.host(host, FAR_BRIDGE))?;
         for host in &net.hosts {
-            let (addr, cable) = (format!("{}/24", net.addr(host)), cable(host));
-            tool("ip", &["netns", "add", host])?;
-            tool("ip", &["link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", host])?;
-            tool("ip", &["link", "set", &cable, "master", BRIDGE, "up"])?;
-            tool("ip", &["-n", host, "addr", "add", &addr, "dev", "eth0"])?;
-            tool("ip", &["-n", host, "link", "set", "eth0", "up"])?;
-            tool("ip", &["-n", host, "link", "set", "lo", "up"])?;
+            shape(&["-n", host], "eth0", links.host_mbit)?;
+            shape(&[], &cable(host), links.host_mbit)?;
         }
         Ok(net)
+    }
+
+    fn bridge(&mut self, name: &'static str) -> anyhow::Result<()> {
+        tool("ip", &["link", "add", name, "type", "bridge"])?;
+        self.bridges.push(name);
+        tool("ip", &["link", "set", name, "up"])
+    }
+
+    fn host(&mut self, host: String, bridge: &str) -> anyhow::Result<()> {
+        self.hosts.push(host.clone());
+        let (addr, cable) = (format!("{}/24", self.addr(&host)), cable(&host));
+        tool("ip", &["netns", "add", &host])?;
+        tool("ip", &["link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &host])?;
+        tool("ip", &["link", "set", &cable, "master", bridge, "up"])?;
+        tool("ip", &["-n", &host, "addr", "add", &addr, "dev", "eth0"])?;
+        tool("ip", &["-n", &host, "link", "set", "eth0", "up"])?;
+        tool("ip", &["-n", &host, "link", "set", "lo", "up"])
     }
 
     /// The address of a host.
@@ -115,10 +160,19 @@ impl Drop for Net {
         let delete = |args: &[&str]| tool("ip", args).err();
         let hosts = self.hosts.iter().filter_map(|host| delete(&["netns", "del", host]));
         let failed: Vec<_> = hosts.collect();
-        for error in failed.into_iter().chain(delete(&["link", "del", BRIDGE])) {
+        let bridges = self.bridges.iter().filter_map(|bridge| delete(&["link", "del", bridge]));
+        for error in failed.into_iter().chain(bridges) {
             tracing::warn!(%error, "a part of the drill's network stays until this process ends");
         }
     }
+}
+
+/// Holds what leaves a device to a rate.
+fn shape(at: &[&str], device: &str, mbit: u32) -> anyhow::Result<()> {
+    let rate = format!("{mbit}mbit");
+    let bucket =
+        ["qdisc", "add", "dev", device, "root", "tbf", "rate", &rate, "burst", BURST, "latency", QUEUE];
+    tool("tc", &[at, &bucket[..]].concat())
 }
 
 fn address(n: usize) -> IpAddr {
