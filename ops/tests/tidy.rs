@@ -19,7 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("client", &["common", "common-net", "client-core"]),
     ("sim", &["common", "master-core", "chunkserver-core", "client-core"]),
     // `bench` weighs the masters' state.
-    ("bench", &["common", "client", "master-core"]),
+    ("bench", &["common", "client", "master-core", "ops"]),
     // `ops` reads chunkservers' configurations and reports their end as their parent would.
     ("ops", &["common", "client", "chunkserver"]),
     ("gateway", &["common", "client"]),
