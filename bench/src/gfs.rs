@@ -30,6 +30,8 @@ const MASTERS: u32 = 3;
 /// What clients do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
+    /// Write the files that are read later; not measured.
+    Prepare,
     /// Read regions of files, at random.
     Read,
     /// Write a file of one's own.
@@ -39,12 +41,13 @@ pub enum Part {
 }
 
 impl Part {
-    /// All of them, with what the paper measured with 16 clients: percent of its stated limit (figure 3).
-    const ALL: [(Part, f64); 3] = [(Part::Read, 75.0), (Part::Write, 52.0), (Part::Append, 38.0)];
+    /// Those that are measured, with what the paper measured with 16 clients: percent of its stated limit (figure 3).
+    const MEASURED: [(Part, f64); 3] = [(Part::Read, 75.0), (Part::Write, 52.0), (Part::Append, 38.0)];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Part::Prepare => "prepare",
             Part::Read => "read",
             Part::Write => "write",
             Part::Append => "append",
@@ -53,7 +56,8 @@ impl Part {
 
     /// The part of a name.
     pub fn named(name: &str) -> Option<Part> {
-        Part::ALL.into_iter().map(|(part, _)| part).find(|part| part.name() == name)
+        let measured = Part::MEASURED.into_iter().map(|(part, _)| part);
+        measured.chain([Part::Prepare]).find(|part| part.name() == name)
     }
 }
 
@@ -79,7 +83,7 @@ impl Experiment {
         match part {
             Part::Read => all,
             // Each byte goes into as many servers as it has replicas.
-            Part::Write => all.min(f64::from(self.servers) * link / REPLICAS),
+            Part::Prepare | Part::Write => all.min(f64::from(self.servers) * link / REPLICAS),
             // All records go into the few servers of one chunk.
             Part::Append => all.min(link),
         }
@@ -106,16 +110,20 @@ impl Experiment {
         let mut cluster = Cluster::open_on(home, &spec, binary, Some(net))?;
         cluster.start_all()?;
         let client = cluster.healthy().await?;
-        prepare(&client).await?;
+        client.mkdir(b"/gfs", false, 0o755).await?;
+        self.together(&cluster, binary, &hosts, Part::Prepare)?;
         if !json {
             println!(
-                "{:<8} {:>7} {:>9} {:>9} {:>8} {:>7}",
-                "", "clients", "MB/s", "limit", "percent", "paper"
+                "{:<8} {:>7} {:>9} {:>9} {:>8} {:>7}  {:>15}",
+                "", "clients", "MB/s", "limit", "percent", "paper", "MB/s a client"
             );
         }
-        for (part, paper) in Part::ALL {
+        for (part, paper) in Part::MEASURED {
             for clients in &self.clients {
-                let mbs = self.together(&cluster, binary, &hosts[..*clients as usize], part)?;
+                let rates = self.together(&cluster, binary, &hosts[..*clients as usize], part)?;
+                let mbs: f64 = rates.iter().sum();
+                let slowest = rates.iter().copied().fold(f64::MAX, f64::min);
+                let fastest = rates.iter().copied().fold(0.0, f64::max);
                 let limit = self.limit(part, *clients);
                 let percent = 100.0 * mbs / limit;
                 let paper = (*clients == 16).then_some(paper);
@@ -124,12 +132,13 @@ impl Experiment {
                         "{}",
                         json!({"part": part.name(), "clients": clients, "servers": self.servers, "mb_per_s": mbs,
                         "limit_mb_per_s": limit, "percent": percent, "paper_percent": paper,
+                        "slowest_client_mb_per_s": slowest, "fastest_client_mb_per_s": fastest,
                         "host_mbit": self.links.host_mbit, "trunk_mbit": self.links.trunk_mbit})
                     );
                 } else {
                     let paper = paper.map_or("-".into(), |p| format!("{p:.0}"));
                     println!(
-                        "{:<8} {clients:>7} {mbs:>9.1} {limit:>9.1} {percent:>8.1} {paper:>7}",
+                        "{:<8} {clients:>7} {mbs:>9.1} {limit:>9.1} {percent:>8.1} {paper:>7}  {slowest:>6.2} - {fastest:<6.2}",
                         part.name()
                     );
                 }
@@ -139,33 +148,32 @@ impl Experiment {
         cluster.stop()
     }
 
-    /// All clients do a part together: what they move, MB/s.
+    /// All clients do a part together: what each moves, MB/s, from its beginning until its last byte is durable or
+    /// here. One that ends later than the others does not make theirs less.
     fn together(
         &self,
         cluster: &Cluster,
         binary: &Path,
         hosts: &[String],
         part: Part,
-    ) -> anyhow::Result<f64> {
+    ) -> anyhow::Result<Vec<f64>> {
         let round = rand::random::<u32>();
         let start = |(n, host): (usize, &String)| {
             let mut command = Net::command(host, binary);
             command.arg("--cluster").arg(cluster.dir()).args(["bench", "gfs-part", part.name()]);
             command.args(["--round", &round.to_string(), "--client", &n.to_string()]);
-            command.args(["--seconds", &self.seconds.to_string()]);
+            command.args(["--seconds", &self.seconds.to_string(), "--of", &hosts.len().to_string()]);
             Ok(Host::new(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?))
         };
         let mut hosts = hosts.iter().enumerate().map(start).collect::<anyhow::Result<Vec<_>>>()?;
         // All are connected before any begins.
         hosts.iter_mut().try_for_each(|host| host.line().map(drop))?;
         hosts.iter_mut().try_for_each(Host::go)?;
-        let (mut bytes, mut seconds) = (0.0, 0f64);
-        for host in &mut hosts {
+        let rate = |host: &mut Host| {
             let said: Value = serde_json::from_str(&host.line()?).context("what a client says")?;
-            bytes += said["bytes"].as_f64().context("bytes")?;
-            seconds = seconds.max(said["seconds"].as_f64().context("seconds")?);
-        }
-        Ok(bytes / seconds / 1e6)
+            Ok(said["bytes"].as_f64().context("bytes")? / said["seconds"].as_f64().context("seconds")? / 1e6)
+        };
+        hosts.iter_mut().map(rate).collect()
     }
 }
 
@@ -206,26 +214,38 @@ fn read_path(n: u32) -> Vec<u8> {
     format!("/gfs/read-{n}").into_bytes()
 }
 
-async fn prepare(client: &Client) -> anyhow::Result<()> {
-    client.mkdir(b"/gfs", false, 0o755).await?;
-    let block: bytes::Bytes = vec![7; WRITE_BYTES_MAX].into();
-    for n in 0..FILES {
-        let mut file = client.put(&read_path(n)).await?;
-        for _ in 0..FILE_MIB {
-            file.write_block(block.clone()).await?;
-        }
-        file.finish(0o644, 0, false).await?;
-    }
-    Ok(())
+/// Which client of which run this is.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Names what it makes.
+    pub round: u32,
+    /// Its number.
+    pub client: u32,
+    /// Of how many.
+    pub of: u32,
+    /// For how long it works.
+    pub seconds: u64,
 }
 
 /// A client's part: waits for a line, works, says what it moved.
-pub async fn part(config: Config, part: Part, round: u32, me: u32, seconds: u64) -> anyhow::Result<()> {
+pub async fn part(config: Config, part: Part, run: Run) -> anyhow::Result<()> {
+    let Run { round, client: me, of, seconds } = run;
     let client = Client::connect(config).await?;
     println!("ready");
     tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
     let (began, time) = (Instant::now(), Duration::from_secs(seconds));
     let bytes = match part {
+        Part::Prepare => {
+            let block: bytes::Bytes = vec![7; WRITE_BYTES_MAX].into();
+            for n in (me..FILES).step_by(of as usize) {
+                let mut file = client.put(&read_path(n)).await?;
+                for _ in 0..FILE_MIB {
+                    file.write_block(block.clone()).await?;
+                }
+                file.finish(0o644, 0, false).await?;
+            }
+            FILE_MIB << 20
+        }
         Part::Read => {
             let mut bytes = 0;
             while began.elapsed() < time {

@@ -76,9 +76,10 @@ fn measure(cluster: &Option<String>, args: Bench, json: bool) -> anyhow::Result<
             let dir = dir.unwrap_or_else(std::env::temp_dir);
             return runtime()?.block_on(experiment.run(&dir, &std::env::current_exe()?, json));
         }
-        What::GfsPart { part, round, client, seconds } => {
+        What::GfsPart { part, round, client, of, seconds } => {
             let part = bench::gfs::Part::named(&part).with_context(|| format!("{part}: no part of it"))?;
-            return runtime()?.block_on(bench::gfs::part(up::find(cluster)?, part, round, client, seconds));
+            let run = bench::gfs::Run { round, client, of, seconds };
+            return runtime()?.block_on(bench::gfs::part(up::find(cluster)?, part, run));
         }
         what => what.job().expect("all others are loads"),
     };

@@ -10,15 +10,25 @@ use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{MasterReply, MasterRequest};
 use common::wire::{ChunkConfig, Piece};
 use common::{ChunkHandle, Code, Epoch, Refusal, RequestId, Serial, StoreId};
-use common_net::{Conn, NetError};
+use common_net::{Conn, NetError, Patience};
 use std::time::{Duration, Instant};
 
 /// One try of a write; the primary may be waiting for a reconfiguration.
 const WRITE_LIMIT: Duration = Duration::from_millis(700);
-/// A piece is held by the whole chain within this.
-const PUSH_LIMIT: Duration = Duration::from_millis(700);
-/// One try of a read.
-const READ_LIMIT: Duration = Duration::from_millis(1000);
+/// A piece is held by the whole chain while others pass down the chain at least so often, or it is hung.
+const PUSH: Patience = Patience { quiet: Duration::from_millis(700), most: Duration::from_secs(10) };
+/// After two tries without an answer each next one of a write waits twice as long as the one before it, so many
+/// times: it may be that the links are too busy for all who use them.
+const DOUBLED_MAX: u32 = 3;
+/// One try of a read, while its bytes come.
+const READ: Patience = Patience { quiet: Duration::from_millis(1000), most: Duration::from_secs(10) };
+/// One try of asking a replica how it stands.
+const STAT_LIMIT: Duration = Duration::from_millis(1000);
+/// A read of more bytes than this can take long on a link that is shared; while bytes come from whom it was asked,
+/// no other replica is asked too until `SLOW_READ` has passed: that would only make the links busier.
+const LARGE_READ_BYTES: u32 = INLINE_BYTES_MAX as u32;
+/// See `LARGE_READ_BYTES`.
+const SLOW_READ: Duration = Duration::from_millis(1000);
 /// Between two tries, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
@@ -97,14 +107,16 @@ impl Client {
         let mut committing = false;
         // The bytes were refused for good, after a commit whose answer did not come.
         let mut refused = None;
+        let mut silent = 0u32;
         loop {
+            let longer = 1 << silent.saturating_sub(1).min(DOUBLED_MAX);
             let tried = async {
                 if !pushed {
-                    self.push(config, &chain, request, &data).await?;
+                    self.push(config, &chain, request, &data, longer).await?;
                     pushed = true;
                 }
                 committing = true;
-                self.commit(config, offset, &data, open, inline.clone()).await
+                self.commit(config, offset, &data, open, inline.clone(), WRITE_LIMIT * longer).await
             };
             let miss = match tried.await {
                 Ok(done) => return done,
@@ -114,6 +126,7 @@ impl Client {
                 chunk = %config.handle, epoch = config.epoch.0, primary = %config.primary, %request, pushed,
                 ms = began.elapsed().as_millis() as u64, next = ?miss.next, last = miss.last, "a write failed once"
             );
+            silent += u32::from(miss.refusal.is_none());
             // A refusal for good before the commit was ever asked: nothing was written.
             if let (Next::GiveUp, false, Some(refusal)) = (miss.next, committing, &miss.refusal) {
                 return Err(refusal.clone().into());
@@ -182,6 +195,7 @@ impl Client {
         chain: &[StoreId],
         request: RequestId,
         data: &Bytes,
+        longer: u32,
     ) -> std::result::Result<(), Miss> {
         let again = |last: String| Miss { last, refusal: None, next: Next::PushAgain, silent: false };
         let first_is_away = |e: NetError| {
@@ -191,6 +205,7 @@ impl Client {
         };
         let conn = self.conn(chain[0], Class::Bulk).await;
         let conn = conn.map_err(first_is_away)?;
+        let passed = self.inner.conns.chain(chain);
         let mut answers = vec![];
         for (index, at) in (0..data.len()).step_by(PIECE_BYTES_MAX).enumerate() {
             let part = data.slice(at..(at + PIECE_BYTES_MAX).min(data.len()));
@@ -205,9 +220,10 @@ impl Client {
             answers
                 .push(conn.send(&msg, config.epoch.0, vec![part]).await.map_err(|e| again(e.to_string()))?);
         }
+        let patience = Patience { quiet: PUSH.quiet * longer, ..PUSH };
         for answer in answers {
-            match conn.answer::<ClientChunkReply>(answer, PUSH_LIMIT).await {
-                Ok((ClientChunkReply::Held, _)) => {}
+            match conn.answer_patiently(answer, patience, &passed).await {
+                Ok((ClientChunkReply::Held, _)) => passed.made(),
                 Ok((ClientChunkReply::Refused(refusal), _)) => return Err(Miss::refused(refusal)),
                 Ok(_) => return Err(again("an answer that does not fit a push".into())),
                 // Any server of a longer chain can be the one that holds it up.
@@ -225,6 +241,7 @@ impl Client {
         data: &Bytes,
         open: &Open<'_>,
         inline: Option<Piece>,
+        limit: Duration,
     ) -> std::result::Result<Result<Written>, Miss> {
         let Ticket { request, lowest } = open.ticket();
         let payload = if inline.is_some() { vec![data.clone()] } else { vec![] };
@@ -239,7 +256,7 @@ impl Client {
             create,
         };
         let conn = self.conn(config.primary, Class::Control).await.map_err(Miss::net)?;
-        match conn.call(&msg, config.epoch.0, payload, WRITE_LIMIT).await.map_err(Miss::net)?.0 {
+        match conn.call(&msg, config.epoch.0, payload, limit).await.map_err(Miss::net)?.0 {
             ClientChunkReply::Written { offset, .. } => Ok(Ok(Written { offset })),
             ClientChunkReply::Refused(refusal) => {
                 let miss = Miss::refused(refusal.clone());
@@ -331,6 +348,7 @@ impl Client {
         let mut under_way = FuturesUnordered::new();
         let mut rest = order.iter();
         let mut last = String::from("no replica is known");
+        let mut asked = None;
         let began = Instant::now();
         let hedge_after = {
             let hedge = self.inner.hedge.lock().expect("never poisoned");
@@ -338,7 +356,8 @@ impl Client {
         };
         loop {
             if under_way.is_empty() {
-                match rest.next() {
+                asked = rest.next();
+                match asked {
                     Some(store) => under_way.push(self.read_one(config, *store, offset, len)),
                     None => return Err(last),
                 }
@@ -352,7 +371,12 @@ impl Client {
                 Ok(Some(Err(why))) => last = why,
                 Ok(None) => {}
                 Err(_) => {
+                    let comes = |store: &StoreId| self.inner.conns.is_heard(*store, Class::Bulk, hedge_after);
+                    if len > LARGE_READ_BYTES && began.elapsed() < SLOW_READ && asked.is_some_and(comes) {
+                        continue;
+                    }
                     if let Some(store) = rest.next() {
+                        asked = Some(store);
                         under_way.push(self.read_one(config, *store, offset, len));
                     } else if let Some(answer) = under_way.next().await {
                         match answer {
@@ -375,7 +399,7 @@ impl Client {
         let conn = self.conn(store, Class::Bulk).await.map_err(|e| e.to_string())?;
         let msg = ClientChunk::Read { handle: config.handle, offset, len, stale: false };
         let (reply, frame) = conn
-            .call::<_, ClientChunkReply>(&msg, config.epoch.0, vec![], READ_LIMIT)
+            .call_patiently::<_, ClientChunkReply>(&msg, config.epoch.0, READ)
             .await
             .map_err(|e| e.to_string())?;
         match reply {
@@ -418,7 +442,7 @@ impl Client {
     ) -> std::result::Result<(u64, ReplicaView), Miss> {
         let conn = self.conn(store, Class::Control).await.map_err(Miss::net)?;
         let msg = ClientChunk::Stat { handle: config.handle };
-        match conn.call(&msg, config.epoch.0, vec![], READ_LIMIT).await.map_err(Miss::net)?.0 {
+        match conn.call(&msg, config.epoch.0, vec![], STAT_LIMIT).await.map_err(Miss::net)?.0 {
             ClientChunkReply::Stat { length, epoch, committed, applied, .. } => {
                 Ok((length, ReplicaView { store, length, epoch, committed, applied }))
             }

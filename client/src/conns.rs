@@ -2,7 +2,7 @@
 
 use common::wire::{Caller, StoreInfo};
 use common::{ClusterId, Code, StoreId};
-use common_net::{Conn, NetError};
+use common_net::{Conn, NetError, Progress};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
@@ -22,6 +22,9 @@ pub(crate) enum Class {
 /// A store that did not answer is passed over for so long, where others can do its work.
 const SUSPECTED_FOR: Duration = Duration::from_secs(3);
 
+/// Chains whose progress is kept, before those are forgotten that nobody waits for.
+const CHAINS_KEPT: usize = 256;
+
 type Slot = Arc<tokio::sync::Mutex<Option<Conn>>>;
 
 #[derive(Default)]
@@ -29,6 +32,7 @@ pub(crate) struct Conns {
     table: Mutex<HashMap<StoreId, (SocketAddr, String)>>,
     slots: Mutex<HashMap<(StoreId, Class), Slot>>,
     suspects: Mutex<HashMap<StoreId, Instant>>,
+    chains: Mutex<HashMap<Vec<StoreId>, Progress>>,
     /// The last snapshot that this client has heard of: what it writes comes after that.
     snapshot: Arc<AtomicU64>,
 }
@@ -56,6 +60,27 @@ impl Conns {
     pub fn is_suspect(&self, store: StoreId) -> bool {
         let suspects = self.suspects.lock().expect("never poisoned");
         suspects.get(&store).is_some_and(|since| since.elapsed() < SUSPECTED_FOR)
+    }
+
+    /// When a piece last passed down a chain. Pieces go down a chain one after another: as long as some
+    /// arrive, it is only slow.
+    pub fn chain(&self, chain: &[StoreId]) -> Progress {
+        let mut chains = self.chains.lock().expect("never poisoned");
+        if let Some(progress) = chains.get(chain) {
+            return progress.clone();
+        }
+        if chains.len() >= CHAINS_KEPT {
+            chains.retain(|_, progress| progress.is_shared());
+        }
+        chains.entry(chain.to_vec()).or_default().clone()
+    }
+
+    /// Whether bytes came within a time on the connection to a store.
+    pub fn is_heard(&self, store: StoreId, class: Class, within: Duration) -> bool {
+        let slot = self.slots.lock().expect("never poisoned").get(&(store, class)).cloned();
+        slot.is_some_and(|slot| {
+            slot.try_lock().is_ok_and(|conn| conn.as_ref().is_some_and(|c| c.heard().quiet() < within))
+        })
     }
 
     /// The connection to a store, made if there is none.

@@ -38,6 +38,8 @@ pub(crate) struct Lead {
     pub resolved: Serial,
     /// When something last moved.
     pub progress: Time,
+    /// Members that fetch writes from here piece by piece: which they last came to ask for, and when.
+    pub fetching: BTreeMap<StoreId, ((Serial, u16), Time)>,
     /// Who is waited for alone.
     pub alone: Alone,
     /// Of whom the masters were last told that it does not answer.
@@ -73,6 +75,7 @@ impl Lead {
             replies: BTreeMap::new(),
             resolved: Serial(0),
             progress: now,
+            fetching: BTreeMap::new(),
             alone: Alone::default(),
             accused: None,
             probed: BTreeMap::new(),
@@ -383,6 +386,7 @@ impl Node {
                 }
             }
             lead.progress = now;
+            lead.fetching.clear();
             lead.probed.clear();
             lead.fresh = false;
             let resolves = chunk.state.committed() < lead.resolved && held >= lead.resolved;
@@ -453,8 +457,10 @@ impl Node {
             return;
         };
         let Some(lead) = &chunk.lead else { return };
-        let late_at = lead.progress + Span::from_ms(APPLY_TIMEOUT_MS);
-        let overdue = |m: &StoreId| now >= late_at || self.lost.contains(m);
+        let moved =
+            |m: &StoreId| lead.fetching.get(m).map_or(lead.progress, |(_, at)| lead.progress.max(*at));
+        let late_at = |m: &StoreId| moved(m) + Span::from_ms(APPLY_TIMEOUT_MS);
+        let overdue = |m: &StoreId| now >= late_at(m) || self.lost.contains(m);
         let last = chunk.state.last_point().1;
         let is_late = |m: &StoreId| match &lead.phase {
             Phase::Serving => lead.acked.get(m).is_none_or(|s| *s < last),
@@ -462,8 +468,9 @@ impl Node {
         };
         let others = || chunk.state.config.members.iter().copied().filter(|m| *m != me);
         let mut late: Vec<StoreId> = others().filter(|m| is_late(m) && overdue(m)).collect();
-        if late.is_empty() && now < late_at {
-            return self.timer(late_at, Timer::Answers(handle));
+        let next = others().filter(is_late).map(|m| late_at(&m)).min().unwrap_or(late_at(&me));
+        if late.is_empty() && now < next {
+            return self.timer(next, Timer::Answers(handle));
         }
         if !late.is_empty() && matches!(lead.phase, Phase::Serving) {
             late.extend(self.without_a_sign(handle, &late, out));
@@ -617,6 +624,7 @@ impl Node {
         for handle in self.busy.clone() {
             self.send_again(handle, peer, out);
         }
+        self.fetch_anew(peer, out);
         // And what this store had said to a primary.
         let followed = |c: &crate::node::Chunk| c.config().primary == peer && !c.state.tail.is_empty();
         let again = self.chunks.iter().filter(|(_, c)| followed(c)).map(|(handle, _)| *handle);

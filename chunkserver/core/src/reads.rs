@@ -196,11 +196,19 @@ impl Node {
         index: u16,
         out: &mut Outbox,
     ) {
-        let Some(chunk) = self.chunks.get(&handle) else {
+        let now = self.now;
+        let Some(chunk) = self.chunks.get_mut(&handle) else {
             return;
         };
         if chunk.config().epoch != epoch || !chunk.config().members.contains(&to) {
             return;
+        }
+        if let (Some(lead), 1..) = (&mut chunk.lead, index) {
+            // It has the piece before, so it is slow perhaps, not silent; unless it asks for the same again.
+            let at = (serial, index);
+            if lead.fetching.get(&to).is_none_or(|(before, _)| *before < at) {
+                lead.fetching.insert(to, (at, now));
+            }
         }
         let Some(record) = chunk.state.tail_record(serial) else {
             return;

@@ -10,8 +10,12 @@ use bytes::Bytes;
 use common::limits::{BLOCK_BYTES, CHUNK_WINDOW, INLINE_BYTES_MAX, PIECE_BYTES_MAX};
 use common::wire::chunk_chunk::{Origin, Peer, WriteOp};
 use common::wire::{ChunkConfig, Piece};
-use common::{ChunkHandle, Code, Epoch, Mutant, RequestId, Serial, StoreId};
+use common::{ChunkHandle, Code, Epoch, Mutant, RequestId, Serial, Span, StoreId, Time};
 use std::collections::VecDeque;
+
+/// When nothing came of a fetch for so long it is asked for again: question or answer may be lost. Sooner it would
+/// only make a busy link busier.
+const FETCH_AGAIN_MS: u64 = 500;
 
 /// A write from the primary whose turn or bytes have not come.
 #[derive(Clone, Debug)]
@@ -32,6 +36,8 @@ pub(crate) struct Fetch {
     /// A piece is being written into the blocks.
     writing: bool,
     crcs: Vec<u32>,
+    /// When its present piece was last asked for.
+    asked: Time,
 }
 
 /// What came from the primary and is not in the log yet.
@@ -204,11 +210,8 @@ impl Node {
         if serial.0 < expected {
             // Sent again: if its bytes are being fetched, the question may have been lost; if they could not
             // be had, or there was no room for them, now they may.
-            match &chunk.follow.fetch {
-                Some(fetch) => {
-                    let (to, serial) = (fetch.from, fetch.serial);
-                    self.start_fetch(handle, to, serial, out);
-                }
+            match chunk.follow.fetch {
+                Some(_) => self.fetch_again(handle, out),
                 None => self.drain(handle, out),
             }
             return;
@@ -264,14 +267,39 @@ impl Node {
     ) {
         self.end_fetch(handle);
         let chunk = self.chunks.get_mut(&handle).expect("fetched for a chunk that is here");
-        let fetch = Fetch { from, serial, index: 0, op: None, blocks: None, writing: false, crcs: vec![] };
+        let (op, blocks, crcs, asked) = (None, None, vec![], self.now);
+        let fetch = Fetch { from, serial, index: 0, op, blocks, writing: false, crcs, asked };
         chunk.follow.fetch = Some(Box::new(fetch));
+        self.ask_fetch(handle, out);
+    }
+
+    /// Asks for the piece of a fetch that is due.
+    fn ask_fetch(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let now = self.now;
+        let Some(chunk) = self.chunks.get_mut(&handle) else { return };
         let epoch = chunk.config().epoch;
-        out.push(Output::Peer {
-            to: from,
-            msg: Peer::Fetch { handle, epoch, serial, index: 0 },
-            data: vec![],
-        });
+        let Some(fetch) = chunk.follow.fetch.as_mut().filter(|f| !f.writing) else { return };
+        fetch.asked = now;
+        let msg = Peer::Fetch { handle, epoch, serial: fetch.serial, index: fetch.index };
+        out.push(Output::Peer { to: fetch.from, msg, data: vec![] });
+    }
+
+    /// Asks again, if nothing has come for too long.
+    pub(crate) fn fetch_again(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let quiet = |f: &Fetch| self.now >= f.asked + Span::from_ms(FETCH_AGAIN_MS);
+        if self.chunks.get(&handle).and_then(|c| c.follow.fetch.as_deref()).is_some_and(quiet) {
+            self.ask_fetch(handle, out);
+        }
+    }
+
+    /// The connection to a store broke and stands again: what it was asked for may be lost.
+    pub(crate) fn fetch_anew(&mut self, from: StoreId, out: &mut Outbox) {
+        let fetched = |c: &crate::node::Chunk| c.follow.fetch.as_ref().is_some_and(|f| f.from == from);
+        let again: Vec<_> =
+            self.chunks.iter().filter(|(_, c)| fetched(c)).map(|(handle, _)| *handle).collect();
+        for handle in again {
+            self.ask_fetch(handle, out);
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
@@ -347,10 +375,7 @@ impl Node {
         fetch.writing = false;
         if (index as u64 + 1) * (PIECE_BYTES_MAX as u64) < op.len as u64 {
             fetch.index += 1;
-            let (to, index) = (fetch.from, fetch.index);
-            let epoch = self.chunks[&handle].config().epoch;
-            out.push(Output::Peer { to, msg: Peer::Fetch { handle, epoch, serial, index }, data: vec![] });
-            return;
+            return self.ask_fetch(handle, out);
         }
         let crcs = std::mem::take(&mut fetch.crcs);
         let run = Run { segment: blocks.segment, block: blocks.block, len: op.len, crcs };

@@ -141,6 +141,7 @@ impl Node {
             Phase::Collecting { .. } => {
                 out.push(Output::Peer { to: peer, msg: Peer::NewEpoch { config }, data: vec![] })
             }
+            Phase::Fetching { .. } if chunk.follow.fetch.is_some() => self.fetch_again(handle, out),
             Phase::Fetching { from, .. } => {
                 let (from, serial) = (*from, chunk.state.last_point().1.next());
                 self.start_fetch(handle, from, serial, out);

@@ -86,7 +86,7 @@ pub enum What {
         #[arg(long, value_delimiter = ',', default_value = "1,4,16", value_parser = clap::value_parser!(u32).range(1..=100))]
         clients: Vec<u32>,
         /// Seconds of each measurement
-        #[arg(long, default_value_t = 10)]
+        #[arg(long, default_value_t = 20)]
         seconds: u64,
         /// Mbit/s of each host's link
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
@@ -106,6 +106,8 @@ pub enum What {
         round: u32,
         #[arg(long)]
         client: u32,
+        #[arg(long)]
+        of: u32,
         #[arg(long)]
         seconds: u64,
     },

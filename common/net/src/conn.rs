@@ -1,16 +1,18 @@
 //! The calling side: one connection, many requests at a time.
 
-use crate::{Frame, ReadFrame, read_frame};
+use crate::{Frame, Patience, Progress, ReadFrame, read_frame};
 use bytes::Bytes;
 use common::wire::frame::Kind;
 use common::wire::{self, Caller, Hello, HelloOk, Message};
 use common::{ClusterId, Code, Refusal};
 use std::collections::HashMap;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
+use tokio::io::{AsyncRead, AsyncWriteExt, BufReader, BufWriter, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -70,6 +72,22 @@ struct Shared {
     last_refusal: Mutex<Option<Refusal>>,
     /// The last snapshot that was heard of, on any connection of this caller.
     snapshot: Arc<AtomicU64>,
+    /// When bytes last came.
+    heard: Progress,
+}
+
+/// The reading half of a connection; says when bytes come.
+struct Hearing {
+    stream: OwnedReadHalf,
+    heard: Progress,
+}
+
+impl AsyncRead for Hearing {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context, buf: &mut ReadBuf) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        self.heard.made();
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// A connection. Clones share it; it closes with the last of them.
@@ -126,8 +144,9 @@ impl Conn {
     ) -> Result<Conn, NetError> {
         let fail = |source| NetError::Dial { addr: addr.into(), source };
         let stream = connect(addr).await.map_err(fail)?;
-        let (read, mut write) = stream.into_split();
-        let mut read = BufReader::with_capacity(BUFFER_BYTES, read);
+        let (stream, mut write) = stream.into_split();
+        let heard = Progress::default();
+        let mut read = BufReader::with_capacity(BUFFER_BYTES, Hearing { stream, heard: heard.clone() });
         let hello = wire::frame(cluster, 0, 0, &Hello::new(caller), 0);
         write.write_all(&hello).await.map_err(fail)?;
         let refused = |refusal| NetError::Refused { addr: addr.into(), refusal };
@@ -153,6 +172,7 @@ impl Conn {
             pending: Mutex::new(Some(HashMap::new())),
             last_refusal: Mutex::new(None),
             snapshot,
+            heard,
         });
         let (queue, rest) = mpsc::channel(QUEUE_FRAMES);
         let reader = tokio::spawn(read_loop(read, shared.clone()));
@@ -170,6 +190,11 @@ impl Conn {
         &self.shared.addr
     }
 
+    /// When bytes last came on it.
+    pub fn heard(&self) -> &Progress {
+        &self.shared.heard
+    }
+
     /// Whether the connection is gone.
     pub fn is_closed(&self) -> bool {
         self.shared.pending.lock().expect("never poisoned").is_none()
@@ -185,6 +210,17 @@ impl Conn {
     ) -> Result<(R, Frame), NetError> {
         let answer = self.send(message, epoch, payload).await?;
         self.answer(answer, limit).await
+    }
+
+    /// As `call`, for an answer with many bytes: waits as long as bytes come, and patience allows.
+    pub async fn call_patiently<M: Message, R: Message>(
+        &self,
+        message: &M,
+        epoch: u64,
+        patience: Patience,
+    ) -> Result<(R, Frame), NetError> {
+        let answer = self.send(message, epoch, vec![]).await?;
+        self.answer_patiently(answer, patience, self.heard()).await
     }
 
     /// Sends a request; the answer comes by itself. Requests are sent in the order of the calls.
@@ -238,13 +274,30 @@ impl Conn {
         answer: oneshot::Receiver<Frame>,
         limit: Duration,
     ) -> Result<(R, Frame), NetError> {
+        let answer = tokio::time::timeout(limit, answer).await.ok();
+        self.decode(answer, limit)
+    }
+
+    /// As `answer`, as long as there is progress, and patience allows.
+    pub async fn answer_patiently<R: Message>(
+        &self,
+        answer: oneshot::Receiver<Frame>,
+        patience: Patience,
+        progress: &Progress,
+    ) -> Result<(R, Frame), NetError> {
+        self.decode(progress.wait(patience, answer).await, patience.quiet)
+    }
+
+    fn decode<R: Message>(
+        &self,
+        answer: Option<Result<Frame, oneshot::error::RecvError>>,
+        limit: Duration,
+    ) -> Result<(R, Frame), NetError> {
         let addr = || self.shared.addr.clone();
-        let frame = match tokio::time::timeout(limit, answer).await {
-            Ok(Ok(frame)) => frame,
-            Ok(Err(_)) => return Err(self.closed()),
-            Err(_) => {
-                return Err(NetError::Timeout { addr: addr(), ms: limit.as_millis() as u64 });
-            }
+        let frame = match answer {
+            Some(Ok(frame)) => frame,
+            Some(Err(_)) => return Err(self.closed()),
+            None => return Err(NetError::Timeout { addr: addr(), ms: limit.as_millis() as u64 }),
         };
         let refused = |refusal| NetError::Refused { addr: addr(), refusal };
         if frame.header.kind == Kind::Refused {
@@ -266,7 +319,7 @@ impl Conn {
     }
 }
 
-async fn read_loop(mut read: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
+async fn read_loop(mut read: BufReader<Hearing>, shared: Arc<Shared>) {
     while let ReadFrame::Frame(frame) = read_frame(&mut read).await {
         shared.snapshot.fetch_max(frame.header.snapshot, Ordering::AcqRel);
         if frame.header.request == 0 && frame.header.kind == Kind::Refused {

@@ -2,10 +2,12 @@
 //! control ports; never for a shard's data port.
 
 mod conn;
+mod progress;
 mod serve;
 mod tune;
 
 pub use conn::{Conn, NetError, Payload};
+pub use progress::{Patience, Progress};
 pub use serve::{Handler, PeerInfo, Reply, Served, serve};
 pub use tune::{listen, socket, tune};
 
