@@ -217,13 +217,13 @@ impl Client {
                 chain: chain[1..].to_vec(),
                 piece: Piece::of(&part),
             };
-            answers
-                .push(conn.send(&msg, config.epoch.0, vec![part]).await.map_err(|e| again(e.to_string()))?);
+            let sent = conn.send_noting(&msg, config.epoch.0, vec![part], Some(passed.clone())).await;
+            answers.push(sent.map_err(|e| again(e.to_string()))?);
         }
         let patience = Patience { quiet: PUSH.quiet * longer, ..PUSH };
         for answer in answers {
             match conn.answer_patiently(answer, patience, &passed).await {
-                Ok((ClientChunkReply::Held, _)) => passed.made(),
+                Ok((ClientChunkReply::Held, _)) => {}
                 Ok((ClientChunkReply::Refused(refusal), _)) => return Err(Miss::refused(refusal)),
                 Ok(_) => return Err(again("an answer that does not fit a push".into())),
                 // Any server of a longer chain can be the one that holds it up.

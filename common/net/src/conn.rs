@@ -61,7 +61,8 @@ pub enum NetError {
 pub type Payload = Vec<Bytes>;
 /// Header and body of a frame, and its payload.
 type Queued = (Vec<u8>, Payload);
-type Pending = Mutex<Option<HashMap<u64, oneshot::Sender<Frame>>>>;
+/// Requests without an answer: who waits for it, and what has moved when it comes, even if nobody waits any more.
+type Pending = Mutex<Option<HashMap<u64, (oneshot::Sender<Frame>, Option<Progress>)>>>;
 
 struct Shared {
     addr: String,
@@ -230,8 +231,19 @@ impl Conn {
         epoch: u64,
         payload: Payload,
     ) -> Result<oneshot::Receiver<Frame>, NetError> {
+        self.send_noting(message, epoch, payload, None).await
+    }
+
+    /// As `send`; there is progress when the answer comes, whether somebody still waits for it or not.
+    pub async fn send_noting<M: Message>(
+        &self,
+        message: &M,
+        epoch: u64,
+        payload: Payload,
+        progress: Option<Progress>,
+    ) -> Result<oneshot::Receiver<Frame>, NetError> {
         let slot = self.queue.reserve().await.map_err(|_| self.closed())?;
-        let (answer, frame) = self.prepare(message, epoch, payload)?;
+        let (answer, frame) = self.prepare(message, epoch, payload, progress)?;
         slot.send(frame);
         Ok(answer)
     }
@@ -246,7 +258,7 @@ impl Conn {
         let Ok(slot) = self.queue.try_reserve() else {
             return Ok(None);
         };
-        let (answer, frame) = self.prepare(message, epoch, payload)?;
+        let (answer, frame) = self.prepare(message, epoch, payload, None)?;
         slot.send(frame);
         Ok(Some(answer))
     }
@@ -256,11 +268,12 @@ impl Conn {
         message: &M,
         epoch: u64,
         payload: Payload,
+        progress: Option<Progress>,
     ) -> Result<(oneshot::Receiver<Frame>, Queued), NetError> {
         let request = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (tx, rx) = oneshot::channel();
         match &mut *self.shared.pending.lock().expect("never poisoned") {
-            Some(pending) => pending.insert(request, tx),
+            Some(pending) => pending.insert(request, (tx, progress)),
             None => return Err(self.closed()),
         };
         let len = payload.iter().map(|p| p.len()).sum();
@@ -331,8 +344,11 @@ async fn read_loop(mut read: BufReader<Hearing>, shared: Arc<Shared>) {
             Some(pending) => pending.remove(&frame.header.request),
             None => break,
         };
-        // Who gave up waiting does not want the answer any more.
-        if let Some(waiter) = waiter {
+        if let Some((waiter, progress)) = waiter {
+            if let Some(progress) = progress {
+                progress.made();
+            }
+            // Who gave up waiting does not want the answer any more.
             let _ = waiter.send(frame);
         }
     }
