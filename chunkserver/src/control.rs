@@ -265,6 +265,7 @@ async fn keep_session(
 ) -> anyhow::Result<()> {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let boot_id = u128::from_str_radix(&boot_id.trim().replace('-', ""), 16).unwrap_or(0);
+    let mut local = tokio::task::JoinSet::new();
     loop {
         let register = StoreRequest::Register(Register {
             store: (shard.meta.store != 0).then_some(StoreId(shard.meta.store)),
@@ -296,6 +297,10 @@ async fn keep_session(
         tracing::info!(%store, %session, addr = %shard.addr, "in session");
         *current.lock().expect("never poisoned") = (store, session);
         let _ = shard.to.send(ToShard::Begin(store, masters.cluster(), next_chunk));
+        if local.is_empty() {
+            let (dir, board) = (shard.path.clone(), shard.board.clone());
+            local.spawn(crate::local::serve(masters.cluster(), store, dir, board));
+        }
         heartbeat(masters, shard, store, session, &mut confirmed, &failed, early).await?;
         tracing::warn!(%store, %session, "the session has lapsed; registering anew");
     }

@@ -264,7 +264,7 @@ impl Disk {
 /// Opens a file for reading through the page cache, which reads what it is asked for and no more: who reads a
 /// stream reads ahead itself, from all replicas in turn, and what the kernel would read ahead of one is what
 /// another is asked for.
-fn open_cached(path: &Path) -> io::Result<File> {
+pub fn open_cached(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).open(path)?;
     #[expect(unsafe_code, reason = "posix_fadvise has no safe door in std")]
     // SAFETY: the descriptor is open for the length of the call, which touches no memory.

@@ -7,6 +7,7 @@ mod control;
 pub mod dir;
 mod disk;
 mod links;
+mod local;
 mod net;
 pub mod parent;
 mod ring;

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::dir::{DataDir, Meta};
 use crate::disk::{Disk, Engine};
 use crate::links::{self, Class};
+use crate::local::Board;
 use crate::net::{self, Queue};
 use crate::now;
 use crate::sock::Listener;
@@ -81,6 +82,8 @@ pub struct ShardHandle {
     pub meta: Meta,
     /// Where that is.
     pub path: PathBuf,
+    /// What clients on this machine see.
+    pub board: Arc<Board>,
     /// Device and inode of the directory.
     pub dev_ino: (u64, u64),
     /// Bytes that the store may use.
@@ -94,6 +97,7 @@ pub struct Shard {
     pub engine: Engine,
     node: RefCell<Node>,
     disk: Disk,
+    board: Arc<Board>,
     control: mpsc::UnboundedSender<FromShard>,
     pub conns: RefCell<HashMap<ConnId, Rc<Queue>>>,
     next_conn: Cell<ConnId>,
@@ -123,19 +127,21 @@ pub fn start(
         let addr = listener.local_addr()?;
         let (to, inbox) = mpsc::unbounded_channel();
         let (outbox, from) = mpsc::unbounded_channel();
+        let board = Arc::new(Board::new().context("make a file in memory")?);
         let handle = ShardHandle {
             to,
             from,
             addr,
             meta: dir.meta.clone(),
             path: dir.path.clone(),
+            board: board.clone(),
             dev_ino: dir.dev_ino,
             capacity: dir.capacity,
         };
         let (up, is_up) = std_mpsc::channel();
         let name = format!("shard-{i}");
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let main = run(dir, listener, engine, inbox, outbox, up);
+            let main = run(dir, listener, engine, board, (inbox, outbox), up);
             match engine {
                 Engine::Uring => {
                     let mut ring = tokio_uring::uring_builder();
@@ -162,8 +168,8 @@ async fn run(
     dir: DataDir,
     listener: std::net::TcpListener,
     engine: Engine,
-    mut inbox: mpsc::UnboundedReceiver<ToShard>,
-    control: mpsc::UnboundedSender<FromShard>,
+    board: Arc<Board>,
+    (mut inbox, control): (mpsc::UnboundedReceiver<ToShard>, mpsc::UnboundedSender<FromShard>),
     up: std_mpsc::Sender<()>,
 ) {
     // The control thread waits for this; it cannot be gone.
@@ -194,6 +200,7 @@ async fn run(
         engine,
         node: RefCell::new(node),
         disk,
+        board,
         control,
         conns: RefCell::default(),
         next_conn: Cell::new(1),
@@ -260,6 +267,11 @@ impl Shard {
             node.step(now(), input, &mut out);
             node.deadline()
         };
+        for output in &out {
+            if let Output::Post(post) = output {
+                self.board.post(*post);
+            }
+        }
         for output in out {
             self.perform(output);
         }
@@ -281,6 +293,8 @@ impl Shard {
             Output::Master(ask) => self.tell(FromShard::Ask(ask)),
             Output::Confirmed(orders) => self.tell(FromShard::Confirmed(orders)),
             Output::Failed(why) => self.tell(FromShard::Failed(why)),
+            // It is done.
+            Output::Post(_) => {}
             Output::Disk(op) => {
                 self.disk_ops.borrow_mut().insert(op.token, now());
                 let shard = self.clone();

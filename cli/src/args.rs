@@ -106,11 +106,14 @@ pub struct Mount {
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Threads that take requests from the kernel.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 8)]
     pub threads: usize,
     /// KiB that are read ahead in a file that is read in sequence.
     #[arg(long, value_name = "KIB", default_value_t = 8192)]
     pub read_ahead: u32,
+    /// Read over the network, also from servers on this machine, whose files are read directly else.
+    #[arg(long)]
+    pub no_local_reads: bool,
     /// What tables of mounts show as its source.
     #[arg(long, default_value = "cairn", hide = true)]
     pub source: String,

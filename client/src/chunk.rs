@@ -1,11 +1,12 @@
 //! Reads and writes of one chunk: routes, retries under one request id, verifies.
 
 use crate::conns::Class;
+use crate::local::Window;
 use crate::requests::Open;
 use crate::{Client, Error, Result};
 use bytes::Bytes;
 use client_core::{Next, Ticket, next_after};
-use common::limits::{INLINE_BYTES_MAX, PIECE_BYTES_MAX};
+use common::limits::{INLINE_BYTES_MAX, LOCATED_BYTES_MAX, PIECE_BYTES_MAX};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{MasterReply, MasterRequest};
 use common::wire::{ChunkConfig, Piece};
@@ -312,13 +313,19 @@ impl Client {
         let deadline = Instant::now() + self.inner.config.deadline;
         let mut config = config.clone();
         let mut pause = RETRY.0;
-        let mut first = (offset / (PIECE_BYTES_MAX as u64 * 16)) as usize + config.handle.0 as usize;
+        let mut first = (offset / u64::from(LOCATED_BYTES_MAX)) as usize + config.handle.0 as usize;
         let rack = &self.inner.config.rack;
         loop {
             let n = config.members.len();
             let mut order: Vec<StoreId> = (0..n).map(|i| config.members[(first + i) % n]).collect();
             if !rack.is_empty() {
                 order.sort_by_key(|s| self.inner.conns.rack(*s).as_ref() != Some(rack));
+            }
+            if self.inner.config.reads_here
+                && snapshot == 0
+                && let Some(data) = self.read_here(&config, &order, offset, len).await
+            {
+                return Ok(vec![data]);
             }
             let last = match self.read_hedged(&config, &order, offset, len).await {
                 Ok(data) => return Ok(data),
@@ -333,6 +340,60 @@ impl Client {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY.1);
             first += 1;
+        }
+    }
+
+    /// Reads a range off the disk of a store on this machine, if there is one and all of the range is there.
+    async fn read_here(
+        &self,
+        config: &ChunkConfig,
+        order: &[StoreId],
+        offset: u64,
+        len: u32,
+    ) -> Option<Bytes> {
+        let (handle, local) = (config.handle, self.inner.local.clone());
+        if !local.knows(handle, offset, len as usize) {
+            if local.are_away(order) {
+                return None;
+            }
+            let from = local.wants(handle, offset, len as usize)?;
+            // One question at a time; the others wait for its answer.
+            let turn = local.turn(handle, from).lock().await;
+            if !local.knows(handle, offset, len as usize) {
+                self.locate(config, order, local.wants(handle, offset, len as usize)?).await;
+            }
+            drop(turn);
+        }
+        // A thread may wait for the disk.
+        let read = move || {
+            let mut out = vec![0; len as usize];
+            local.read(handle, offset, &mut out).then(|| Bytes::from(out))
+        };
+        tokio::task::spawn_blocking(read).await.ok()?
+    }
+
+    /// Asks the first of these stores that is on this machine where a range lies, from this byte on, and
+    /// remembers what it says.
+    async fn locate(&self, config: &ChunkConfig, order: &[StoreId], from: u32) {
+        let told = async {
+            let (handle, cluster, order) = (config.handle, self.inner.masters.cluster(), order.to_vec());
+            let local = self.inner.local.clone();
+            // It may have to be looked for.
+            let store = tokio::task::spawn_blocking(move || local.neighbour(cluster, &order)).await.ok()??;
+            let conn = self.conn(store.id(), Class::Control).await.ok()?;
+            let len = LOCATED_BYTES_MAX - from % LOCATED_BYTES_MAX;
+            let msg = ClientChunk::Locate { handle, offset: from.into(), len };
+            match conn.call(&msg, config.epoch.0, vec![], STAT_LIMIT).await.ok()?.0 {
+                ClientChunkReply::Located { session, stamp, len, places } => {
+                    let window = Window { store, handle, session, stamp, from, len, places };
+                    window.is_sound().then_some(window)
+                }
+                _ => None,
+            }
+        };
+        match told.await {
+            Some(window) => self.inner.local.add(window),
+            None => self.inner.local.not_now(config.handle, from),
         }
     }
 

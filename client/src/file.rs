@@ -89,6 +89,25 @@ async fn read_span(client: &Client, layout: &Layout, span: Span) -> Result<Vec<B
     Ok(parts)
 }
 
+/// A range off the disks of stores on this machine, on the calling thread; all of it, or nothing.
+pub(crate) fn read_here(client: &Client, layout: &Layout, offset: u64, out: &mut [u8]) -> bool {
+    if layout.snapshot() != 0 || !client.inner.config.reads_here {
+        return false;
+    }
+    let mut rest = out;
+    layout.spans(offset, rest.len() as u64, u64::MAX).into_iter().all(|span| {
+        let (part, later) = std::mem::take(&mut rest).split_at_mut(span.len as usize);
+        rest = later;
+        match layout.chunks()[span.chunk].config.handle {
+            ChunkHandle::HOLE => {
+                part.fill(0);
+                true
+            }
+            handle => client.inner.local.read(handle, span.offset, part),
+        }
+    })
+}
+
 /// A range in parts; shorter at the end of the file.
 pub(crate) async fn read_spans(
     client: &Client,

@@ -4,6 +4,7 @@ mod chunk;
 mod conns;
 mod error;
 mod file;
+mod local;
 mod masters;
 mod open;
 mod posix;
@@ -46,6 +47,8 @@ pub struct Config {
     pub owner: Owner,
     /// A request is given up after this long.
     pub deadline: Duration,
+    /// Whether files of stores on this machine are read here, where that is possible.
+    pub reads_here: bool,
 }
 
 impl Config {
@@ -57,6 +60,7 @@ impl Config {
             rack: String::new(),
             owner: Owner::default(),
             deadline: Duration::from_millis(CLIENT_DEADLINE_MS),
+            reads_here: true,
         }
     }
 }
@@ -73,6 +77,8 @@ pub(crate) struct Inner {
     pub conns: Conns,
     pub writes: Requests,
     pub hedge: Mutex<client_core::Hedge>,
+    /// Stores on this machine.
+    pub local: Arc<local::Local>,
     /// What open files may hold of its memory.
     pub budget: open::Budget,
     /// What the masters have yet to hear of files that were written to.
@@ -120,6 +126,7 @@ impl Client {
             masters,
             writes: Requests::new(CHUNK_CLIENT_WINDOW),
             hedge: Mutex::default(),
+            local: Default::default(),
             budget: Default::default(),
             reports: Default::default(),
             config,

@@ -1,7 +1,7 @@
 //! A file that is open for reading and writing at any offset. Writes are gathered, and on their way when they
 //! are large enough; `sync` waits until they are durable, and tells of what failed.
 
-use crate::file::{Appender, read_spans};
+use crate::file::{Appender, read_here, read_spans};
 use crate::reports::nanos;
 use crate::{Client, Error, Result, Seen};
 use bytes::{Bytes, BytesMut};
@@ -175,6 +175,20 @@ impl OpenFile {
             }
             read => read,
         }
+    }
+
+    /// Reads a range off the disk of a store on this machine, on the calling thread, if that can be done at once: how
+    /// many bytes there are; fewer than asked only at the end of the file.
+    pub fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<usize> {
+        let layout = {
+            let state = self.state.try_lock().ok()?;
+            let layout = state.layout.clone()?;
+            let wanted = offset..offset.saturating_add(out.len() as u64);
+            let grows = wanted.end > layout.len() && state.gathered_to() > layout.len();
+            (!grows && offset < layout.len() && !state.overlaps(&wanted)).then_some(layout)?
+        };
+        let len = (layout.len() - offset).min(out.len() as u64) as usize;
+        read_here(&self.client, &layout, offset, &mut out[..len]).then_some(len)
     }
 
     /// Takes what is written behind the last write, if that can be done at once and without a copy of its own.

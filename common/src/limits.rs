@@ -9,6 +9,8 @@ pub const PIECE_BYTES_MAX: usize = 256 * 1024;
 pub const PIECES_MAX: usize = 16;
 /// Most bytes of one write request.
 pub const WRITE_BYTES_MAX: usize = PIECE_BYTES_MAX * 4;
+/// Most bytes whose place is told to a client on the same machine in one answer.
+pub const LOCATED_BYTES_MAX: u32 = 4 * 1024 * 1024;
 /// A write of at most so many bytes travels inside the commit message.
 pub const INLINE_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes of one record append.
@@ -68,6 +70,8 @@ pub const HELD_MS: u64 = 60_000;
 pub const CONN_QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Most connections of one data port.
 pub const CONNS_MAX: usize = 4096;
+/// Connections of clients on the same machine to a store's socket; more are closed at once, and read over the wire.
+pub const LOCAL_CONNS_MAX: usize = 1024;
 
 /// Bytes of a segment of the store's log, by default.
 pub const LOG_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;

@@ -72,6 +72,10 @@ mutants! {
     ForkEarly,
     /// What a client has heard of a snapshot is not minded.
     NoStamp,
+    /// Clients on the same machine go on with what they were told of a chunk, whatever happens to it.
+    StampStays,
+    /// They are told where the bytes of a chunk are while it has a tail.
+    StampWithTail,
     /// A chunk goes on with a single live member though others may come back.
     NoFloor,
 }

@@ -410,7 +410,7 @@ impl<W: Write> JsonNode<W> {
                         handle: ask.handle,
                         answer: Err(Refusal::new(Code::Unavailable, "a replica does not answer")),
                     }),
-                    Output::Confirmed(_) => {}
+                    Output::Confirmed(_) | Output::Post(_) => {}
                     Output::Failed(why) => anyhow::bail!("the disk in memory has failed: {why}"),
                 }
             }

@@ -13,6 +13,8 @@ pub struct Done {
     pub acked: u64,
     /// Reads on the way that gave what they must.
     pub reads: u64,
+    /// Reads of these that took the bytes off a store's disk themselves.
+    pub here: u64,
     /// Attempts to make a replica.
     pub repairs: u64,
     /// Chunks that were lost, beyond the fault model, and said to be.
@@ -27,6 +29,7 @@ impl std::ops::Add for Done {
         Done {
             acked: self.acked + more.acked,
             reads: self.reads + more.reads,
+            here: self.here + more.here,
             repairs: self.repairs + more.repairs,
             lost: self.lost + more.lost,
             ms: self.ms + more.ms,
@@ -85,6 +88,7 @@ pub fn run(plan: &Plan) -> Result<Done, Failure> {
         Done {
             acked: world.acked.len() as u64,
             reads: world.reads_done,
+            here: world.reads_here,
             repairs: world.repairs_begun,
             lost,
             ms: world.ms(),

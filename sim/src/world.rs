@@ -8,6 +8,7 @@
 
 mod check;
 mod clients;
+mod local;
 mod masters;
 pub mod plan;
 mod snapshots;
@@ -25,6 +26,7 @@ use common::wire::chunk_master::{Order, Register, RepairOrder};
 use common::wire::client_master::{MasterReply, Mutation, Owner, Policy};
 use common::wire::frame::Kind;
 use common::{ChunkHandle, ClientId, Code, Refusal, RequestId, SessionId, Span, StoreId, Time};
+use local::Told;
 use masters::Masters;
 use plan::{Plan, What};
 use rand::rngs::StdRng;
@@ -106,6 +108,13 @@ enum Event {
         client: usize,
     },
     Read,
+    Locate,
+    /// Who was told where bytes lie at a store reads them itself.
+    ReadHere {
+        store: usize,
+        life: u64,
+        told: Box<Told>,
+    },
     // Between stores and masters.
     Register {
         store: usize,
@@ -228,6 +237,8 @@ struct Server {
     carrying: Option<Carrying>,
     /// Orders that are durable, for the next heartbeat.
     done: Vec<Order>,
+    /// What its board says; it goes with the process.
+    board: local::Board,
 }
 
 struct Carrying {
@@ -316,12 +327,16 @@ pub struct World {
     /// chunk, and at which member.
     reads: BTreeMap<u64, (u64, u8, ChunkHandle, StoreId)>,
     next_read: u64,
+    /// Questions where bytes lie, under way: in which chunk, and from where on.
+    locating: BTreeMap<u64, (ChunkHandle, u64)>,
     /// Configurations as readers remember them: they ask anew only now and then.
     remembered: Vec<ChunkConfig>,
     /// The answer to whoever checks.
     caught: Option<Result<Vec<u8>, Code>>,
     /// Reads that gave what they must.
     pub reads_done: u64,
+    /// Of those, how many took the bytes off a store's disk themselves.
+    pub reads_here: u64,
     /// Attempts to make a replica.
     pub repairs_begun: u64,
     /// Chunks that were lost, and said to be.
@@ -338,6 +353,8 @@ pub struct World {
 const BEGINNING: Time = Time(1_000_000_000);
 /// Connections from this number on are readers'.
 const READERS: u64 = 1_000_000;
+/// And from this one on, those of readers that want to know where bytes lie.
+const LOCATORS: u64 = 1 << 40;
 /// Clocks run faster or slower than the masters' by at most so many millionths.
 const DRIFT_PPM: i64 = 20_000;
 /// How many of all disk operations and questions to the masters are slow, and how long those take,
@@ -373,9 +390,11 @@ impl World {
             known: BTreeMap::new(),
             reads: BTreeMap::new(),
             next_read: READERS,
+            locating: BTreeMap::new(),
             remembered: vec![],
             caught: None,
             reads_done: 0,
+            reads_here: 0,
             repairs_begun: 0,
             chunks_lost: 0,
             last_arrival: BTreeMap::new(),
@@ -401,6 +420,7 @@ impl World {
                 woken_at: None,
                 carrying: None,
                 done: vec![],
+                board: local::Board::default(),
             };
             world.servers.push(server);
             world.restart(n as usize);
@@ -427,6 +447,7 @@ impl World {
         if options.append {
             world.later(Event::Read);
         }
+        world.later(Event::Locate);
         world.remembered = configs.clone();
         world.later(Event::Tend);
         for n in 0..options.writers {
@@ -530,6 +551,7 @@ impl World {
         let recovered = recovered.unwrap_or_else(|e| panic!("{}: {e}", server.id));
         server.node = Some(Node::new(server.id, recovered));
         (server.carrying, server.done, server.woken_at) = (None, vec![], None);
+        server.board = local::Board::default();
         self.trace.push(format!("{} restart {n}", self.now.0));
         self.register(n);
     }
@@ -626,6 +648,11 @@ impl World {
         node.check();
         let deadline = node.deadline();
         let life = self.servers[n].life;
+        for output in out.extract_if(.., |output| matches!(output, Output::Post(_))) {
+            if let Output::Post(post) = output {
+                self.servers[n].board.post(post);
+            }
+        }
         for output in out {
             self.output(n, life, output);
         }
@@ -667,6 +694,7 @@ impl World {
             Output::Reply { conn: check::CHECKER, request, msg, data } => {
                 self.checker_is_answered(request, msg, data)
             }
+            Output::Reply { conn, msg, .. } if conn >= LOCATORS => self.located(n, life, conn, msg),
             Output::Reply { conn, msg, data, .. } if conn >= READERS => self.read_answered(conn, msg, data),
             Output::Reply { conn, request, msg, .. } => {
                 let stamp = self.servers[n].node.as_ref().map_or(0, |node| node.snapshot());
@@ -681,6 +709,7 @@ impl World {
                 self.at(at, Event::Ask { store: n, life, ask, since: self.now });
             }
             Output::Confirmed(orders) => self.carried_out(n, orders),
+            Output::Post(_) => unreachable!("done by whoever calls"),
             Output::Failed(why) => panic!("a disk that does not fail has failed: {why}"),
         }
     }
@@ -795,6 +824,8 @@ impl World {
             }
             Event::Client { client } => self.client(client),
             Event::Read => self.begin_read(),
+            Event::Locate => self.begin_locate(),
+            Event::ReadHere { store, life, told } => self.read_here(store, life, *told),
             Event::Register { store, .. } => self.register(store),
             Event::Beat { store, session, .. } => self.beat(store, session),
             Event::Heard { store, life, session, sent, confirmed, snapshot } => {

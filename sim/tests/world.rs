@@ -16,10 +16,12 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 fn check(scenario: &str, default: u64) {
     let scenarios = scenarios();
     let (_, options) = scenarios.iter().find(|(name, _)| *name == scenario).expect("it is in the list");
-    let (mut repairs, mut lost) = (0, 0);
+    let (mut repairs, mut lost, mut here) = (0, 0, 0);
     for seed in seeds(default) {
         match run(&Plan::new(scenario, options.clone(), seed)) {
-            Ok(done) => (repairs, lost) = (repairs + done.repairs, lost + done.lost),
+            Ok(done) => {
+                (repairs, lost, here) = (repairs + done.repairs, lost + done.lost, here + done.here)
+            }
             Err(failure) => {
                 for line in &failure.trace[failure.trace.len().saturating_sub(60)..] {
                     eprintln!("{line}");
@@ -28,7 +30,8 @@ fn check(scenario: &str, default: u64) {
             }
         }
     }
-    println!("{repairs} attempts to make a replica, {lost} chunks lost and said to be");
+    println!("{repairs} attempts to make a replica, {lost} chunks lost and said to be, {here} reads off disks");
+    assert!(here > 0, "nobody on a store's machine has read its disk");
     assert!(lost == 0 || scenario == "beyond", "{lost} chunks were lost within the fault model");
     assert!(options.kills == 0 || options.replicas == 1 || repairs > 0, "nothing was ever repaired");
 }

@@ -259,7 +259,7 @@ impl Node {
         let todo = self.store.crcs.freeze();
         let checkpoint = &mut self.checkpoint;
         checkpoint.position = self.store.log.head();
-        let real = self.chunks.values().filter(|c| c.state.config.epoch.number() > 0);
+        let real = self.chunks.iter().map(|(_, c)| c).filter(|c| c.state.config.epoch.number() > 0);
         checkpoint.chunks = real.map(|c| c.state.clone()).collect();
         checkpoint.floors = self.floors.iter().map(|(h, e)| (*h, *e)).collect();
         checkpoint.segments = self.store.alloc.segments();

@@ -5,6 +5,7 @@ use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::Peer;
 use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::local::Post;
 use common::{ChunkHandle, Epoch, Refusal, Serial, SessionId, StoreId, Time};
 
 /// A client's connection, as the shell numbers them.
@@ -88,9 +89,11 @@ pub enum Input {
     Wake,
 }
 
-/// What a node wants done, in no particular order.
+/// What a node wants done, in no particular order, but for posts: those are done before all others of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
+    /// Goes onto the board that clients on this machine look at, after the posts that came before it.
+    Post(Post),
     /// Answers a client.
     Reply {
         /// On which connection.

@@ -4,10 +4,12 @@
 //! come after durability is said only after the disk said so. `deadline` names the next wake.
 
 mod checkpoint;
+mod chunks;
 mod fork;
 mod held;
 pub mod io;
 mod learner;
+mod local;
 mod node;
 mod pace;
 mod primary;

@@ -1,9 +1,11 @@
 //! The node of one store: routes what happens, keeps the clock, and tidies up after each step.
 
 use crate::checkpoint::Checkpoint;
+use crate::chunks::Chunks;
 use crate::held::{HeldPieces, Upstream, piece_len};
 use crate::io::{Ask, ConnId, Input, MasterAsk, Outbox, Output};
 use crate::learner::Learner;
+use crate::local::Board;
 use crate::pace::{Pace, Wait};
 use crate::primary::Lead;
 use crate::reads::{PendingRead, ReadFor};
@@ -20,6 +22,7 @@ use common::limits::{CHUNK_WAITING_MAX, COMMIT_LOGGED_EVERY, REPLICATION_MAX};
 use common::wire::chunk_chunk::Peer;
 use common::wire::chunk_master::Order;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::local::{Head, Post};
 use common::wire::{ChunkConfig, Piece};
 use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, RequestId, Serial, SessionId, Span, StoreId, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -157,7 +160,9 @@ pub struct Node {
     /// The last snapshot that was taken.
     pub(crate) snapshot: u64,
     pub(crate) store: Store,
-    pub(crate) chunks: BTreeMap<ChunkHandle, Box<Chunk>>,
+    pub(crate) chunks: Chunks,
+    /// What clients on this machine see.
+    pub(crate) board: Board,
     pub(crate) floors: BTreeMap<ChunkHandle, Epoch>,
     pub(crate) held: HeldPieces,
     pub(crate) reads: BTreeMap<u64, ReadFor>,
@@ -214,6 +219,7 @@ impl Node {
             snapshot: 0,
             store: recovered.store,
             chunks,
+            board: Board::default(),
             floors: recovered.floors,
             held: HeldPieces::default(),
             reads: BTreeMap::new(),
@@ -256,7 +262,10 @@ impl Node {
             Input::PeerReset { peer } => self.peer_reset(peer, out),
             Input::PeerLost { peer } => self.peer_lost(peer, out),
             Input::Master { handle, answer } => self.master_answers(handle, answer, out),
-            Input::Session { session, until } => self.session = Some((session, until)),
+            Input::Session { session, until } => {
+                self.session = Some((session, until));
+                out.push(Output::Post(Post::Head(Head { session, until })));
+            }
             Input::Snapshot(number) => self.snapshot_taken(number),
             Input::Fork { handle, epoch, to, snapshot } => self.fork_told(handle, epoch, to, snapshot, out),
             Input::Orders(orders) => self.orders(orders, out),
@@ -288,7 +297,11 @@ impl Node {
         if let Some(why) = self.store.failed().map(str::to_owned).filter(|_| !self.reported_failure) {
             self.reported_failure = true;
             self.session = None;
+            out.push(Output::Post(Post::Head(Head::default())));
             out.push(Output::Failed(why));
+        }
+        for handle in self.chunks.touched() {
+            self.board.clear(handle, out);
         }
     }
 
@@ -345,6 +358,7 @@ impl Node {
             ClientChunk::Read { .. } => self.read(ask, out),
             ClientChunk::Stat { .. } => self.stat(ask, out),
             ClientChunk::Seal { .. } => self.client_seal(ask, out),
+            ClientChunk::Locate { .. } => self.locate(ask, out),
         }
     }
 
@@ -747,7 +761,7 @@ impl Node {
 
     /// Panics if an invariant does not hold.
     pub fn check(&self) {
-        for (handle, chunk) in &self.chunks {
+        for (handle, chunk) in self.chunks.iter() {
             let state = &chunk.state;
             assert_eq!(state.config.handle, *handle);
             let last = state.last_point().1;
@@ -766,7 +780,8 @@ pub(crate) fn handle_of(msg: &ClientChunk) -> ChunkHandle {
         | ClientChunk::Write { handle, .. }
         | ClientChunk::Read { handle, .. }
         | ClientChunk::Stat { handle }
-        | ClientChunk::Seal { handle } => *handle,
+        | ClientChunk::Seal { handle }
+        | ClientChunk::Locate { handle, .. } => *handle,
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) enum ReadFor {
     Client { conn: ConnId, request: u64, handle: ChunkHandle, began: Time, len: u32 },
     Copy { question: Question, at: u32, committed: LogPoint, length: u32 },
     Fetch { to: StoreId, handle: ChunkHandle, epoch: Epoch, op: WriteOp, index: u16 },
+    /// Pages of checksums, not bytes.
+    Locate(Box<Waiting>),
 }
 
 impl ReadFor {
@@ -41,6 +43,7 @@ impl ReadFor {
                 *handle
             }
             ReadFor::Copy { question: (_, copy, _), .. } => copy.handle,
+            ReadFor::Locate(ask) => handle_of(&ask.msg),
         }
     }
 }
@@ -69,7 +72,7 @@ impl Node {
     }
 
     /// The request, if this store may serve the chunk's reads under its epoch.
-    fn may_serve(&mut self, ask: Waiting, out: &mut Outbox) -> Option<Waiting> {
+    pub(crate) fn may_serve(&mut self, ask: Waiting, out: &mut Outbox) -> Option<Waiting> {
         let handle = handle_of(&ask.msg);
         let session = self.in_session();
         let Some(chunk) = self.chunks.get(&handle) else {
@@ -162,6 +165,7 @@ impl Node {
         }
         match reader {
             ReadFor::Scrub { .. } => self.scrubbed(),
+            ReadFor::Locate(ask) => self.pages_loaded(*ask, out),
             ReadFor::Client { conn, request, handle, began, len } => {
                 if len <= SMALL_READ_BYTES {
                     self.pace.waited(self.now, Wait::Read, self.now.since(began));

@@ -9,7 +9,7 @@ mod tune;
 pub use conn::{Conn, NetError, Payload};
 pub use progress::{Patience, Progress};
 pub use serve::{Handler, PeerInfo, Reply, Served, serve};
-pub use tune::{listen, socket, tune};
+pub use tune::{listen, socket, time_namespace, tune};
 
 use bytes::Bytes;
 use common::Code;

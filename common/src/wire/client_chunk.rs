@@ -2,7 +2,8 @@
 
 use super::frame::Kind;
 use super::{ChunkConfig, Message, Piece};
-use crate::{ChunkHandle, Epoch, Refusal, RequestId, Serial, StoreId};
+use crate::limits::BLOCK_BYTES;
+use crate::{ChunkHandle, Epoch, Refusal, RequestId, Serial, SessionId, StoreId};
 use bincode::{Decode, Encode};
 
 /// What a client asks of a store. The epoch under which it asks is in the frame's header.
@@ -61,6 +62,15 @@ pub enum ClientChunk {
         /// The chunk.
         handle: ChunkHandle,
     },
+    /// Where a range lies in the store's files, for a client on the same machine; at most `LOCATED_BYTES_MAX`.
+    Locate {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
 }
 
 impl Message for ClientChunk {
@@ -109,6 +119,45 @@ pub enum ClientChunkReply {
     },
     /// No.
     Refused(Refusal),
+    /// Where a range lies, as long as the board says so (`wire::local`). Gaps are zeros.
+    Located {
+        /// The session in which this is so.
+        session: SessionId,
+        /// What the chunk's slot of the board shows as long as it is.
+        stamp: u64,
+        /// Bytes of the range that the chunk has, from its first one on.
+        len: u32,
+        /// The parts that are no gaps, by offset.
+        places: Vec<Place>,
+    },
+}
+
+/// Bytes of a chunk in a segment of its store: a part of a run, which is cut into slices of 4 KiB from its first byte.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Place {
+    /// First byte in the chunk.
+    pub offset: u32,
+    /// Bytes.
+    pub len: u32,
+    /// The segment.
+    pub segment: u32,
+    /// The block of it in which the run begins.
+    pub block: u32,
+    /// Bytes of the run before the first.
+    pub skip: u32,
+    /// Bytes of the run.
+    pub run: u32,
+    /// A CRC-32C for each slice of the run up to the last byte.
+    pub crcs: Vec<u32>,
+}
+
+impl Place {
+    /// Whether such a part can be.
+    pub fn is_sound(&self) -> bool {
+        let end = self.skip.checked_add(self.len).filter(|end| self.len > 0 && *end <= self.run);
+        end.is_some_and(|end| self.crcs.len() == end.div_ceil(BLOCK_BYTES as u32) as usize)
+            && self.offset.checked_add(self.len).is_some()
+    }
 }
 
 impl Message for ClientChunkReply {

@@ -5,6 +5,7 @@ pub mod chunk_master;
 pub mod client_chunk;
 pub mod client_master;
 pub mod frame;
+pub mod local;
 pub mod path;
 
 use crate::limits::{BLOCK_BYTES, PIECE_BYTES_MAX};

@@ -20,6 +20,7 @@ use common::limits::{
 };
 use common::wire::chunk_chunk::{CopyId, LogPoint};
 use common::wire::chunk_master::Order;
+use common::wire::client_chunk::Place;
 use common::{ChunkHandle, Code, Epoch, RequestId, Serial, Span, Time};
 use crc::CrcTable;
 use fill::{Fill, Next};
@@ -388,7 +389,30 @@ impl Store {
         Some(if unknown { Err(Code::Busy) } else { result })
     }
 
-    fn missing_pages(&mut self, extent: &Extent) -> Vec<crc::PageKey> {
+    /// Begins to read pages of checksums; the job's number comes back when they are here, with nothing.
+    pub fn load_pages(&mut self, mut pages: Vec<crc::PageKey>, out: &mut Outbox) -> u64 {
+        let job = self.next_job;
+        self.next_job += 1;
+        pages.sort_unstable();
+        pages.dedup();
+        self.reads.insert(job, ReadJob { parts: vec![], pending: pages.len(), failed: None });
+        for key in pages {
+            self.load_page(key, job, out);
+        }
+        job
+    }
+
+    /// Where an extent lies, with its checksums; nothing if it is in memory, or one of these is not.
+    pub fn place_of(&mut self, extent: &Extent) -> Option<Place> {
+        let Home::Disk { segment, block } = extent.home else { return None };
+        let blocks = block..block + blocks_of(extent);
+        let crcs = blocks.map(|b| self.crcs.get(segment, b).ok()).collect::<Option<Vec<_>>>()?;
+        let Extent { offset, len, skip, run, .. } = *extent;
+        Some(Place { offset, len, segment, block, skip, run, crcs })
+    }
+
+    /// The pages of checksums that are not in memory and are needed to read an extent.
+    pub fn missing_pages(&mut self, extent: &Extent) -> Vec<crc::PageKey> {
         let Home::Disk { segment, block } = extent.home else {
             return vec![];
         };

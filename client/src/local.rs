@@ -1,0 +1,366 @@
+//! Stores on the same machine: their files are read here, without a copy through sockets (`common::wire::local`).
+//!
+//! What was read counts only if the store's board says afterwards that it was so: the session first, then the chunk's
+//! stamp, then that the store's process is alive, since a dead one may be removed before its session is over. All of it
+//! was so when the session was looked at. And every byte is verified. Whatever is not as it should be is read over the
+//! wire instead.
+
+use common::checksum::first_mismatch;
+use common::limits::{BLOCK_BYTES, LOCATED_BYTES_MAX};
+use common::wire::client_chunk::Place;
+use common::wire::local::{
+    ANSWER_BYTES, HEAD_BYTES, Head, SLOT_BYTES, Wanted, slot_at, slot_of, socket_name,
+};
+use common::{ChunkHandle, ClusterId, SessionId, StoreId, Time};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::File;
+use std::io::{self, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+/// Ranges whose place is remembered; the oldest goes. One takes 6 KiB at most.
+const WINDOWS_MAX: usize = 4096;
+/// Chunks and ranges of which something is remembered that was asked for in vain or once; then all is forgotten.
+const MARKS_MAX: usize = 8192;
+/// A store that is not on this machine is not looked for again for so long; one whose connection broke for less.
+const AWAY: Duration = Duration::from_secs(5);
+const BROKEN: Duration = Duration::from_millis(200);
+/// What a store does not tell now it is not asked again for so long.
+const NOT_NOW: Duration = Duration::from_millis(20);
+/// A read of so many bytes asks for their place at once, a smaller one the second time.
+const LARGE_BYTES: usize = 64 * 1024;
+/// An answer over the socket comes within this.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+
+/// Questions for different ranges that can be under way at a time, about.
+const TURNS: usize = 64;
+
+const BLOCK: u32 = BLOCK_BYTES as u32;
+
+/// Everything that is known of stores on this machine.
+pub(crate) struct Local {
+    stores: Mutex<HashMap<StoreId, Neighbour>>,
+    windows: RwLock<Windows>,
+    marks: Mutex<HashMap<(ChunkHandle, u32), Mark>>,
+    turns: [tokio::sync::Mutex<()>; TURNS],
+}
+
+impl Default for Local {
+    fn default() -> Local {
+        Local {
+            stores: Mutex::default(),
+            windows: RwLock::default(),
+            marks: Mutex::default(),
+            turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+        }
+    }
+}
+
+enum Neighbour {
+    /// Not to be reached this way before.
+    Away(Instant),
+    Here(Arc<Store>),
+}
+
+/// A store on this machine.
+pub(crate) struct Store {
+    id: StoreId,
+    cluster: ClusterId,
+    board: File,
+    /// Ends with the store's process; nothing ever comes on it.
+    life: UnixStream,
+    segments: RwLock<HashMap<u32, Arc<File>>>,
+}
+
+#[derive(Default)]
+struct Windows {
+    by_start: BTreeMap<(ChunkHandle, u32), Arc<Window>>,
+    oldest: VecDeque<(ChunkHandle, u32)>,
+}
+
+/// Where a range of a chunk lies, as long as the board says so.
+pub(crate) struct Window {
+    pub store: Arc<Store>,
+    pub handle: ChunkHandle,
+    pub session: SessionId,
+    pub stamp: u64,
+    pub from: u32,
+    pub len: u32,
+    pub places: Vec<Place>,
+}
+
+enum Mark {
+    /// It was read once.
+    Once,
+    /// It is not to be had before.
+    Until(Instant),
+}
+
+/// The machine's boot-time clock, as stores use it.
+fn now() -> Time {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Time(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
+/// Asks for a descriptor; the connection stays.
+fn ask(cluster: ClusterId, store: StoreId, wanted: Wanted) -> io::Result<(File, UnixStream)> {
+    let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(socket_name(cluster, store))?)?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+    stream.write_all(&wanted.encode())?;
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut room);
+    let mut answer = [0; ANSWER_BYTES];
+    let got = recvmsg(&stream, &mut [IoSliceMut::new(&mut answer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if got.bytes != ANSWER_BYTES || answer != wanted.answer(common_net::time_namespace()) {
+        return Err(io::Error::other("the answer does not fit"));
+    }
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+        _ => None,
+    });
+    let file = descriptor.map(File::from).ok_or_else(|| io::Error::other("no descriptor came"))?;
+    Ok((file, stream))
+}
+
+impl Store {
+    fn connect(cluster: ClusterId, id: StoreId) -> io::Result<Store> {
+        let (board, life) = ask(cluster, id, Wanted::Board)?;
+        life.set_nonblocking(true)?;
+        Ok(Store { id, cluster, board, life, segments: RwLock::default() })
+    }
+
+    fn is_alive(&self) -> bool {
+        matches!((&self.life).read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    fn segment(&self, number: u32) -> Option<Arc<File>> {
+        if let Some(file) = self.segments.read().expect("never poisoned").get(&number) {
+            return Some(file.clone());
+        }
+        let (file, _) = ask(self.cluster, self.id, Wanted::Segment(number)).ok()?;
+        let file = Arc::new(file);
+        self.segments.write().expect("never poisoned").insert(number, file.clone());
+        Some(file)
+    }
+
+    /// Whether the session held just now, and the slot has shown that stamp since.
+    fn says(&self, window: &Window) -> bool {
+        let mut head = [0; HEAD_BYTES];
+        let mut slot = [0; SLOT_BYTES];
+        let Ok(()) = self.board.read_exact_at(&mut head, 0) else { return false };
+        let holds = |head: Head| head.session == window.session && now() < head.until;
+        Head::decode(&head).is_some_and(holds)
+            && self.board.read_exact_at(&mut slot, slot_at(slot_of(window.handle))).is_ok()
+            && u64::from_le_bytes(slot) == window.stamp
+    }
+}
+
+impl Window {
+    fn covers(&self, from: u32, len: usize) -> bool {
+        from >= self.from && u64::from(from) + len as u64 <= u64::from(self.from) + u64::from(self.len)
+    }
+
+    /// Whether a store may have said this.
+    pub fn is_sound(&self) -> bool {
+        let end = self.places.iter().try_fold(self.from, |at, place| {
+            (place.is_sound() && place.offset >= at).then(|| place.offset + place.len)
+        });
+        end.is_some_and(|end| u64::from(end) <= u64::from(self.from) + u64::from(self.len))
+    }
+
+    /// Reads a range that it covers; `None` if that failed, or the bytes do not match.
+    fn read(&self, from: u32, out: &mut [u8]) -> Option<()> {
+        let (mut at, end) = (from, from + out.len() as u32);
+        let first = self.places.partition_point(|p| p.offset + p.len <= from);
+        for place in self.places[first..].iter().take_while(|p| p.offset < end) {
+            let (start, stop) = (place.offset.max(from), (place.offset + place.len).min(end));
+            out[(at - from) as usize..(start - from) as usize].fill(0);
+            self.read_place(place, start, &mut out[(start - from) as usize..(stop - from) as usize])?;
+            at = stop;
+        }
+        out[(at - from) as usize..].fill(0);
+        Some(())
+    }
+
+    fn read_place(&self, place: &Place, from: u32, out: &mut [u8]) -> Option<()> {
+        let within = place.skip + (from - place.offset);
+        let end = within + out.len() as u32;
+        // Whole slices are verified.
+        let (first, last) = (within / BLOCK, end.div_ceil(BLOCK));
+        let (start, stop) = (first * BLOCK, (last * BLOCK).min(place.run));
+        let crcs = &place.crcs[first as usize..last as usize];
+        let file = self.store.segment(place.segment)?;
+        let at = u64::from(place.block) * u64::from(BLOCK) + u64::from(start);
+        if (start, stop) == (within, end) {
+            file.read_exact_at(out, at).ok()?;
+            return first_mismatch(out, crcs).is_none().then_some(());
+        }
+        let mut slices = vec![0; (stop - start) as usize];
+        file.read_exact_at(&mut slices, at).ok()?;
+        first_mismatch(&slices, crcs).is_none().then_some(())?;
+        out.copy_from_slice(&slices[(within - start) as usize..(end - start) as usize]);
+        Some(())
+    }
+}
+
+impl Local {
+    /// Reads a range of a chunk off a store's disk, if its place is known; all of it, or nothing.
+    pub fn read(&self, handle: ChunkHandle, offset: u64, out: &mut [u8]) -> bool {
+        let (mut at, mut rest) = (offset, out);
+        while !rest.is_empty() {
+            let len = (u64::from(LOCATED_BYTES_MAX) - at % u64::from(LOCATED_BYTES_MAX)).min(rest.len() as u64);
+            let (part, later) = rest.split_at_mut(len as usize);
+            let Ok(from) = u32::try_from(at) else { return false };
+            let Some(window) = self.window(handle, from, part.len()) else { return false };
+            let read = window.read(from, part).is_some();
+            if !window.store.says(&window) {
+                self.forget(&window);
+                return false;
+            }
+            if !window.store.is_alive() {
+                self.broken(&window.store);
+                return false;
+            }
+            if !read {
+                // The bytes have rotted, or the segment cannot be had: the store can tell, and mend it.
+                self.forget(&window);
+                self.not_now(handle, from);
+                return false;
+            }
+            (at, rest) = (at + len, later);
+        }
+        true
+    }
+
+    /// Whether the place of a range is known. It may lie on both sides of a boundary.
+    pub fn knows(&self, handle: ChunkHandle, offset: u64, len: usize) -> bool {
+        let Ok(from) = u32::try_from(offset) else { return false };
+        let here = (LOCATED_BYTES_MAX - from % LOCATED_BYTES_MAX).min(len as u32) as usize;
+        let later = len - here;
+        self.window(handle, from, here).is_some()
+            && (later == 0 || self.knows(handle, offset + here as u64, later))
+    }
+
+    /// Who asks for the place of a range waits for whoever asks already.
+    pub fn turn(&self, handle: ChunkHandle, from: u32) -> &tokio::sync::Mutex<()> {
+        &self.turns[(handle.0 as usize + (from / LOCATED_BYTES_MAX) as usize) % TURNS]
+    }
+
+    fn window(&self, handle: ChunkHandle, from: u32, len: usize) -> Option<Arc<Window>> {
+        let windows = self.windows.read().expect("never poisoned");
+        let (_, window) = windows.by_start.range((handle, 0)..=(handle, from)).next_back()?;
+        window.covers(from, len).then(|| window.clone())
+    }
+
+    /// From where on a store should be asked for the place of such a read, if it should.
+    pub fn wants(&self, handle: ChunkHandle, offset: u64, len: usize) -> Option<u32> {
+        let from = u32::try_from(offset).ok()?;
+        let begin = from - from % LOCATED_BYTES_MAX;
+        let mut marks = self.marks.lock().expect("never poisoned");
+        if marks.len() >= MARKS_MAX {
+            marks.clear();
+        }
+        match marks.get(&(handle, begin)) {
+            Some(Mark::Until(time)) if Instant::now() < *time => return None,
+            None if len < LARGE_BYTES => {
+                marks.insert((handle, begin), Mark::Once);
+                return None;
+            }
+            _ => {}
+        }
+        drop(marks);
+        // What was told from there on did not reach so far.
+        let known = self.windows.read().expect("never poisoned").by_start.contains_key(&(handle, begin));
+        Some(if known { from - from % LARGE_BYTES as u32 } else { begin })
+    }
+
+    /// A store does not tell now.
+    pub fn not_now(&self, handle: ChunkHandle, from: u32) {
+        let mark = Mark::Until(Instant::now() + NOT_NOW);
+        let begin = from - from % LOCATED_BYTES_MAX;
+        self.marks.lock().expect("never poisoned").insert((handle, begin), mark);
+    }
+
+    /// A store has told.
+    pub fn add(&self, window: Window) {
+        let key = (window.handle, window.from);
+        let mut windows = self.windows.write().expect("never poisoned");
+        if windows.by_start.insert(key, Arc::new(window)).is_none() {
+            windows.oldest.push_back(key);
+        }
+        // Some of the oldest may be gone already.
+        while windows.oldest.len() > WINDOWS_MAX {
+            let oldest = windows.oldest.pop_front().expect("there are many");
+            windows.by_start.remove(&oldest);
+        }
+    }
+
+    /// What was told of a chunk does not hold any more.
+    fn forget(&self, window: &Window) {
+        let mut windows = self.windows.write().expect("never poisoned");
+        let of_chunk = windows.by_start.range((window.handle, 0)..=(window.handle, u32::MAX));
+        let stale = of_chunk.filter(|(_, known)| known.stamp == window.stamp).map(|(key, _)| *key);
+        for key in stale.collect::<Vec<_>>() {
+            windows.by_start.remove(&key);
+        }
+        drop(windows);
+        let begin = window.from - window.from % LOCATED_BYTES_MAX;
+        // It may change all the time: the next read of it goes over the wire.
+        self.marks.lock().expect("never poisoned").remove(&(window.handle, begin));
+    }
+
+    fn broken(&self, store: &Arc<Store>) {
+        let mut stores = self.stores.lock().expect("never poisoned");
+        if matches!(stores.get(&store.id), Some(Neighbour::Here(known)) if Arc::ptr_eq(known, store)) {
+            stores.insert(store.id, Neighbour::Away(Instant::now() + BROKEN));
+        }
+        drop(stores);
+        let mut windows = self.windows.write().expect("never poisoned");
+        windows.by_start.retain(|_, window| !Arc::ptr_eq(&window.store, store));
+    }
+
+    /// Whether it is known that none of these stores is on this machine.
+    pub fn are_away(&self, order: &[StoreId]) -> bool {
+        let stores = self.stores.lock().expect("never poisoned");
+        let away = |store| matches!(stores.get(store), Some(Neighbour::Away(until)) if Instant::now() < *until);
+        order.iter().all(away)
+    }
+
+    /// The first of these stores that is on this machine. May wait for its answer.
+    pub fn neighbour(&self, cluster: ClusterId, order: &[StoreId]) -> Option<Arc<Store>> {
+        order.iter().find_map(|store| self.store(cluster, *store))
+    }
+
+    fn store(&self, cluster: ClusterId, id: StoreId) -> Option<Arc<Store>> {
+        let mut stores = self.stores.lock().expect("never poisoned");
+        match stores.get(&id) {
+            Some(Neighbour::Here(store)) => return Some(store.clone()),
+            Some(Neighbour::Away(until)) if Instant::now() < *until => return None,
+            _ => {}
+        }
+        match Store::connect(cluster, id) {
+            Ok(store) => {
+                let store = Arc::new(store);
+                stores.insert(id, Neighbour::Here(store.clone()));
+                Some(store)
+            }
+            Err(error) => {
+                tracing::debug!(%error, store = %id, "not read on this machine");
+                stores.insert(id, Neighbour::Away(Instant::now() + AWAY));
+                None
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Which.
+    pub fn id(&self) -> StoreId {
+        self.id
+    }
+}
