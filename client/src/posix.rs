@@ -97,9 +97,14 @@ impl Client {
         self.mutate(Mutation::Exchange { a, b }).await.map(drop)
     }
 
-    /// Takes a name away: of a directory, which must be empty, or of what is none.
-    pub async fn remove(&self, path: Vec<u8>, only: Only) -> Result<()> {
-        self.mutate(Mutation::Unlink { path, recursive: false, only }).await.map(drop)
+    /// Takes a name away: of a directory, which must be empty, or of what is none. Gives the directory's attributes.
+    pub async fn remove(&self, path: Vec<u8>, only: Only) -> Result<Attr> {
+        self.mutate_for_attr(Mutation::Unlink { path, recursive: false, only }).await
+    }
+
+    /// Renames, atomically; gives the attributes of what it is that has the name now.
+    pub async fn move_name(&self, from: Vec<u8>, to: Vec<u8>, replace: bool) -> Result<Attr> {
+        self.mutate_for_attr(Mutation::Rename { from, to, replace }).await
     }
 
     /// Changes attributes; gives them all.

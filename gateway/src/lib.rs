@@ -8,6 +8,7 @@
 
 mod absent;
 mod attr;
+mod directories;
 mod errno;
 mod handles;
 mod kernel;
@@ -15,6 +16,7 @@ mod kernel;
 use absent::{Absent, Missed};
 use attr::{file_attr, file_type, kind_of, nanos};
 use bytes::Bytes;
+use directories::Directories;
 use client::{
     Attr, Changes, Client, Error, FileKind, Gathered, Known, Moment, OpenFile, Owner, Seen, SetTime,
 };
@@ -115,6 +117,7 @@ pub async fn mount(
         next_handle: AtomicU64::new(1),
         told: Mutex::default(),
         absent: Absent::default(),
+        directories: Directories::default(),
         drops_direct: AtomicBool::new(false),
     });
     let holding = tokio::spawn(hold(shared.clone()));
@@ -183,6 +186,7 @@ struct Shared {
     /// What the bytes of a file were when the kernel last opened it.
     told: Mutex<HashMap<FileId, Version>>,
     absent: Absent,
+    directories: Directories,
     /// What is written past the kernel's pages makes it drop them.
     drops_direct: AtomicBool,
 }
@@ -203,6 +207,11 @@ fn refuse<T>(code: Code) -> Outcome<T> {
 
 fn owner(req: &Request) -> Owner {
     Owner { uid: req.uid(), gid: req.gid() }
+}
+
+/// When a name of what this is was made or moved, if it is no directory: its directory has that time, too.
+fn name_changed(attr: &Attr) -> Option<i64> {
+    (attr.kind != FileKind::Directory).then_some(attr.ctime_ns)
 }
 
 fn set_time(time: Option<TimeOrNow>) -> SetTime {
@@ -351,9 +360,27 @@ impl Shared {
         Ok(())
     }
 
-    /// A name was made here.
-    fn made(&self, parent: INodeNo, name: &[u8]) {
+    /// A name was made here, or may have been; if it is no directory's, at this time.
+    fn made<T>(&self, parent: INodeNo, name: &[u8], outcome: &client::Result<T>, time: impl Fn(&T) -> Option<i64>) {
         self.absent.made(self.id(parent), name);
+        self.changed(parent, outcome, time);
+    }
+
+    /// The names of a directory were changed here, or may have been; if none of them is a directory's, at this time.
+    fn changed<T>(&self, parent: INodeNo, outcome: &client::Result<T>, time: impl Fn(&T) -> Option<i64>) {
+        match outcome {
+            Err(Error::Refused(_)) => {}
+            Ok(done) if let Some(time) = time(done) => self.directories.changed(self.id(parent), time),
+            _ => self.directories.forget(self.id(parent)),
+        }
+    }
+
+    /// Attributes of what the kernel knows as a directory, if they need not be asked for.
+    fn directory(&self, ino: INodeNo) -> Option<(Attr, Duration)> {
+        match self.cache {
+            Cache::Strict => None,
+            Cache::CloseToOpen => self.directories.attr(self.id(ino), Instant::now()),
+        }
     }
 
     /// Whether a file that is open has nothing to be flushed.
@@ -387,6 +414,7 @@ impl Shared {
             // What is written later has a later time, not what was written before.
             file.report().await.map_err(|e| errno(&e))?;
         }
+        self.directories.forget(id);
         let Changes { mode, uid, gid, atime, mtime } = changes;
         let nothing = atime == SetTime::Keep && mtime == SetTime::Keep;
         if nothing && mode.is_none() && uid.is_none() && gid.is_none() {
@@ -395,18 +423,32 @@ impl Shared {
         if mtime != SetTime::Keep {
             self.client.forget_mtime(id).await;
         }
-        let known = self.client.change(at(id), changes).await.map_err(|e| errno(&e))?;
+        let changed = self.client.change(at(id), changes).await;
+        self.directories.forget(id);
+        let known = changed.map_err(|e| errno(&e))?;
         Ok(self.attr(&self.exactly(known).await?.attr))
     }
 
-    async fn rename(&self, from: Vec<u8>, to: Vec<u8>, flags: RenameFlags) -> Outcome<()> {
+    async fn rename(
+        &self,
+        (parent, name): (INodeNo, Vec<u8>),
+        (newparent, newname): (INodeNo, Vec<u8>),
+        flags: RenameFlags,
+    ) -> Outcome<()> {
+        let (from, to) = (self.name_in(parent, &name)?, self.name_in(newparent, &newname)?);
         let renamed = match flags {
-            RenameFlags::RENAME_EXCHANGE => self.client.exchange(from, to).await,
-            RenameFlags::RENAME_NOREPLACE => self.client.rename(&from, &to, false).await,
-            flags if flags.is_empty() => self.client.rename(&from, &to, true).await,
+            RenameFlags::RENAME_EXCHANGE => self.client.exchange(from, to).await.map(|()| None),
+            RenameFlags::RENAME_NOREPLACE => self.client.move_name(from, to, false).await.map(Some),
+            flags if flags.is_empty() => self.client.move_name(from, to, true).await.map(Some),
             _ => return Err(Errno::EINVAL),
         };
-        renamed.map_err(|e| errno(&e))
+        let time = |moved: &Option<Attr>| moved.as_ref().and_then(name_changed);
+        self.made(newparent, &newname, &renamed, time);
+        self.changed(parent, &renamed, time);
+        if flags == RenameFlags::RENAME_EXCHANGE {
+            self.absent.made(self.id(parent), &name);
+        }
+        renamed.map(drop).map_err(|e| errno(&e))
     }
 
     async fn allocate(&self, ino: INodeNo, offset: u64, length: u64, mode: i32) -> Outcome<()> {
@@ -519,9 +561,21 @@ impl Filesystem for Gateway {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.spawn(async move |shared| match shared.stat(&at(shared.id(ino))).await {
-            Ok(attr) => reply.attr(&shared.cache.ttl(), &shared.attr(&attr)),
-            Err(e) => reply.error(e),
+        if let Some((attr, left)) = self.shared.directory(ino) {
+            return reply.attr(&left, &self.shared.attr(&attr));
+        }
+        self.spawn(async move |shared| {
+            let id = shared.id(ino);
+            let asked = shared.directories.asked(id, Instant::now());
+            match shared.stat(&at(id)).await {
+                Ok(attr) => {
+                    if attr.kind == FileKind::Directory {
+                        shared.directories.told(id, asked, &attr);
+                    }
+                    reply.attr(&shared.cache.ttl(), &shared.attr(&attr))
+                }
+                Err(e) => reply.error(e),
+            }
         });
     }
 
@@ -577,7 +631,7 @@ impl Filesystem for Gateway {
                 Some(kind) => shared.client.make_special(path, kind, rdev, bits, owner).await,
                 None => return Err(Errno::EINVAL),
             };
-            shared.made(parent, &name);
+            shared.made(parent, &name, &made, name_changed);
             made.map_err(|e| errno(&e))
         });
     }
@@ -588,7 +642,7 @@ impl Filesystem for Gateway {
             let path = shared.name_in(parent, &name)?;
             let began = Instant::now();
             let made = shared.client.make_directory(path, mode, owner).await;
-            shared.made(parent, &name);
+            shared.made(parent, &name, &made, name_changed);
             let made = made.map_err(|e| errno(&e))?;
             if shared.cache != Cache::Strict {
                 shared.absent.made_directory(made.file, began);
@@ -601,7 +655,9 @@ impl Filesystem for Gateway {
         let name = name.as_bytes().to_vec();
         self.empty(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
-            shared.client.remove(path, Only::NoDirectory).await.map_err(|e| errno(&e))
+            let removed = shared.client.remove(path, Only::NoDirectory).await;
+            shared.changed(parent, &removed, |parent| Some(parent.mtime_ns));
+            removed.map(drop).map_err(|e| errno(&e))
         });
     }
 
@@ -609,7 +665,9 @@ impl Filesystem for Gateway {
         let name = name.as_bytes().to_vec();
         self.empty(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
-            shared.client.remove(path, Only::Directory).await.map_err(|e| errno(&e))
+            let removed = shared.client.remove(path, Only::Directory).await;
+            shared.changed(parent, &removed, |_| None);
+            removed.map(drop).map_err(|e| errno(&e))
         });
     }
 
@@ -619,7 +677,7 @@ impl Filesystem for Gateway {
         self.entry(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
             let made = shared.client.make_symlink(path, &target, owner).await;
-            shared.made(parent, &name);
+            shared.made(parent, &name, &made, name_changed);
             made.map_err(|e| errno(&e))
         });
     }
@@ -636,13 +694,7 @@ impl Filesystem for Gateway {
     ) {
         let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
         self.empty(reply, async move |shared| {
-            let (from, to) = (shared.name_in(parent, &name)?, shared.name_in(newparent, &newname)?);
-            let renamed = shared.rename(from, to, flags).await;
-            shared.made(newparent, &newname);
-            if flags == RenameFlags::RENAME_EXCHANGE {
-                shared.made(parent, &name);
-            }
-            renamed
+            shared.rename((parent, name), (newparent, newname), flags).await
         });
     }
 
@@ -651,7 +703,7 @@ impl Filesystem for Gateway {
         self.entry(reply, async move |shared| {
             let (from, to) = (at(shared.id(ino)), shared.name_in(newparent, &newname)?);
             let linked = shared.client.link(from, to).await;
-            shared.made(newparent, &newname);
+            shared.made(newparent, &newname, &linked, |known| name_changed(&known.attr));
             match linked {
                 Err(Error::Refused(r)) if r.code == Code::IsADirectory => Err(Errno::EPERM),
                 Ok(known) => Ok(shared.exactly(known).await?.attr),
@@ -686,7 +738,7 @@ impl Filesystem for Gateway {
                 let path = shared.name_in(parent, &name)?;
                 let chunk = shared.handles.expects_bytes();
                 let made = shared.client.make_file(path.clone(), mode, owner, chunk).await;
-                shared.made(parent, &name);
+                shared.made(parent, &name, &made, |seen| name_changed(&seen.attr));
                 match made {
                     Ok(seen) => Ok((seen, true)),
                     // Somebody else has made it since the kernel looked.

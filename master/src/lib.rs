@@ -35,7 +35,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     check_identity(&config)?;
     let listener = tokio::net::TcpListener::bind(&config.listen).await;
     let listener = listener.with_context(|| format!("bind {}; is the port in use?", config.listen))?;
-    let log = LogStore::open(&config.dir.join("log")).context("open the Raft log")?;
+    let log = LogStore::open(&config.dir.join("log"), config.id).context("open the Raft log")?;
     let is_new = log.is_new();
     let state_machine = StateMachine::open(&config.dir.join("snapshot")).context("open the snapshot")?;
     let state = state_machine.shared();

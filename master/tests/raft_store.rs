@@ -13,7 +13,7 @@ struct Builder;
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = TempDir::new().expect("a temporary directory");
-        let log = LogStore::open(&dir.path().join("log")).expect("an empty log opens");
+        let log = LogStore::open(&dir.path().join("log"), 1).expect("an empty log opens");
         let state = StateMachine::open(&dir.path().join("snapshot")).expect("no snapshot is fine");
         Ok((dir, log, state))
     }
@@ -48,7 +48,7 @@ async fn what_was_flushed_is_there_after_a_restart_through_many_segments() {
     let dir = TempDir::new().unwrap();
     let vote = Vote::new(3, 2);
     {
-        let mut log = LogStore::open(dir.path()).unwrap();
+        let mut log = LogStore::open(dir.path(), 1).unwrap();
         log.save_vote(&vote).await.unwrap();
         for i in 0..400 {
             append(&mut log, i * 100..(i + 1) * 100).await;
@@ -57,7 +57,7 @@ async fn what_was_flushed_is_there_after_a_restart_through_many_segments() {
         log.purge(log_id(20_000)).await.unwrap();
         append(&mut log, 39_950..39_960).await;
     }
-    let mut log = LogStore::open(dir.path()).unwrap();
+    let mut log = LogStore::open(dir.path(), 1).unwrap();
     assert_eq!(log.read_vote().await.unwrap(), Some(vote));
     let state = log.get_log_state().await.unwrap();
     assert_eq!(state.last_purged_log_id, Some(log_id(20_000)));
@@ -73,7 +73,7 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
     use std::os::unix::fs::FileExt;
     let dir = TempDir::new().unwrap();
     {
-        let mut log = LogStore::open(dir.path()).unwrap();
+        let mut log = LogStore::open(dir.path(), 1).unwrap();
         for i in 0..10 {
             append(&mut log, i..i + 1).await;
         }
@@ -90,15 +90,15 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
     file.read_exact_at(&mut bytes, 0).unwrap();
     let last = bytes.chunks(4096).rposition(|block| block[..4] == *b"CRL2").unwrap() * 4096 + 36;
     file.write_all_at(&[bytes[last] ^ 1], last as u64).unwrap();
-    let mut log = LogStore::open(dir.path()).unwrap();
+    let mut log = LogStore::open(dir.path(), 1).unwrap();
     assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(8)));
     // The same in the middle is no torn tail: what follows was acknowledged.
     file.write_all_at(&[bytes[5 * 4096 + 36] ^ 1], 5 * 4096 + 36).unwrap();
-    let error = LogStore::open(dir.path()).err().expect("refused").to_string();
+    let error = LogStore::open(dir.path(), 1).err().expect("refused").to_string();
     assert!(error.contains("damaged"), "{error}");
     // A log of the first version is not taken for an empty one.
     file.write_all_at(b"CRNR", 0).unwrap();
-    let error = LogStore::open(dir.path()).err().expect("refused").to_string();
+    let error = LogStore::open(dir.path(), 1).err().expect("refused").to_string();
     assert!(error.contains("earlier version"), "{error}");
 }
 

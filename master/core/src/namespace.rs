@@ -519,7 +519,7 @@ impl Metadata {
         } else if !self.tree.unlink(parent, &name, now).1 {
             self.move_to_trash(id, path, now);
         }
-        Ok(MasterReply::Done)
+        Ok(MasterReply::Attr(self.attr(parent)))
     }
 
     fn set_times(&mut self, id: FileId, atime: SetTime, mtime: SetTime, now: i64) {

@@ -1,10 +1,15 @@
 //! The Raft log: segments of zeros written once and recycled, one writer thread, one
 //! `O_DIRECT|O_DSYNC` write a group. Vote, entries, truncation, purge and commit go through one
 //! queue, in order. (Measured against a growing file with fdatasync: docs/decisions/0002.)
+//!
+//! A follower has nothing else to do while it writes entries, and somebody waits for just that: it writes them on the
+//! thread that has them, if nothing is queued, and spares the way to the writer's thread and back. A leader sends them
+//! to its followers meanwhile.
 
 use super::{LogId, RaftEntry, TypeConfig, Vote, from_bytes, to_bytes};
 use common::checksum::crc32c;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::vote::RaftLeaderId;
 use openraft::{OptionalSend, RaftLogReader};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
@@ -13,6 +18,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 const BLOCK: usize = 4096;
@@ -64,8 +70,13 @@ struct Request {
 /// The log. Clones read the same one.
 #[derive(Clone)]
 pub struct LogStore {
+    /// Of which master.
+    id: u64,
     mirror: Arc<Mutex<Mirror>>,
     queue: mpsc::SyncSender<Request>,
+    /// Requests that were queued and are not done.
+    queued: Arc<AtomicUsize>,
+    writer: Arc<Mutex<Writer>>,
 }
 
 struct Segment {
@@ -94,8 +105,8 @@ struct Writer {
 }
 
 impl LogStore {
-    /// Opens the log in a directory, making it if there is none.
-    pub fn open(dir: &Path) -> anyhow::Result<LogStore> {
+    /// Opens the log of a master in a directory, making it if there is none.
+    pub fn open(dir: &Path, id: u64) -> anyhow::Result<LogStore> {
         std::fs::create_dir_all(dir)?;
         let mut mirror = Mirror::default();
         let mut found = vec![];
@@ -149,12 +160,36 @@ impl LogStore {
             failed: None,
             buffer: vec![],
         };
-        std::thread::Builder::new().name("raft-log".into()).spawn(move || writer.run(requests))?;
-        Ok(LogStore { mirror, queue })
+        let (writer, queued) = (Arc::new(Mutex::new(writer)), Arc::new(AtomicUsize::new(0)));
+        let log = LogStore { id, mirror, queue, queued: queued.clone(), writer: writer.clone() };
+        std::thread::Builder::new()
+            .name("raft-log".into())
+            .spawn(move || write_queued(requests, &queued, &writer))?;
+        Ok(log)
     }
 
     fn send(&self, request: Request) -> io::Result<()> {
+        self.queued.fetch_add(1, Ordering::AcqRel);
         self.queue.send(request).map_err(|_| io::Error::other("the log's writer has ended"))
+    }
+
+    /// Writes entries on this thread, if that keeps the order and nothing is the better for another one.
+    fn send_entries(&self, request: Request) -> io::Result<()> {
+        let vote = self.mirror.lock().expect("never poisoned").vote;
+        let follows = vote.is_some_and(|vote| *vote.leader_id.node_id() != self.id);
+        if !follows || self.queued.load(Ordering::Acquire) > 0 {
+            return self.send(request);
+        }
+        let mut writer = self.writer.lock().expect("never poisoned");
+        if writer.wants_spare() {
+            drop(writer);
+            return self.send(request);
+        }
+        let batch = vec![request];
+        let result = writer.perform(&batch);
+        drop(writer);
+        tell(batch, &result);
+        Ok(())
     }
 
     async fn durably(&self, tag: u8, bytes: Vec<u8>, end: Option<u64>, purge: u64) -> io::Result<()> {
@@ -252,41 +287,63 @@ fn open_segment(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(path)
 }
 
-impl Writer {
-    fn run(mut self, requests: mpsc::Receiver<Request>) {
-        while let Ok(first) = requests.recv() {
-            let mut batch = vec![first];
-            let mut bytes = size(&batch[0]);
-            while bytes < GROUP_BYTES {
-                let Ok(more) = requests.try_recv() else { break };
-                bytes += size(&more);
-                batch.push(more);
-            }
-            let result = match &self.failed {
-                Some(why) => Err(why.clone()),
-                None => self.write(&batch).map_err(|e| format!("write the Raft log: {e}")),
-            };
-            if let Err(why) = &result {
-                // A failed write is never tried again: nobody can say what is durable.
-                tracing::error!(%why, "the Raft log has failed");
-                self.failed = Some(why.clone());
-            }
-            for request in batch {
-                let result = result.clone().map_err(io::Error::other);
-                match request.done {
-                    Done::Flushed(callback) => callback.io_completed(result),
-                    // Who asked may have given up.
-                    Done::Told(tell) => drop(tell.send(result)),
-                }
-            }
-            self.prepare();
+/// The writer's thread: writes what is queued, as much as there is at a time.
+fn write_queued(requests: mpsc::Receiver<Request>, queued: &AtomicUsize, writer: &Mutex<Writer>) {
+    while let Ok(first) = requests.recv() {
+        let mut batch = vec![first];
+        let mut bytes = size(&batch[0]);
+        while bytes < GROUP_BYTES {
+            let Ok(more) = requests.try_recv() else { break };
+            bytes += size(&more);
+            batch.push(more);
         }
+        let done = batch.len();
+        let mut writer = writer.lock().expect("never poisoned");
+        let result = writer.perform(&batch);
+        tell(batch, &result);
+        writer.prepare();
+        drop(writer);
+        // From here on entries may be written elsewhere.
+        queued.fetch_sub(done, Ordering::AcqRel);
+    }
+}
+
+/// Tells whoever waits what became of it.
+fn tell(batch: Vec<Request>, result: &Result<(), String>) {
+    for request in batch {
+        let result = result.clone().map_err(io::Error::other);
+        match request.done {
+            Done::Flushed(callback) => callback.io_completed(result),
+            // Who asked may have given up.
+            Done::Told(tell) => drop(tell.send(result)),
+        }
+    }
+}
+
+impl Writer {
+    /// Makes requests durable, in order, as one group.
+    fn perform(&mut self, batch: &[Request]) -> Result<(), String> {
+        if let Some(why) = &self.failed {
+            return Err(why.clone());
+        }
+        let result = self.write(batch).map_err(|e| format!("write the Raft log: {e}"));
+        if let Err(why) = &result {
+            // A failed write is never tried again: nobody can say what is durable.
+            tracing::error!(%why, "the Raft log has failed");
+            self.failed = Some(why.clone());
+        }
+        result
+    }
+
+    /// Whether a spare segment should be made now.
+    fn wants_spare(&self) -> bool {
+        !self.prepared && self.offset >= SEGMENT_BYTES / 2 && self.failed.is_none()
     }
 
     /// Has a spare segment ready when this one is half full: to make one takes time, and a disk that has
     /// become full has no room for it.
     fn prepare(&mut self) {
-        if self.prepared || self.offset < SEGMENT_BYTES / 2 || self.failed.is_some() {
+        if !self.wants_spare() {
             return;
         }
         self.prepared = true;
@@ -497,7 +554,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 records.push((ENTRY, bytes));
             }
         }
-        self.send(Request { records, end, purge: 0, done: Done::Flushed(callback) })
+        self.send_entries(Request { records, end, purge: 0, done: Done::Flushed(callback) })
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
