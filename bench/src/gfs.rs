@@ -247,9 +247,14 @@ pub async fn part(config: Config, part: Part, run: Run) -> anyhow::Result<()> {
             FILE_MIB << 20
         }
         Part::Read => {
+            // As in the paper, a client remembers where the chunks of a file are.
+            let mut files = vec![];
+            for n in 0..FILES {
+                files.push(client.open(&read_path(n)).await?);
+            }
             let mut bytes = 0;
             while began.elapsed() < time {
-                let file = client.open(&read_path(rand::random_range(0..FILES))).await?;
+                let file = &files[rand::random_range(0..FILES as usize)];
                 let regions = (FILE_MIB << 20) / REGION_BYTES;
                 let at = rand::rng().random_range(0..regions) * REGION_BYTES;
                 bytes += file.read_at(at, REGION_BYTES).await?.len() as u64;

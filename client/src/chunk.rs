@@ -30,6 +30,8 @@ const STAT_LIMIT: Duration = Duration::from_millis(1000);
 const LARGE_READ_BYTES: u32 = INLINE_BYTES_MAX as u32;
 /// See `LARGE_READ_BYTES`.
 const SLOW_READ: Duration = Duration::from_millis(1000);
+/// So many more requests under way make one replica busier than another.
+const BUSIER: usize = 2;
 /// Between two tries, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
@@ -327,6 +329,7 @@ impl Client {
             {
                 return Ok(vec![data]);
             }
+            self.spread(&mut order);
             let last = match self.read_hedged(&config, &order, offset, len).await {
                 Ok(data) => return Ok(data),
                 Err(miss) => miss,
@@ -340,6 +343,19 @@ impl Client {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY.1);
             first += 1;
+        }
+    }
+
+    /// Lets a replica go first that has much less to do for this client than the one whose turn it is. That one
+    /// answered the range before, and has it in memory perhaps; but its link may be somebody else's, too.
+    fn spread(&self, order: &mut [StoreId]) {
+        let waiting = |store: &StoreId| self.inner.conns.waiting(*store, Class::Bulk);
+        let Some(least) = order.iter().map(waiting).min() else { return };
+        let rack = &self.inner.config.rack;
+        let near = |store: &StoreId| self.inner.conns.rack(*store).as_ref() == Some(rack);
+        if waiting(&order[0]) > least + BUSIER {
+            let at = order.iter().position(|s| waiting(s) == least && near(s) == near(&order[0]));
+            order.swap(0, at.unwrap_or(0));
         }
     }
 

@@ -75,6 +75,13 @@ impl Conns {
         chains.entry(chain.to_vec()).or_default().clone()
     }
 
+    /// Requests that wait for an answer on the connection to a store.
+    pub fn waiting(&self, store: StoreId, class: Class) -> usize {
+        let slot = self.slots.lock().expect("never poisoned").get(&(store, class)).cloned();
+        let waiting = slot.and_then(|slot| slot.try_lock().ok().map(|conn| conn.as_ref().map(Conn::waiting)));
+        waiting.flatten().unwrap_or(0)
+    }
+
     /// Whether bytes came within a time on the connection to a store.
     pub fn is_heard(&self, store: StoreId, class: Class, within: Duration) -> bool {
         let slot = self.slots.lock().expect("never poisoned").get(&(store, class)).cloned();

@@ -3,20 +3,20 @@
 use crate::reports::nanos;
 use crate::{Attr, Client, Error, Result};
 use bytes::{Bytes, BytesMut};
-use client_core::{Layout, Span};
+use client_core::{Layout, Span, Window};
 use common::limits::{PIECE_BYTES_MAX, WRITE_BYTES_MAX};
 use common::wire::ChunkConfig;
 use common::wire::client_master::{ChunkInfo, MasterReply, Mutation, Report};
 use common::{ChunkHandle, Code, FileId, Refusal};
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 use tokio::task::JoinSet;
 
 /// Pieces of a streaming read that are under way at a time.
 const READ_AHEAD: usize = 8;
-/// Writes of a stream that are under way at a time.
-const WRITES_UNDER_WAY: usize = 6;
+/// Writes of a stream that are under way at a time, at most.
+pub(crate) const WRITES_UNDER_WAY: usize = 6;
 
 /// A file that is read.
 #[derive(Clone)]
@@ -132,7 +132,8 @@ pub struct FileWriter {
     before: u64,
     in_chunk: u64,
     buffer: BytesMut,
-    under_way: JoinSet<Result<ChunkConfig>>,
+    under_way: JoinSet<(Duration, Result<ChunkConfig>)>,
+    window: Window,
 }
 
 impl FileWriter {
@@ -152,6 +153,7 @@ impl FileWriter {
             in_chunk: 0,
             buffer: BytesMut::new(),
             under_way: JoinSet::new(),
+            window: Window::new(WRITES_UNDER_WAY),
         })
     }
 
@@ -198,22 +200,24 @@ impl FileWriter {
         if self.in_chunk == self.chunk_bytes || self.chunk.is_none() {
             self.next_chunk().await?;
         }
-        while self.under_way.len() >= WRITES_UNDER_WAY {
+        while self.window.is_full(self.under_way.len()) {
             self.one_done().await?;
         }
         let mut config = self.chunk.as_ref().expect("just made").config.clone();
         let (client, offset) = (self.client.clone(), self.in_chunk);
         self.in_chunk += data.len() as u64;
         self.under_way.spawn(async move {
-            client.write_chunk(&mut config, Some(offset), data).await?;
-            Ok(config)
+            let began = Instant::now();
+            let written = client.write_chunk(&mut config, Some(offset), data).await;
+            (began.elapsed(), written.map(|_| config))
         });
         Ok(())
     }
 
     async fn one_done(&mut self) -> Result<()> {
         match self.under_way.join_next().await {
-            Some(Ok(done)) => {
+            Some(Ok((took, done))) => {
+                self.window.done(took.as_millis() as u64);
                 let config = done?;
                 let chunk = self.chunk.as_mut().expect("it was written to");
                 if chunk.config.handle == config.handle && chunk.config.epoch < config.epoch {

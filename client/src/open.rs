@@ -1,11 +1,11 @@
 //! A file that is open for reading and writing at any offset. Writes are gathered, and on their way when they
 //! are large enough; `sync` waits until they are durable, and tells of what failed.
 
-use crate::file::{Appender, read_here, read_spans};
+use crate::file::{Appender, WRITES_UNDER_WAY, read_here, read_spans};
 use crate::reports::nanos;
 use crate::{Client, Error, Result, Seen};
 use bytes::{Bytes, BytesMut};
-use client_core::Layout;
+use client_core::{Layout, Window};
 use common::limits::WRITE_BYTES_MAX;
 use common::wire::ChunkConfig;
 use common::wire::client_master::{MasterReply, Mutation, Report};
@@ -13,12 +13,10 @@ use common::{ChunkHandle, Code, FileId};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 
-/// Writes of a file that are under way at a time.
-const WRITES_UNDER_WAY: usize = 6;
 /// Bytes that are gathered at most, of all files of a client; what comes then is sent as it comes.
 const GATHERED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes that are under way at most, of all files of a client; then writers wait.
@@ -49,7 +47,6 @@ pub struct OpenFile {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     /// Changes whenever what is known of the file may have changed.
     moment: Moment,
@@ -61,6 +58,7 @@ struct State {
     /// Writes that are under way, and where.
     under_way: JoinSet<Done>,
     ranges: Vec<Range<u64>>,
+    window: Window,
     /// What failed since the last `sync`.
     failed: Option<Error>,
     /// Written to since the masters were told.
@@ -86,6 +84,7 @@ pub enum Gathered {
 }
 
 struct Done {
+    took: Duration,
     range: Range<u64>,
     data: Bytes,
     outcome: Result<ChunkConfig>,
@@ -106,7 +105,7 @@ impl OpenFile {
             file: seen.attr.file,
             chunk_bytes: seen.attr.chunk_bytes,
             has_bytes: AtomicBool::new(false),
-            state: Mutex::new(State { layout, ..State::default() }),
+            state: Mutex::new(State::new(layout)),
         }
     }
 
@@ -378,7 +377,7 @@ impl OpenFile {
         while !data.is_empty() {
             // Before its place is looked for: what is done meanwhile may change that.
             let most = at..at + data.len().min(WRITE_BYTES_MAX) as u64;
-            while state.ranges.len() >= WRITES_UNDER_WAY || state.ranges.iter().any(|r| overlap(r, &most)) {
+            while state.window.is_full(state.ranges.len()) || state.ranges.iter().any(|r| overlap(r, &most)) {
                 self.one_done(state).await;
             }
             let Some((config, within, room)) = self.place(state, at).await? else { continue };
@@ -396,11 +395,13 @@ impl OpenFile {
             state.ranges.push(range.clone());
             let (client, mut config) = (self.client.clone(), config);
             state.under_way.spawn(async move {
+                let began = Instant::now();
                 let written = client.write_chunk(&mut config, Some(within), part.clone()).await;
+                let took = began.elapsed();
                 drop(room);
                 // Only what failed is needed again.
                 let data = if written.is_ok() { Bytes::new() } else { part };
-                Done { range, data, outcome: written.map(|_| config) }
+                Done { took, range, data, outcome: written.map(|_| config) }
             });
         }
         Ok(())
@@ -456,13 +457,14 @@ impl OpenFile {
 
     /// Waits for one write. If its chunk was not there any more, it goes where the bytes belong now.
     async fn one_done(&self, state: &mut State) {
-        let Done { range, data, outcome } = match state.under_way.join_next().await {
+        let Done { took, range, data, outcome } = match state.under_way.join_next().await {
             Some(Ok(done)) => done,
             Some(Err(join)) => std::panic::resume_unwind(join.into_panic()),
             None => unreachable!("each range has its write"),
         };
         let known = state.ranges.iter().position(|r| *r == range);
         state.ranges.swap_remove(known.expect("it was under way"));
+        state.window.done(took.as_millis() as u64);
         state.moves_on();
         match outcome {
             Ok(config) => {
@@ -489,6 +491,22 @@ impl Drop for OpenFile {
 }
 
 impl State {
+    fn new(layout: Option<Arc<Layout>>) -> State {
+        State {
+            moment: Moment::default(),
+            layout,
+            gathered: BytesMut::new(),
+            at: 0,
+            under_way: JoinSet::new(),
+            ranges: vec![],
+            window: Window::new(WRITES_UNDER_WAY),
+            failed: None,
+            written: None,
+            overwrote: false,
+            appender: None,
+        }
+    }
+
     fn moves_on(&mut self) {
         self.moment.0 += 1;
     }

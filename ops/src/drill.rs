@@ -3,6 +3,7 @@
 
 mod away;
 mod clients;
+mod crowd;
 mod disk;
 mod full_disk;
 mod grow;
@@ -102,6 +103,11 @@ pub const DRILLS: &[Drill] = &[
         "with a million chunks a chunkserver is killed and restarted, then the leader is killed (not of `all`)",
     ),
     drill(
+        "crowd",
+        Hit::Crowd,
+        "1,000 clients append, 10,000 files are open on a mount, with 100,000 chunks: memory is bounded (not of `all`)",
+    ),
+    drill(
         "mount",
         Hit::Mounted,
         "programs write through a mount; a primary is killed, then the leading master",
@@ -124,7 +130,7 @@ impl Drill {
 
     /// Whether `all` runs it.
     pub fn in_all(&self) -> bool {
-        self.hit != Hit::Many
+        !matches!(self.hit, Hit::Many | Hit::Crowd)
     }
 
     /// Whether its load puts files of 1 GiB.
@@ -194,6 +200,7 @@ pub async fn run(drill: &'static Drill, repeats: u32, dir: &Path, binary: &Path)
             Hit::Snapshots => snapshots::run(&home, binary, repeats, &mut outcome).await,
             Hit::Mounted => mounted::run(&home, binary, repeats, &mut outcome).await,
             Hit::Many => many::run(&home, binary, repeats, &mut outcome).await,
+            Hit::Crowd => crowd::run(&home, binary, repeats, &mut outcome).await,
             Hit::Clients => clients::run(&home, binary, repeats, &mut outcome).await,
             Hit::Storm => storm::run(&home, binary, repeats, &mut outcome).await,
             _ => under_load(drill, &home, binary, repeats, &mut outcome).await,

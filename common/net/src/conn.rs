@@ -196,6 +196,11 @@ impl Conn {
         &self.shared.heard
     }
 
+    /// Requests that wait for their answers.
+    pub fn waiting(&self) -> usize {
+        self.shared.pending.lock().expect("never poisoned").as_ref().map_or(0, HashMap::len)
+    }
+
     /// Whether the connection is gone.
     pub fn is_closed(&self) -> bool {
         self.shared.pending.lock().expect("never poisoned").is_none()

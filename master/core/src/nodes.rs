@@ -25,7 +25,7 @@ pub struct Store {
     pub register: Register,
     /// In service or not.
     pub state: StoreState,
-    /// Chunks placed here lately; halved every `RECENT_HALVED_NS`.
+    /// Chunks placed here lately, as of the last halving; halved every `RECENT_HALVED_NS`.
     pub recent: u32,
     /// Log time of the last halving.
     pub recent_ns: u64,
@@ -50,14 +50,22 @@ impl Store {
         (self.register.used as u128 * 1000 / self.register.capacity.max(1) as u128) as u64
     }
 
+    fn halvings(&self, clock_ns: u64) -> u64 {
+        (clock_ns.saturating_sub(self.recent_ns) / RECENT_HALVED_NS).min(31)
+    }
+
+    /// Chunks placed here lately, as of now.
+    pub fn recent(&self, clock_ns: u64) -> u32 {
+        self.recent >> self.halvings(clock_ns) as u32
+    }
+
     pub(crate) fn placed(&mut self, clock_ns: u64) {
-        let halvings = (clock_ns.saturating_sub(self.recent_ns) / RECENT_HALVED_NS).min(31);
-        self.recent >>= halvings as u32;
+        let halvings = self.halvings(clock_ns);
+        self.recent = self.recent(clock_ns).saturating_add(1);
         self.recent_ns += halvings * RECENT_HALVED_NS;
         if halvings == 31 {
             self.recent_ns = clock_ns;
         }
-        self.recent = self.recent.saturating_add(1);
     }
 }
 

@@ -62,7 +62,7 @@ pub fn place(state: &Metadata, wish: &Wish) -> Vec<StoreId> {
             doubted: store.doubted,
             widens_scatter: chosen.iter().any(|(c, _)| state.widens_scatter(*c, id)),
             above_average: store.permille() > average + AVERAGE_SLACK_PERMILLE,
-            recent: store.recent,
+            recent: store.recent(state.clock_ns),
             permille: store.permille(),
             tie: mix(wish.salt, id),
         };
@@ -106,7 +106,7 @@ pub fn place_one(
             !stale.contains(&id),
             widens,
             above,
-            store.recent,
+            store.recent(state.clock_ns),
             store.permille(),
             mix(wish.salt, id),
         )

@@ -1,6 +1,7 @@
 //! Very many chunks: what a restart of a chunkserver and a change of leader cost then, and what a
 //! chunk costs in memory.
 
+use super::crowd::{resident, servers};
 use super::outcome::Outcome;
 use super::strike::whole;
 use crate::cluster::{Cluster, Spec};
@@ -54,13 +55,6 @@ async fn creates(client: Client, stop: Arc<AtomicBool>, name: &'static str) -> a
     Ok(longest)
 }
 
-/// Resident bytes of a process.
-fn resident(pid: u32) -> anyhow::Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
-}
-
 /// All repeats, on one cluster.
 pub(super) async fn run(
     home: &Path,
@@ -108,12 +102,7 @@ async fn fill(config: Config) -> anyhow::Result<()> {
 }
 
 fn memory_of(cluster: &Cluster) -> anyhow::Result<Vec<(String, u64)>> {
-    let pid = |name: &str| if name.starts_with("cs") { cluster.worker_pid(name) } else { cluster.pid(name) };
-    let of = |name: String| {
-        let bytes = resident(pid(&name).context("it does not run")?)?;
-        Ok((name, bytes))
-    };
-    cluster.names()?.into_iter().map(of).collect()
+    servers(cluster)?.into_iter().map(|(name, pid)| Ok((name, resident(pid)?))).collect()
 }
 
 /// A metadata loop while nothing happens, while a chunkserver is restarted, and while the leader is

@@ -50,13 +50,14 @@ struct Seen {
     struck: Duration,
 }
 
-struct Mount {
+/// A mount of a cluster, in a process of its own.
+pub(super) struct Mount {
     point: PathBuf,
     process: Child,
 }
 
 impl Mount {
-    fn new(home: &Path, cluster: &Cluster, binary: &Path) -> anyhow::Result<Mount> {
+    pub(super) fn new(home: &Path, cluster: &Cluster, binary: &Path) -> anyhow::Result<Mount> {
         let point = home.join("mnt");
         std::fs::create_dir(&point)?;
         let mut command = Command::new(binary);
@@ -75,12 +76,20 @@ impl Mount {
         Ok(mount)
     }
 
+    pub(super) fn point(&self) -> &Path {
+        &self.point
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     fn stands(&self) -> anyhow::Result<bool> {
         let mounts = std::fs::read_to_string("/proc/self/mounts")?;
         Ok(mounts.lines().any(|line| line.split(' ').nth(1) == self.point.to_str()))
     }
 
-    fn end(mut self) -> anyhow::Result<()> {
+    pub(super) fn end(mut self) -> anyhow::Result<()> {
         signal(self.process.id(), "TERM")?;
         let status = self.process.wait()?;
         if !status.success() {

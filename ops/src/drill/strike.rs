@@ -35,6 +35,7 @@ pub(super) enum Hit {
     FullDisk,
     Storm,
     Many,
+    Crowd,
     Mounted,
     Snapshots,
     Slow,
@@ -145,6 +146,7 @@ impl Scene<'_> {
             | Hit::FullDisk
             | Hit::Storm
             | Hit::Many
+            | Hit::Crowd
             | Hit::Mounted
             | Hit::Snapshots
             | Hit::Away
