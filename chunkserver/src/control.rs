@@ -117,12 +117,15 @@ pub fn run(config: Arc<Config>, shards: Vec<ShardHandle>) -> anyhow::Result<()> 
     runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
         let cluster = shards.iter().find_map(|s| u64::from_str_radix(&s.meta.cluster, 16).ok());
-        let masters = Arc::new(Masters::new(config.masters.clone(), ClusterId(cluster.unwrap_or(0))));
+        let new = || Arc::new(Masters::new(config.masters.clone(), ClusterId(cluster.unwrap_or(0))));
+        // What keeps sessions alive has a connection of its own: it must not wait behind questions.
+        let (sessions, masters) = (new(), new());
         let server_uuid = shards.iter().map(|s| s.meta.uuid.clone()).min().expect("at least one store");
         let server_uuid = u128::from_str_radix(&server_uuid, 16)?;
         let mut tasks = tokio::task::JoinSet::new();
         for shard in shards {
-            tasks.spawn(store(config.clone(), masters.clone(), shard, server_uuid, stopped.clone()));
+            let links = (sessions.clone(), masters.clone());
+            tasks.spawn(store(config.clone(), links, shard, server_uuid, stopped.clone()));
         }
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let outcome = tokio::select! {
@@ -139,7 +142,7 @@ pub fn run(config: Arc<Config>, shards: Vec<ShardHandle>) -> anyhow::Result<()> 
 /// One store: registered, kept in session, served with answers; to its end.
 async fn store(
     config: Arc<Config>,
-    masters: Arc<Masters>,
+    (sessions, masters): (Arc<Masters>, Arc<Masters>),
     mut shard: ShardHandle,
     server_uuid: u128,
     mut stopped: watch::Receiver<bool>,
@@ -162,7 +165,7 @@ async fn store(
         );
         let keeping = keep_session(
             &config,
-            &masters,
+            &sessions,
             &mut shard,
             server_uuid,
             confirmed,

@@ -16,9 +16,12 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 /// Bytes that are received at once where small messages are expected.
-const SMALL_READ: usize = 64 * 1024;
+const SMALL_READ: usize = 28 * 1024;
 /// And where a large payload probably follows the header: what comes with it must be copied.
 const LARGE_READ: usize = 4096;
+/// Bytes that a connection may hold before they are consumed: at first, and once more has come than fits. Connections
+/// can be thousands, and most of them are quiet.
+const BUFFER: (usize, usize) = (2 * LARGE_READ, SMALL_READ + LARGE_READ);
 /// A frame with more payload than this is a large one.
 const LARGE_PAYLOAD: usize = 16 * 1024;
 /// A caller greets within this time, in milliseconds.
@@ -39,11 +42,13 @@ pub struct Reader {
     from: usize,
     to: usize,
     read: usize,
+    /// The last bytes that came were as many as there was room for.
+    filled: bool,
 }
 
 impl Reader {
     pub fn new(sock: Sock) -> Reader {
-        Reader { sock, buf: AlignedBuf::new(SMALL_READ + LARGE_READ), from: 0, to: 0, read: LARGE_READ }
+        Reader { sock, buf: AlignedBuf::new(BUFFER.0), from: 0, to: 0, read: LARGE_READ, filled: false }
     }
 
     /// The next frame; `Ok(None)` when the connection ended between two.
@@ -70,7 +75,13 @@ impl Reader {
     /// At least `n` bytes in the buffer; `n` is small.
     async fn fill(&mut self, n: usize) -> bool {
         while self.to - self.from < n {
-            self.buf.copy_within(self.from..self.to, 0);
+            let more = if self.filled || n > BUFFER.0 { BUFFER.1 } else { BUFFER.0 };
+            if more > self.buf.len() {
+                let old = std::mem::replace(&mut self.buf, AlignedBuf::new(more));
+                self.buf[..self.to - self.from].copy_from_slice(&old[self.from..self.to]);
+            } else {
+                self.buf.copy_within(self.from..self.to, 0);
+            }
             (self.from, self.to) = (0, self.to - self.from);
             let end = (self.to + self.read.max(n)).min(self.buf.len());
             let empty = AlignedBuf::new(1);
@@ -78,7 +89,10 @@ impl Reader {
             let (got, buf) = self.sock.recv(buf, (self.to, end), false).await;
             self.buf = buf;
             match got {
-                Ok(n) if n > 0 => self.to += n,
+                Ok(n) if n > 0 => {
+                    self.to += n;
+                    self.filled |= self.to == self.buf.len();
+                }
                 _ => return false,
             }
         }

@@ -23,6 +23,8 @@ const GATHERED_BYTES_MAX: usize = 64 * 1024 * 1024;
 const UNDER_WAY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// They are counted in units of so many.
 const UNIT_BYTES: usize = 4096;
+/// Servers that could take a chunk are looked for again after so long.
+const NO_SERVERS: Duration = Duration::from_millis(100);
 
 /// What the open files of a client may hold of its memory, together.
 pub(crate) struct Budget {
@@ -407,6 +409,19 @@ impl OpenFile {
         Ok(())
     }
 
+    /// Makes room for bytes. Where no server can take a chunk now, some may be back soon.
+    async fn make_room(&self, mutation: Mutation) -> Result<MasterReply> {
+        let deadline = self.client.deadline();
+        loop {
+            match self.client.mutate(mutation.clone()).await {
+                Err(Error::Refused(r)) if r.code == Code::NoServers && Instant::now() + NO_SERVERS < deadline => {
+                    tokio::time::sleep(NO_SERVERS).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
     /// The chunk for the bytes at an offset, the offset there, and how many fit. Nothing, if the file had to
     /// be changed first.
     async fn place(&self, state: &mut State, at: u64) -> Result<Option<(ChunkConfig, u64, u64)>> {
@@ -427,7 +442,7 @@ impl OpenFile {
                 return Ok(Some((chunk.config.clone(), within, chunk.length - within)));
             }
             let fill = Mutation::FillHole { file: self.file, offset: at, near: near() };
-            self.client.mutate(fill).await?;
+            self.make_room(fill).await?;
         } else if let Some(chunk) = open {
             while !state.ranges.is_empty() {
                 self.one_done(state).await;
@@ -439,7 +454,7 @@ impl OpenFile {
                 0 => Mutation::AddChunk { file, index, declare: None, near: near() },
                 gap => Mutation::AddHole { file, index, length: gap },
             };
-            match self.client.mutate(mutation).await {
+            match self.make_room(mutation).await {
                 Ok(MasterReply::Chunk(chunk)) => {
                     let layout = Arc::make_mut(state.layout.as_mut().expect("just asked for"));
                     layout.push(chunk);

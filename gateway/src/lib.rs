@@ -12,6 +12,7 @@ mod directories;
 mod errno;
 mod handles;
 mod kernel;
+mod shown;
 
 use absent::{Absent, Missed};
 use attr::{file_attr, file_type, kind_of, nanos};
@@ -26,11 +27,12 @@ use common::{Code, FileId, Refusal, Serial};
 use errno::errno;
 use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    InitFlags, KernelConfig, LockOwner, MountOption, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use handles::Handles;
+use shown::Shown;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -39,7 +41,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
 
@@ -118,6 +120,8 @@ pub async fn mount(
         told: Mutex::default(),
         absent: Absent::default(),
         directories: Directories::default(),
+        shown: Shown::default(),
+        notifier: OnceLock::new(),
         drops_direct: AtomicBool::new(false),
     });
     let holding = tokio::spawn(hold(shared.clone()));
@@ -132,6 +136,7 @@ pub async fn mount(
     if let Err(error) = kernel::read_ahead(point, options.read_ahead_kib) {
         tracing::warn!(%error, "the kernel reads ahead less than it should: streams are slower");
     }
+    shared.notifier.get_or_init(|| session.notifier());
     mounted(session.unmount_callable());
     let served = tokio::task::spawn_blocking(move || session.run()).await;
     holding.abort();
@@ -187,6 +192,9 @@ struct Shared {
     told: Mutex<HashMap<FileId, Version>>,
     absent: Absent,
     directories: Directories,
+    shown: Shown,
+    /// Tells the kernel what it must not believe any more.
+    notifier: OnceLock<Notifier>,
     /// What is written past the kernel's pages makes it drop them.
     drops_direct: AtomicBool,
 }
@@ -229,6 +237,9 @@ impl Shared {
 
     fn attr(&self, attr: &Attr) -> FileAttr {
         let attr_of = file_attr(attr);
+        if attr.kind == FileKind::File {
+            self.shown.told(attr.file, attr.length, Instant::now());
+        }
         if attr.file == self.root { FileAttr { ino: INodeNo::ROOT, ..attr_of } } else { attr_of }
     }
 
@@ -291,6 +302,13 @@ impl Shared {
         let attr = &seen.attr;
         let now = (attr.mtime_ns, attr.length, seen.serial);
         let before = self.told.lock().expect("never poisoned").insert(attr.file, now);
+        if self.shown.differs(attr.file, attr.length, Instant::now())
+            && let Some(notifier) = self.notifier.get()
+            // It need not know the file any more.
+            && let Err(error) = notifier.inval_inode(INodeNo(attr.file.0), -1, 0)
+        {
+            tracing::debug!(%error, file = %attr.file, "the kernel had forgotten it already");
+        }
         if let Some(file) = open {
             file.revalidate(since.map(|since| (since, seen))).await;
         }
@@ -737,7 +755,11 @@ impl Filesystem for Gateway {
             let made = async {
                 let path = shared.name_in(parent, &name)?;
                 let chunk = shared.handles.expects_bytes();
-                let made = shared.client.make_file(path.clone(), mode, owner, chunk).await;
+                let mut made = shared.client.make_file(path.clone(), mode, owner, chunk).await;
+                if matches!(&made, Err(Error::Refused(r)) if chunk && r.code == Code::NoServers) {
+                    // It is there all the same; room for its bytes is made when they come.
+                    made = shared.client.make_file(path.clone(), mode, owner, false).await;
+                }
                 shared.made(parent, &name, &made, |seen| name_changed(&seen.attr));
                 match made {
                     Ok(seen) => Ok((seen, true)),

@@ -318,8 +318,9 @@ impl Leader {
             sessions.suspicion.judge(self.now(), accuser, accused, what, members, of)
         };
         for store in verdict.doubt {
-            tracing::warn!(%store, %accuser, ?accused, ?what, "it seems to be sick");
-            self.tell_doubt(store, true).await;
+            if self.tell_doubt(store, true).await {
+                tracing::warn!(%store, %accuser, ?accused, ?what, "it seems to be sick");
+            }
         }
         verdict.remove
     }
@@ -335,14 +336,14 @@ impl Leader {
                 let mut sessions = self.sessions.lock().expect("never poisoned");
                 sessions.suspicion.doubt_is_over(self.now(), store)
             };
-            if over {
+            if over && self.tell_doubt(store, false).await {
                 tracing::info!(%store, "nobody complains of it any more");
-                self.tell_doubt(store, false).await;
             }
         }
     }
 
-    async fn tell_doubt(&self, store: StoreId, doubted: bool) {
+    /// Whether that was news.
+    async fn tell_doubt(&self, store: StoreId, doubted: bool) -> bool {
         let differs = {
             let state = self.state.read().expect("never poisoned");
             state.store(store).is_some_and(|s| s.doubted != doubted)
@@ -351,6 +352,7 @@ impl Leader {
             // Without a quorum nothing is decided; the next complaint tries again.
             let _ = self.propose(Command::Doubt { store, doubted }, None).await;
         }
+        differs
     }
 }
 

@@ -6,8 +6,8 @@
 const FIRST: usize = 2;
 /// A write that took less than this, in milliseconds, says that there is room for one more; one that took longer than
 /// the other that there is one too many.
-const FAST_MS: u64 = 150;
-const SLOW_MS: u64 = 400;
+const FAST_MS: u64 = 300;
+const SLOW_MS: u64 = 800;
 
 /// The bound of one stream.
 #[derive(Clone, Debug)]
@@ -48,7 +48,7 @@ mod tests {
         assert!(!window.is_full(1) && window.is_full(2));
         (0..10).for_each(|_| window.done(5));
         assert!(!window.is_full(5) && window.is_full(6));
-        window.done(300);
+        window.done(500);
         assert!(window.is_full(6) && !window.is_full(5));
         (0..10).for_each(|_| window.done(2000));
         assert!(window.is_full(1) && !window.is_full(0));

@@ -1,4 +1,6 @@
-//! Programs write through a mount while a chunkserver and the leading master are killed: how long a call waits.
+//! Programs write through a mount while a chunkserver and the leading master are killed: how long a call waits. Others
+//! read along through a second mount, most of it off the disks of this machine's stores: nothing that they see is from
+//! before what had been synced, or closed, when they opened the file.
 
 use super::load::fill;
 use super::outcome::Outcome;
@@ -12,26 +14,36 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What a program does: blocks of a size, one after another and around again, with `fdatasync` after so many.
+/// What a program does: blocks of a size, one after another and around again, with `fdatasync` after so many; and
+/// whether it closes the file then, and opens it again.
 struct Program {
     name: &'static str,
     block: usize,
     sync_every: u64,
     blocks: u64,
+    closes: bool,
 }
 
-const PROGRAMS: [Program; 2] = [
-    Program { name: "4k", block: 4096, sync_every: 1, blocks: 1024 },
-    Program { name: "1m", block: 1024 * 1024, sync_every: 16, blocks: 128 },
+const PROGRAMS: [Program; 3] = [
+    Program { name: "4k", block: 4096, sync_every: 1, blocks: 1024, closes: false },
+    Program { name: "1m", block: 1024 * 1024, sync_every: 16, blocks: 128, closes: false },
+    Program { name: "closed", block: 1024 * 1024, sync_every: 8, blocks: 96, closes: true },
 ];
 
+impl Program {
+    /// Whether who opens the file sees what was synced: of the last chunk at once, of others when it was closed.
+    fn is_seen(&self) -> bool {
+        self.closes || self.blocks * (self.block as u64) < common::limits::CHUNK_BYTES_MAX
+    }
+}
+
 /// The blows, and what waits are called then.
-const BLOWS: [(&str, [&str; 2]); 2] = [
-    ("server", ["4 KiB synced, server", "1 MiB, server"]),
-    ("leader", ["4 KiB synced, leader", "1 MiB, leader"]),
+const BLOWS: [(&str, [&str; 3]); 2] = [
+    ("server", ["4 KiB synced, server", "1 MiB, server", "1 MiB and open, server"]),
+    ("leader", ["4 KiB synced, leader", "1 MiB, leader", "1 MiB and open, leader"]),
 ];
 /// Programs run for so long before a blow, and after it.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -57,8 +69,8 @@ pub(super) struct Mount {
 }
 
 impl Mount {
-    pub(super) fn new(home: &Path, cluster: &Cluster, binary: &Path) -> anyhow::Result<Mount> {
-        let point = home.join("mnt");
+    pub(super) fn new(home: &Path, name: &str, cluster: &Cluster, binary: &Path) -> anyhow::Result<Mount> {
+        let point = home.join(name);
         std::fs::create_dir(&point)?;
         let mut command = Command::new(binary);
         command.arg("--cluster").arg(cluster.dir()).arg("mount").arg(&point).stdout(Stdio::null());
@@ -110,7 +122,17 @@ impl Drop for Mount {
     }
 }
 
-fn write(file: &File, program: &Program, phase: &AtomicU8) -> anyhow::Result<Seen> {
+/// How far a program is, for whoever reads along.
+#[derive(Default)]
+struct Progress {
+    /// Blocks that it has begun to write.
+    begun: AtomicU64,
+    /// Blocks that are durable.
+    synced: AtomicU64,
+}
+
+fn write(path: &Path, program: &Program, phase: &AtomicU8, progress: &Progress) -> anyhow::Result<Seen> {
+    let mut file = File::create(path)?;
     let mut seen = Seen { written: 0, calm: Duration::ZERO, struck: Duration::ZERO };
     let mut bytes = vec![];
     loop {
@@ -118,9 +140,15 @@ fn write(file: &File, program: &Program, phase: &AtomicU8) -> anyhow::Result<See
         bytes.clear();
         fill(&mut bytes, n, program.block);
         let began = Instant::now();
+        progress.begun.store(n + 1, Ordering::Release);
         file.write_all_at(&bytes, n % program.blocks * program.block as u64)?;
         if (n + 1).is_multiple_of(program.sync_every) {
             file.sync_data()?;
+            if program.closes {
+                drop(file);
+                file = File::options().write(true).open(path)?;
+            }
+            progress.synced.store(n + 1, Ordering::Release);
         }
         seen.written += 1;
         let now = phase.load(Ordering::Relaxed);
@@ -131,6 +159,35 @@ fn write(file: &File, program: &Program, phase: &AtomicU8) -> anyhow::Result<See
             return Ok(seen);
         }
     }
+}
+
+/// Opens the file again and again, and reads one of the blocks that were synced last: how many were read.
+fn read_along(path: &Path, program: &Program, phase: &AtomicU8, progress: &Progress) -> anyhow::Result<u64> {
+    let (mut read, mut bytes, mut found) = (0, vec![], vec![0; program.block]);
+    while phase.load(Ordering::Relaxed) != OVER {
+        let synced = progress.synced.load(Ordering::Acquire);
+        if synced == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        // Mostly the last one, where old bytes would show at once.
+        let back = if read % 4 == 0 { read % synced.min(program.blocks) } else { 0 };
+        let (first, slot) = (synced - 1 - back, (synced - 1 - back) % program.blocks);
+        let file = File::open(path)?;
+        file.read_exact_at(&mut found, slot * program.block as u64)?;
+        let begun = progress.begun.load(Ordering::Acquire);
+        // It may have been overwritten meanwhile, by what was begun by now.
+        let fits = (first..begun).step_by(program.blocks as usize).any(|n| {
+            bytes.clear();
+            fill(&mut bytes, n, program.block);
+            bytes == found
+        });
+        if !fits {
+            bail!("{}: block {slot} is not write {first}, which was synced, nor a later one", path.display());
+        }
+        read += 1;
+    }
+    Ok(read)
 }
 
 /// What is in the file, read beside the mount, is what was written last.
@@ -163,10 +220,13 @@ pub(super) async fn run(
     tokio::time::sleep(Duration::from_secs(3)).await;
     for round in 0..repeats {
         for (blow, kinds) in BLOWS {
-            let mount = Mount::new(home, &cluster, binary)?;
-            let done = one(&mut cluster, &mount.point, round, blow, kinds, outcome).await;
+            let mount = Mount::new(home, "mnt", &cluster, binary)?;
+            let second = Mount::new(home, "second", &cluster, binary)?;
+            let points = (&*mount.point, &*second.point);
+            let done = one(&mut cluster, points, round, blow, kinds, outcome).await;
             done.with_context(|| format!("round {round}: {blow}"))?;
             mount.end()?;
+            second.end()?;
         }
     }
     cluster.stop()
@@ -174,18 +234,24 @@ pub(super) async fn run(
 
 async fn one(
     cluster: &mut Cluster,
-    point: &Path,
+    (point, second): (&Path, &Path),
     round: u32,
     blow: &str,
-    kinds: [&'static str; 2],
+    kinds: [&'static str; 3],
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
     let name = |program: &Program| format!("{}-{blow}-{round}", program.name);
     let phase = Arc::new(AtomicU8::new(CALM));
-    let mut running = vec![];
+    let (mut running, mut reading) = (vec![], vec![]);
     for program in &PROGRAMS {
-        let (path, phase) = (point.join(name(program)), phase.clone());
-        running.push(tokio::task::spawn_blocking(move || write(&File::create(path)?, program, &phase)));
+        let (path, along) = (point.join(name(program)), second.join(name(program)));
+        let (ours, theirs) = (phase.clone(), phase.clone());
+        let progress = Arc::new(Progress::default());
+        let seen = progress.clone();
+        running.push(tokio::task::spawn_blocking(move || write(&path, program, &ours, &seen)));
+        if program.is_seen() {
+            reading.push(tokio::task::spawn_blocking(move || read_along(&along, program, &theirs, &progress)));
+        }
     }
     tokio::time::sleep(SETTLE).await;
     let client = cluster.healthy().await?;
@@ -201,6 +267,9 @@ async fn one(
     }
     tokio::time::sleep(AFTER).await;
     phase.store(OVER, Ordering::Relaxed);
+    for reader in reading {
+        outcome.count("reads through a second mount", reader.await??);
+    }
     for ((program, kind), seen) in PROGRAMS.iter().zip(kinds).zip(running) {
         let Seen { written, calm, struck } = seen.await??;
         outcome.calm(kind, calm);

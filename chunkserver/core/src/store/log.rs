@@ -117,43 +117,36 @@ impl<T> Log<T> {
         if self.flight.is_some() || self.queue.is_empty() {
             return None;
         }
-        let mut records = vec![];
-        let mut tickets = vec![];
-        let mut bytes = GROUP_HEADER_BYTES;
-        let mut has_extents = false;
-        while let Some(next) = self.queue.front() {
-            if bytes + next.record.len() + 4 > LOG_GROUP_BYTES_MAX {
-                break;
-            }
-            let next = self.queue.pop_front().expect("there is a front");
-            bytes += next.record.len() + 4;
-            self.queue_bytes -= next.record.len();
-            has_extents |= next.has_extents;
-            records.push(next.record);
-            tickets.push(next.ticket);
-        }
-        let body = encode_records(&records);
-        let mut header = GroupHeader {
+        let mut body_len = 0;
+        let fits = |next: &&Queued<T>| {
+            body_len += next.record.len() + 4;
+            GROUP_HEADER_BYTES + body_len <= LOG_GROUP_BYTES_MAX
+        };
+        let count = self.queue.iter().take_while(fits).count();
+        let next = || self.queue.iter().take(count);
+        let header = GroupHeader {
             incarnation: self.incarnation,
             position: 0,
             store_tag: self.tag,
-            body_len: body.len() as u32,
-            body_crc: crc32c(&body),
+            body_len: next().map(|q| q.record.len() as u32 + 4).sum(),
+            body_crc: 0,
             previous_end: self.head,
-            has_extents,
+            has_extents: next().any(|q| q.has_extents),
         };
         let len = header.disk_bytes();
         let left = self.segment_bytes - self.head % self.segment_bytes;
         let position = if len > left { self.head + left } else { self.head };
         if position + len - self.tail > self.capacity() {
-            // The ring is full: the checkpoint that is under way makes room.
-            for (record, ticket) in records.into_iter().zip(tickets).rev() {
-                self.queue_bytes += record.len();
-                self.queue.push_front(Queued { record, has_extents, ticket });
-            }
+            // The ring is full: the checkpoint that is under way makes room. Everything that happens meanwhile asks
+            // for a group again, so nothing is copied before this is known.
             return None;
         }
-        header.position = position;
+        let (records, tickets): (Vec<_>, Vec<_>) =
+            self.queue.drain(..count).map(|q| (q.record, q.ticket)).unzip();
+        self.queue_bytes -= records.iter().map(Vec::len).sum::<usize>();
+        let body = encode_records(&records);
+        assert_eq!(body.len(), header.body_len as usize, "as long as it was counted");
+        let header = GroupHeader { position, body_crc: crc32c(&body), ..header };
         self.head = position + len;
         self.flight = Some((tickets, self.head));
         let mut data = Vec::with_capacity(len as usize);
@@ -161,7 +154,7 @@ impl<T> Log<T> {
         data.extend_from_slice(&body);
         data.resize(len as usize, 0);
         let (file, offset) = locate(position, self.segment_bytes, self.segments);
-        Some(GroupWrite { file, offset, data: data.into(), has_extents })
+        Some(GroupWrite { file, offset, data: data.into(), has_extents: header.has_extents })
     }
 
     /// The group under way is durable: its tickets.
@@ -173,4 +166,37 @@ impl<T> Log<T> {
 /// The slot of the ring and the offset in it of a position.
 pub fn locate(position: u64, segment_bytes: u64, segments: u64) -> (FileRef, u64) {
     (FileRef::Log((position / segment_bytes % segments) as u32), position % segment_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::{ChunkHandle, Serial};
+
+    /// A full ring takes no group, keeps what waits in its order, and goes on when there is room.
+    #[test]
+    fn a_full_ring_keeps_what_waits() {
+        let segment = LOG_GROUP_BYTES_MAX as u64;
+        let mut log = Log::new(segment, 2, 7, 1, 0, 0);
+        let mut told = vec![];
+        let mut pushed = 0;
+        while log.used() + 4096 <= log.capacity() {
+            log.push(&Record::Committed { handle: ChunkHandle(1), serial: Serial(pushed) }, pushed);
+            pushed += 1;
+            assert!(log.next_group().is_some());
+            told.extend(log.durable());
+        }
+        for n in pushed..pushed + 100 {
+            log.push(&Record::Committed { handle: ChunkHandle(1), serial: Serial(n) }, n);
+        }
+        let waiting = log.queue_bytes();
+        for _ in 0..3 {
+            assert!(log.next_group().is_none(), "there is no room");
+            assert_eq!(log.queue_bytes(), waiting);
+        }
+        log.truncate(segment);
+        assert!(log.next_group().is_some());
+        told.extend(log.durable());
+        assert_eq!((told, log.queue_bytes()), ((0..pushed + 100).collect(), 0));
+    }
 }

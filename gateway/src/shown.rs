@@ -1,0 +1,75 @@
+//! Lengths of files that the kernel has been told and may still believe. It reads no further than that, so whoever opens
+//! a file that has become longer elsewhere would not see its end, though its bytes are asked for anew.
+
+use common::FileId;
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// For so long the kernel may believe what it was told (`Cache::ttl`).
+const BELIEVED: Duration = Duration::from_secs(1);
+/// With more files than this, those are forgotten that it does not believe any more ...
+const FILES: usize = 4096;
+/// ... and with more than this, all: then it may believe anything for a while.
+const FILES_MAX: usize = 65536;
+
+#[derive(Default)]
+pub struct Shown(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    lengths: HashMap<FileId, (u64, Instant)>,
+    /// All was forgotten.
+    forgot: Option<Instant>,
+}
+
+impl Shown {
+    /// The kernel is told the length of a file.
+    pub fn told(&self, file: FileId, length: u64, now: Instant) {
+        let mut state = self.0.lock().expect("never poisoned");
+        if state.lengths.len() >= FILES && state.lengths.len().is_multiple_of(FILES) {
+            state.lengths.retain(|_, (_, at)| now.duration_since(*at) < BELIEVED);
+        }
+        if state.lengths.len() >= FILES_MAX {
+            state.lengths.clear();
+            state.forgot = Some(now);
+        }
+        state.lengths.insert(file, (length, now));
+    }
+
+    /// Whether it may believe another one.
+    pub fn differs(&self, file: FileId, length: u64, now: Instant) -> bool {
+        let state = self.0.lock().expect("never poisoned");
+        let believes = |at: Instant| now.duration_since(at) < BELIEVED;
+        match state.lengths.get(&file) {
+            Some((told, at)) => *told != length && believes(*at),
+            None => state.forgot.is_some_and(believes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_believed_differs_until_it_is_not_believed_any_more() {
+        let (shown, now) = (Shown::default(), Instant::now());
+        assert!(!shown.differs(FileId(1), 5, now), "it was told nothing");
+        shown.told(FileId(1), 5, now);
+        assert!(!shown.differs(FileId(1), 5, now));
+        assert!(shown.differs(FileId(1), 6, now));
+        assert!(!shown.differs(FileId(1), 6, now + BELIEVED));
+    }
+
+    #[test]
+    fn what_was_forgotten_may_be_believed() {
+        let (shown, now) = (Shown::default(), Instant::now());
+        for n in 0..=FILES_MAX as u64 {
+            shown.told(FileId(n), 5, now);
+        }
+        assert!(shown.0.lock().unwrap().lengths.len() <= FILES_MAX);
+        assert!(shown.differs(FileId(7), 5, now));
+        assert!(!shown.differs(FileId(7), 5, now + BELIEVED));
+    }
+}
