@@ -12,6 +12,7 @@ use common::wire::client_master::{
     FileKind, MasterRequest, Mutation, Only, Owner, Policy, Quota, Report, SetTime,
 };
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
+use common::wire::local::{ANSWER_BYTES, Wanted, socket_name};
 use common::wire::{self, Caller, ChunkConfig, Hello, Message, Piece};
 use common::*;
 use ops::cluster::{Cluster, Spec};
@@ -20,6 +21,8 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as SocketName, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -67,6 +70,8 @@ fn hostile_frames_do_no_harm_to_any_port() {
         let many = hostile.rng.random_range(1..50);
         hostile.insult(addr, many);
         garbage += many;
+        let neighbour = stores.choose(&mut hostile.rng).unwrap().store;
+        hostile.pry(neighbour);
         if let Some(dead) = servers.exited() {
             let logs = logs(&servers);
             panic!("{dead} has died after {understood} frames\n{}", logs);
@@ -92,6 +97,30 @@ struct Hostile {
 }
 
 impl Hostile {
+    /// Bytes, well-formed or not, on the socket that clients on this machine use: it answers, or hangs up.
+    fn pry(&mut self, store: StoreId) {
+        let name = SocketName::from_abstract_name(socket_name(self.cluster, store)).unwrap();
+        let mut stream = UnixStream::connect_addr(&name).unwrap();
+        stream.set_read_timeout(Some(ANSWER_LIMIT)).unwrap();
+        let mut bytes = match self.rng.random_range(0..3) {
+            0 => Wanted::Segment(self.number() as u32).encode().to_vec(),
+            1 => Wanted::Board.encode().to_vec(),
+            _ => (0..self.rng.random_range(0..40)).map(|_| self.rng.random()).collect(),
+        };
+        if self.flag() {
+            let more = self.rng.random_range(0..20);
+            bytes.extend((0..more).map(|_| self.rng.random::<u8>()));
+        }
+        // It may have hung up already.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = vec![];
+        if let Err(why) = stream.read_to_end(&mut answer) {
+            assert_ne!(why.kind(), std::io::ErrorKind::WouldBlock, "neither an answer nor the end");
+        }
+        assert!(answer.len() <= ANSWER_BYTES, "{answer:?}");
+    }
+
     /// Well-formed nonsense, then a question, whose answer says that all was decoded.
     fn visit(&mut self, addr: SocketAddr, master: bool, many: u64) -> Result<(), String> {
         let callers = [
@@ -266,7 +295,7 @@ impl Hostile {
     fn client_chunk(&mut self) -> Vec<u8> {
         let payload = self.payload();
         let (handle, request, piece) = (self.handle(), self.request(), self.piece(&payload));
-        let msg = match self.rng.random_range(0..5) {
+        let msg = match self.rng.random_range(0..6) {
             0 => ClientChunk::Push {
                 request,
                 handle,
@@ -291,6 +320,7 @@ impl Hostile {
                 stale: self.flag(),
             },
             3 => ClientChunk::Stat { handle },
+            4 => ClientChunk::Locate { handle, offset: self.number(), len: self.number() as u32 },
             _ => ClientChunk::Seal { handle },
         };
         let id = self.rng.random_range(1000..u64::MAX);

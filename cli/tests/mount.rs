@@ -446,6 +446,15 @@ fn two_mounts_agree_on_what_was_closed_and_made() {
         assert!(fs::read(m.at("same")).unwrap() == bytes, "round {n}: older bytes than were closed, here");
         last = bytes;
     }
+    // What has become longer is seen to its end, though the kernel has just been told its length.
+    for n in 1..50usize {
+        let mut file = OpenOptions::new().create(true).append(true).open(m.at("longer")).unwrap();
+        let seen = fs::metadata(there("longer")).map_or(0, |meta| meta.len());
+        file.write_all(&[n as u8; 100]).unwrap();
+        drop(file);
+        let read = fs::read(there("longer")).unwrap();
+        assert_eq!(read.len(), n * 100, "it was told a length of {seen}");
+    }
     // Times: they are told, and what was set stays.
     let here = fs::metadata(m.at("same")).unwrap();
     let mtime = |path: &Path| fs::metadata(path).unwrap().mtime_nsec();

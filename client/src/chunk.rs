@@ -395,7 +395,8 @@ impl Client {
             let (handle, cluster, order) = (config.handle, self.inner.masters.cluster(), order.to_vec());
             let local = self.inner.local.clone();
             // It may have to be looked for.
-            let store = tokio::task::spawn_blocking(move || local.neighbour(cluster, &order)).await.ok()??;
+            let store =
+                tokio::task::spawn_blocking(move || local.neighbour(cluster, &order)).await.ok()??;
             let conn = self.conn(store.id(), Class::Control).await.ok()?;
             let len = LOCATED_BYTES_MAX - from % LOCATED_BYTES_MAX;
             let msg = ClientChunk::Locate { handle, offset: from.into(), len };

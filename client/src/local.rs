@@ -213,7 +213,8 @@ impl Local {
     pub fn read(&self, handle: ChunkHandle, offset: u64, out: &mut [u8]) -> bool {
         let (mut at, mut rest) = (offset, out);
         while !rest.is_empty() {
-            let len = (u64::from(LOCATED_BYTES_MAX) - at % u64::from(LOCATED_BYTES_MAX)).min(rest.len() as u64);
+            let len =
+                (u64::from(LOCATED_BYTES_MAX) - at % u64::from(LOCATED_BYTES_MAX)).min(rest.len() as u64);
             let (part, later) = rest.split_at_mut(len as usize);
             let Ok(from) = u32::try_from(at) else { return false };
             let Some(window) = self.window(handle, from, part.len()) else { return false };
@@ -327,7 +328,8 @@ impl Local {
     /// Whether it is known that none of these stores is on this machine.
     pub fn are_away(&self, order: &[StoreId]) -> bool {
         let stores = self.stores.lock().expect("never poisoned");
-        let away = |store| matches!(stores.get(store), Some(Neighbour::Away(until)) if Instant::now() < *until);
+        let away =
+            |store| matches!(stores.get(store), Some(Neighbour::Away(until)) if Instant::now() < *until);
         order.iter().all(away)
     }
 

@@ -414,7 +414,9 @@ impl OpenFile {
         let deadline = self.client.deadline();
         loop {
             match self.client.mutate(mutation.clone()).await {
-                Err(Error::Refused(r)) if r.code == Code::NoServers && Instant::now() + NO_SERVERS < deadline => {
+                Err(Error::Refused(r))
+                    if r.code == Code::NoServers && Instant::now() + NO_SERVERS < deadline =>
+                {
                     tokio::time::sleep(NO_SERVERS).await;
                 }
                 done => return done,

@@ -2,7 +2,7 @@
 
 use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
 use common::wire::chunk_master::{Order, RepairOrder, StoreReply, StoreRequest};
-use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply, Place};
 use common::wire::client_master::{MasterReply, MasterRequest};
 use common::wire::frame::{HEADER_BYTES, Header, Kind, Version};
 use common::wire::{self, Caller, ChunkConfig, Hello, HelloOk, Message, Piece};
@@ -37,6 +37,11 @@ fn the_header_has_just_these_bytes() {
 fn messages_have_just_these_bytes() {
     let read = ClientChunk::Read { handle: ChunkHandle(7), offset: 4096, len: 100, stale: false };
     assert_eq!(wire::encode(&read), [2, 7, 251, 0, 16, 100, 0]);
+    let locate = ClientChunk::Locate { handle: ChunkHandle(7), offset: 4096, len: 100 };
+    assert_eq!(wire::encode(&locate), [5, 7, 251, 0, 16, 100]);
+    let place = Place { offset: 1, len: 2, segment: 3, block: 4, skip: 5, run: 7, crcs: vec![6] };
+    let located = ClientChunkReply::Located { session: SessionId(8), stamp: 9, len: 2, places: vec![place] };
+    assert_eq!(wire::encode(&located), [6, 8, 9, 2, 1, 1, 2, 3, 4, 5, 7, 1, 6]);
     let op = WriteOp {
         origin: Origin { epoch: Epoch(1), incarnation: 2 },
         serial: Serial(3),
@@ -173,7 +178,17 @@ fn hostile_bodies_do_no_harm() {
         chain: vec![StoreId(1), StoreId(2)],
         piece: piece.clone(),
     })]);
-    hostile::<ClientChunkReply>(&[wire::encode(&ClientChunkReply::Data { pieces: vec![piece.clone()] })]);
+    let place = Place { offset: 1, len: 5, segment: 2, block: 300, skip: 4, run: 5000, crcs: vec![7, 8] };
+    let located = ClientChunkReply::Located {
+        session: SessionId(3),
+        stamp: 1 << 40,
+        len: 9,
+        places: vec![place.clone(), place],
+    };
+    hostile::<ClientChunkReply>(&[
+        wire::encode(&ClientChunkReply::Data { pieces: vec![piece.clone()] }),
+        wire::encode(&located),
+    ]);
     let copy = CopyId { handle, epoch, attempt: 5 };
     let answer = Answer { seq: 1, offset: 2, len: 3, serial: Serial(4) };
     let answers = vec![Answers { client: ClientId(1), lowest: 1, answers: vec![answer] }];

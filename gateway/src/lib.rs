@@ -17,19 +17,19 @@ mod shown;
 use absent::{Absent, Missed};
 use attr::{file_attr, file_type, kind_of, nanos};
 use bytes::Bytes;
-use directories::Directories;
 use client::{
     Attr, Changes, Client, Error, FileKind, Gathered, Known, Moment, OpenFile, Owner, Seen, SetTime,
 };
 use common::wire::client_master::Only;
 use common::wire::path::{at, name_in};
 use common::{Code, FileId, Refusal, Serial};
+use directories::Directories;
 use errno::errno;
 use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+    InitFlags, KernelConfig, LockOwner, MountOption, Notifier, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use handles::Handles;
 use shown::Shown;
@@ -379,7 +379,13 @@ impl Shared {
     }
 
     /// A name was made here, or may have been; if it is no directory's, at this time.
-    fn made<T>(&self, parent: INodeNo, name: &[u8], outcome: &client::Result<T>, time: impl Fn(&T) -> Option<i64>) {
+    fn made<T>(
+        &self,
+        parent: INodeNo,
+        name: &[u8],
+        outcome: &client::Result<T>,
+        time: impl Fn(&T) -> Option<i64>,
+    ) {
         self.absent.made(self.id(parent), name);
         self.changed(parent, outcome, time);
     }

@@ -19,9 +19,7 @@ fn check(scenario: &str, default: u64) {
     let (mut repairs, mut lost, mut here) = (0, 0, 0);
     for seed in seeds(default) {
         match run(&Plan::new(scenario, options.clone(), seed)) {
-            Ok(done) => {
-                (repairs, lost, here) = (repairs + done.repairs, lost + done.lost, here + done.here)
-            }
+            Ok(done) => (repairs, lost, here) = (repairs + done.repairs, lost + done.lost, here + done.here),
             Err(failure) => {
                 for line in &failure.trace[failure.trace.len().saturating_sub(60)..] {
                     eprintln!("{line}");
@@ -30,7 +28,9 @@ fn check(scenario: &str, default: u64) {
             }
         }
     }
-    println!("{repairs} attempts to make a replica, {lost} chunks lost and said to be, {here} reads off disks");
+    println!(
+        "{repairs} attempts to make a replica, {lost} chunks lost and said to be, {here} reads off disks"
+    );
     assert!(here > 0, "nobody on a store's machine has read its disk");
     assert!(lost == 0 || scenario == "beyond", "{lost} chunks were lost within the fault model");
     assert!(options.kills == 0 || options.replicas == 1 || repairs > 0, "nothing was ever repaired");

@@ -28,10 +28,29 @@ pub(crate) struct PendingRead {
 /// For whom the disk reads.
 #[derive(Clone, Debug)]
 pub(crate) enum ReadFor {
-    Scrub { handle: ChunkHandle },
-    Client { conn: ConnId, request: u64, handle: ChunkHandle, began: Time, len: u32 },
-    Copy { question: Question, at: u32, committed: LogPoint, length: u32 },
-    Fetch { to: StoreId, handle: ChunkHandle, epoch: Epoch, op: WriteOp, index: u16 },
+    Scrub {
+        handle: ChunkHandle,
+    },
+    Client {
+        conn: ConnId,
+        request: u64,
+        handle: ChunkHandle,
+        began: Time,
+        len: u32,
+    },
+    Copy {
+        question: Question,
+        at: u32,
+        committed: LogPoint,
+        length: u32,
+    },
+    Fetch {
+        to: StoreId,
+        handle: ChunkHandle,
+        epoch: Epoch,
+        op: WriteOp,
+        index: u16,
+    },
     /// Pages of checksums, not bytes.
     Locate(Box<Waiting>),
 }

@@ -52,7 +52,10 @@ pub(super) fn servers(cluster: &Cluster) -> anyhow::Result<Vec<(String, u32)>> {
 }
 
 /// Looks at the memory of processes until told to stop: the most that each had.
-async fn watch(processes: Vec<(String, u32)>, stop: Arc<AtomicBool>) -> anyhow::Result<BTreeMap<String, u64>> {
+async fn watch(
+    processes: Vec<(String, u32)>,
+    stop: Arc<AtomicBool>,
+) -> anyhow::Result<BTreeMap<String, u64>> {
     let mut most = BTreeMap::new();
     while !stop.load(Ordering::Relaxed) {
         for (name, pid) in &processes {
@@ -202,7 +205,8 @@ async fn one(cluster: &Cluster, home: &Path, binary: &Path, outcome: &mut Outcom
     let mount = Mount::new(home, "mnt", cluster, binary)?;
     let mut watched = servers(cluster)?;
     watched.push(("mount".into(), mount.pid()));
-    let (stop_watching, stop_appending) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (stop_watching, stop_appending) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let watching = tokio::spawn(watch(watched, stop_watching.clone()));
     let appending: Vec<_> =
         (0..CLIENTS).map(|n| tokio::spawn(append(config.clone(), n, stop_appending.clone()))).collect();

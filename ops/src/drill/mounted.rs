@@ -250,7 +250,8 @@ async fn one(
         let seen = progress.clone();
         running.push(tokio::task::spawn_blocking(move || write(&path, program, &ours, &seen)));
         if program.is_seen() {
-            reading.push(tokio::task::spawn_blocking(move || read_along(&along, program, &theirs, &progress)));
+            reading
+                .push(tokio::task::spawn_blocking(move || read_along(&along, program, &theirs, &progress)));
         }
     }
     tokio::time::sleep(SETTLE).await;
