@@ -553,6 +553,11 @@ impl Client {
         self.replica_view(config, store).await
     }
 
+    /// Bytes that this client has read off the disks of stores on its own machine.
+    pub fn bytes_read_here(&self) -> u64 {
+        self.inner.local.bytes()
+    }
+
     /// Tells the masters that this client will never ask again.
     pub async fn close(self) {
         // Best effort: the masters forget idle clients by themselves.

@@ -20,6 +20,7 @@ use std::mem::MaybeUninit;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,7 @@ pub(crate) struct Local {
     windows: RwLock<Windows>,
     marks: Mutex<HashMap<(ChunkHandle, u32), Mark>>,
     turns: [tokio::sync::Mutex<()>; TURNS],
+    bytes: AtomicU64,
 }
 
 impl Default for Local {
@@ -57,6 +59,7 @@ impl Default for Local {
             windows: RwLock::default(),
             marks: Mutex::default(),
             turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            bytes: AtomicU64::new(0),
         }
     }
 }
@@ -235,7 +238,13 @@ impl Local {
             }
             (at, rest) = (at + len, later);
         }
+        self.bytes.fetch_add(at - offset, Ordering::Relaxed);
         true
+    }
+
+    /// Bytes that were read here so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Whether the place of a range is known. It may lie on both sides of a boundary.
