@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// So many that they do not travel, and lie, with the log.
 const BYTES: usize = 256 * 1024;
 
+/// A little more than the masters' grace after a start.
+const GRACE: Duration = Duration::from_millis(3000);
+
 struct Running {
     cluster: Cluster,
     writer: Client,
@@ -23,6 +26,8 @@ async fn start() -> Running {
     let mut cluster = Cluster::open(&dir.path().join("c"), &Spec::small(1, 3), binary).unwrap();
     cluster.start_all().unwrap();
     let writer = cluster.healthy().await.unwrap();
+    // A leader that has just begun waits for whom it has not seen yet.
+    tokio::time::sleep(GRACE).await;
     let reader = Client::connect(cluster.client_file().unwrap().config().unwrap()).await.unwrap();
     Running { cluster, writer, reader, _dir: dir }
 }
