@@ -106,7 +106,7 @@ pub struct Mount {
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Threads that take requests from the kernel.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 8)]
     pub threads: usize,
     /// KiB that are read ahead in a file that is read in sequence.
     #[arg(long, value_name = "KIB", default_value_t = 8192)]

@@ -113,6 +113,11 @@ fn now() -> Time {
 /// Asks for a descriptor; the connection stays.
 fn ask(cluster: ClusterId, store: StoreId, wanted: Wanted) -> io::Result<(File, UnixStream)> {
     let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(socket_name(cluster, store))?)?;
+    // Anybody can listen under a name; what comes from another user is not a store's word.
+    let server = rustix::net::sockopt::socket_peercred(&stream)?.uid;
+    if !server.is_root() && server != rustix::process::geteuid() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user listens there"));
+    }
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     stream.write_all(&wanted.encode())?;
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -348,21 +353,24 @@ impl Local {
     }
 
     fn store(&self, cluster: ClusterId, id: StoreId) -> Option<Arc<Store>> {
-        let mut stores = self.stores.lock().expect("never poisoned");
-        match stores.get(&id) {
-            Some(Neighbour::Here(store)) => return Some(store.clone()),
-            Some(Neighbour::Away(until)) if Instant::now() < *until => return None,
-            _ => {}
+        let stores = || self.stores.lock().expect("never poisoned");
+        {
+            let mut stores = stores();
+            match stores.get(&id) {
+                Some(Neighbour::Here(store)) => return Some(store.clone()),
+                Some(Neighbour::Away(until)) if Instant::now() < *until => return None,
+                // One that stands still answers late: nobody else waits for it meanwhile.
+                _ => drop(stores.insert(id, Neighbour::Away(Instant::now() + AWAY))),
+            }
         }
         match Store::connect(cluster, id) {
             Ok(store) => {
                 let store = Arc::new(store);
-                stores.insert(id, Neighbour::Here(store.clone()));
+                stores().insert(id, Neighbour::Here(store.clone()));
                 Some(store)
             }
             Err(error) => {
                 tracing::debug!(%error, store = %id, "not read on this machine");
-                stores.insert(id, Neighbour::Away(Instant::now() + AWAY));
                 None
             }
         }

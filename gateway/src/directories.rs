@@ -22,6 +22,8 @@ struct State {
     known: HashMap<FileId, Known>,
     /// Rises with each question and each change.
     moment: u64,
+    /// When all was forgotten last, changes among it.
+    cleared: u64,
 }
 
 #[derive(Default)]
@@ -58,6 +60,7 @@ impl Directories {
         self.with(|state| {
             if state.known.len() >= DIRECTORIES_MAX {
                 state.known.clear();
+                state.cleared = state.moment;
             }
             state.known.entry(directory).or_default();
             Asked { moment: state.moment, at: now }
@@ -67,7 +70,9 @@ impl Directories {
     /// This is what they say. It counts unless the directory was changed here since they were asked.
     pub fn told(&self, directory: FileId, asked: Asked, attr: &Attr) {
         self.with(|state| {
-            if let Some(known) = state.known.get_mut(&directory).filter(|k| k.changed < asked.moment) {
+            let since = state.cleared;
+            let unchanged = |known: &&mut Known| known.changed.max(since) < asked.moment;
+            if let Some(known) = state.known.get_mut(&directory).filter(unchanged) {
                 known.attr = Some((attr.clone(), asked.at));
             }
         });
@@ -162,6 +167,7 @@ mod tests {
             all.asked(FileId(1000 + n), now);
         }
         assert!(all.0.lock().unwrap().known.len() <= DIRECTORIES_MAX);
+        all.asked(DIR, now);
         all.told(DIR, asked, &attr(0o755, 100));
         assert!(all.attr(DIR, now).is_none(), "changes since may have been forgotten");
     }
