@@ -2,6 +2,7 @@
 //! mount. What all that takes of the servers' memory, and of the mount's, is bounded.
 
 use super::load::fill;
+use super::many::make_files;
 use super::mounted::Mount;
 use super::outcome::Outcome;
 use crate::cluster::{Cluster, Spec};
@@ -12,12 +13,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Chunks, of one small file each, and who makes them.
+/// Chunks, of one small file each.
 const CHUNKS: u64 = 100_000;
-const MAKERS: u64 = 64;
 /// Clients, each with connections of its own, that append records to a file each.
 const CLIENTS: u64 = 1000;
 /// Files that are open on a mount at a time.
@@ -83,29 +83,10 @@ async fn directories(client: &Client, kind: &str, files: u64) -> anyhow::Result<
     Ok(())
 }
 
-async fn make(client: Client, next: Arc<AtomicU64>) -> anyhow::Result<()> {
+fn small_file(n: u64) -> (Vec<u8>, Vec<u8>) {
     let mut bytes = vec![];
-    loop {
-        let n = next.fetch_add(1, Ordering::Relaxed);
-        if n >= CHUNKS {
-            return Ok(());
-        }
-        bytes.clear();
-        fill(&mut bytes, n, SMALL_BYTES);
-        client.create_with(path("chunk", n).as_bytes(), &bytes).await?;
-    }
-}
-
-async fn make_all(config: &Config) -> anyhow::Result<()> {
-    let next = Arc::new(AtomicU64::new(0));
-    let mut makers = vec![];
-    for _ in 0..MAKERS {
-        makers.push(tokio::spawn(make(Client::connect(config.clone()).await?, next.clone())));
-    }
-    for maker in makers {
-        maker.await??;
-    }
-    Ok(())
+    fill(&mut bytes, n, SMALL_BYTES);
+    (path("chunk", n).into_bytes(), bytes)
 }
 
 /// One client appends until told to stop, and reads back what it wrote: how many records.
@@ -184,7 +165,7 @@ pub(super) async fn run(
     let client = cluster.healthy().await?;
     let config = cluster.client_file()?.config()?;
     directories(&client, "chunk", CHUNKS).await?;
-    make_all(&config).await?;
+    make_files(&config, CHUNKS, small_file).await?;
     outcome.count("chunks made, with three replicas each", CHUNKS);
     for _ in 0..repeats {
         directories(&client, "appended", CLIENTS).await?;

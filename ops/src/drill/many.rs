@@ -32,14 +32,31 @@ fn bytes(n: u64) -> Vec<u8> {
     bytes
 }
 
-async fn make(client: Client, next: Arc<AtomicU64>) -> anyhow::Result<()> {
-    loop {
-        let n = next.fetch_add(1, Ordering::Relaxed);
-        if n >= FILES {
-            return Ok(());
-        }
-        client.create_with(&path(n), &bytes(n)).await?;
+/// Makes small files, many at a time: `what` gives a file's path and its bytes.
+pub(super) async fn make_files(
+    config: &Config,
+    files: u64,
+    what: fn(u64) -> (Vec<u8>, Vec<u8>),
+) -> anyhow::Result<()> {
+    let next = Arc::new(AtomicU64::new(0));
+    let mut makers = vec![];
+    for _ in 0..MAKERS {
+        let (client, next) = (Client::connect(config.clone()).await?, next.clone());
+        makers.push(tokio::spawn(async move {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= files {
+                    return anyhow::Ok(());
+                }
+                let (path, bytes) = what(n);
+                client.create_with(&path, &bytes).await?;
+            }
+        }));
     }
+    for maker in makers {
+        maker.await??;
+    }
+    Ok(())
 }
 
 /// Creates, one after another, until told to stop: the longest wait.
@@ -75,7 +92,7 @@ pub(super) async fn run(
     }
     let memory = memory_of(&cluster)?;
     let began = Instant::now();
-    fill(cluster.client_file()?.config()?).await?;
+    make_files(&cluster.client_file()?.config()?, FILES, |n| (path(n), bytes(n))).await?;
     let took = began.elapsed().as_secs_f64();
     outcome.count("chunks made, with three replicas each", FILES);
     outcome.notes.push(format!("{:.0} files of {FILE_BYTES} bytes made a second", FILES as f64 / took));
@@ -87,18 +104,6 @@ pub(super) async fn run(
         one(&mut cluster, round, outcome).await?;
     }
     cluster.stop()
-}
-
-async fn fill(config: Config) -> anyhow::Result<()> {
-    let next = Arc::new(AtomicU64::new(0));
-    let mut makers = vec![];
-    for _ in 0..MAKERS {
-        makers.push(tokio::spawn(make(Client::connect(config.clone()).await?, next.clone())));
-    }
-    for maker in makers {
-        maker.await??;
-    }
-    Ok(())
 }
 
 fn memory_of(cluster: &Cluster) -> anyhow::Result<Vec<(String, u64)>> {
