@@ -8,6 +8,7 @@
 
 mod absent;
 mod attr;
+mod begin;
 mod directories;
 mod errno;
 mod handles;
@@ -16,6 +17,7 @@ mod shown;
 
 use absent::{Absent, Missed};
 use attr::{file_attr, file_type, kind_of, nanos};
+use begin::begin;
 use bytes::Bytes;
 use client::{
     Attr, Changes, Client, Error, FileKind, Gathered, Known, Moment, OpenFile, Owner, Seen, SetTime,
@@ -512,9 +514,9 @@ impl Shared {
 }
 
 impl Gateway {
-    /// Carries something out beside the thread that takes requests.
+    /// Carries something out; what it has to wait for does not hold up the thread that takes requests.
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, f: impl FnOnce(Arc<Shared>) -> F) {
-        self.runtime.spawn(f(self.shared.clone()));
+        begin(&self.runtime, f(self.shared.clone()));
     }
 
     fn entry<F>(&self, reply: ReplyEntry, f: impl FnOnce(Arc<Shared>) -> F)

@@ -1,14 +1,14 @@
 //! The calling side: one connection, many requests at a time.
 
 use crate::{Frame, Patience, Progress, ReadFrame, read_frame};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use common::wire::frame::Kind;
 use common::wire::{self, Caller, Hello, HelloOk, Message};
 use common::{ClusterId, Code, Refusal};
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -60,9 +60,42 @@ pub enum NetError {
 /// The payload of a frame, in parts.
 pub type Payload = Vec<Bytes>;
 /// Header and body of a frame, and its payload.
-type Queued = (Vec<u8>, Payload);
+type Queued = (Bytes, Payload);
 /// Requests without an answer: who waits for it, and what has moved when it comes, even if nobody waits any more.
 type Pending = Mutex<Option<HashMap<u64, (oneshot::Sender<Frame>, Option<Progress>)>>>;
+
+/// The writing half of a connection, and what of a frame is yet to be written before any other.
+struct Out {
+    write: BufWriter<OwnedWriteHalf>,
+    rest: Option<Queued>,
+}
+
+impl Out {
+    /// Writes as much of a frame as the socket takes at once. Whether that was anything.
+    fn begin(&mut self, (mut head, mut payload): Queued) -> Result<(), Queued> {
+        let parts: Vec<IoSlice> =
+            std::iter::once(&head).chain(&payload).map(|part| IoSlice::new(part)).collect();
+        let Ok(mut written) = self.write.get_ref().try_write_vectored(&parts) else {
+            return Err((head, payload));
+        };
+        for part in std::iter::once(&mut head).chain(&mut payload) {
+            let n = written.min(part.len());
+            part.advance(n);
+            written -= n;
+        }
+        payload.retain(|part| !part.is_empty());
+        self.rest = (!head.is_empty() || !payload.is_empty()).then_some((head, payload));
+        Ok(())
+    }
+
+    async fn put(&mut self, (head, payload): Queued) -> io::Result<()> {
+        self.write.write_all(&head).await?;
+        for part in payload {
+            self.write.write_all(&part).await?;
+        }
+        Ok(())
+    }
+}
 
 struct Shared {
     addr: String,
@@ -75,6 +108,9 @@ struct Shared {
     snapshot: Arc<AtomicU64>,
     /// When bytes last came.
     heard: Progress,
+    out: tokio::sync::Mutex<Out>,
+    /// Frames in the queue, or out of it and not yet on the socket: nothing goes past them.
+    queued: AtomicUsize,
 }
 
 /// The reading half of a connection; says when bytes come.
@@ -174,10 +210,15 @@ impl Conn {
             last_refusal: Mutex::new(None),
             snapshot,
             heard,
+            out: tokio::sync::Mutex::new(Out {
+                write: BufWriter::with_capacity(BUFFER_BYTES, write),
+                rest: None,
+            }),
+            queued: AtomicUsize::new(0),
         });
         let (queue, rest) = mpsc::channel(QUEUE_FRAMES);
         let reader = tokio::spawn(read_loop(read, shared.clone()));
-        tokio::spawn(write_loop(write, rest, shared.clone(), reader));
+        tokio::spawn(write_loop(rest, shared.clone(), reader));
         Ok(Conn { shared, queue })
     }
 
@@ -249,7 +290,7 @@ impl Conn {
     ) -> Result<oneshot::Receiver<Frame>, NetError> {
         let slot = self.queue.reserve().await.map_err(|_| self.closed())?;
         let (answer, frame) = self.prepare(message, epoch, payload, progress)?;
-        slot.send(frame);
+        self.put(slot, frame);
         Ok(answer)
     }
 
@@ -264,8 +305,27 @@ impl Conn {
             return Ok(None);
         };
         let (answer, frame) = self.prepare(message, epoch, payload, None)?;
-        slot.send(frame);
+        self.put(slot, frame);
         Ok(Some(answer))
+    }
+
+    /// Has a frame written. A task leaves that to the connection's, which writes what many have together; a thread
+    /// that is no task's would have to wake one for it, and writes by itself if nothing is before it.
+    fn put(&self, slot: mpsc::Permit<Queued>, mut frame: Queued) {
+        if tokio::task::try_id().is_none()
+            && let Ok(mut out) = self.shared.out.try_lock()
+            && self.shared.queued.load(Ordering::Acquire) == 0
+            && out.rest.is_none()
+        {
+            match out.begin(frame) {
+                Ok(()) if out.rest.is_none() => return,
+                // The connection's task writes the rest first, then this, which is nothing.
+                Ok(()) => frame = Queued::default(),
+                Err(unsent) => frame = unsent,
+            }
+        }
+        self.shared.queued.fetch_add(1, Ordering::AcqRel);
+        slot.send(frame);
     }
 
     fn prepare<M: Message>(
@@ -283,7 +343,8 @@ impl Conn {
         };
         let len = payload.iter().map(|p| p.len()).sum();
         let frame = wire::frame(self.shared.cluster, request, epoch, message, len);
-        Ok((rx, (wire::stamp(frame, self.shared.snapshot.load(Ordering::Acquire)), payload)))
+        let head = wire::stamp(frame, self.shared.snapshot.load(Ordering::Acquire));
+        Ok((rx, (head.into(), payload)))
     }
 
     /// Waits for an answer and decodes it.
@@ -362,26 +423,123 @@ async fn read_loop(mut read: BufReader<Hearing>, shared: Arc<Shared>) {
 }
 
 async fn write_loop(
-    write: OwnedWriteHalf,
     mut queue: mpsc::Receiver<Queued>,
     shared: Arc<Shared>,
     reader: tokio::task::JoinHandle<()>,
 ) {
-    let mut write = BufWriter::with_capacity(BUFFER_BYTES, write);
-    while let Some((head, payload)) = queue.recv().await {
-        let mut done = write.write_all(&head).await;
-        for part in payload {
-            if done.is_ok() {
-                done = write.write_all(&part).await;
-            }
-        }
-        if done.is_ok() && queue.is_empty() {
-            done = write.flush().await;
-        }
+    while let Some(first) = queue.recv().await {
+        let mut out = shared.out.lock().await;
+        let done = write_queued(&mut out, first, &mut queue, &shared.queued).await;
         if done.is_err() || shared.pending.lock().expect("never poisoned").is_none() {
             break;
         }
     }
     reader.abort();
     shared.pending.lock().expect("never poisoned").take();
+    // The other side hears of it though others still know of this connection; if it is gone, it need not.
+    let _ = shared.out.lock().await.write.get_mut().shutdown().await;
+}
+
+/// Writes all that is queued.
+async fn write_queued(
+    out: &mut Out,
+    first: Queued,
+    queue: &mut mpsc::Receiver<Queued>,
+    queued: &AtomicUsize,
+) -> io::Result<()> {
+    if let Some(rest) = out.rest.take() {
+        out.put(rest).await?;
+    }
+    let mut next = Some(first);
+    let mut written = 0;
+    while let Some(frame) = next {
+        out.put(frame).await?;
+        written += 1;
+        next = queue.try_recv().ok();
+    }
+    out.write.flush().await?;
+    queued.fetch_sub(written, Ordering::AcqRel);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::ChunkHandle;
+    use common::limits::PIECE_BYTES_MAX;
+    use common::wire::client_chunk::ClientChunk;
+    use std::ops::Range;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+    /// Threads and tasks that send, and how many frames each.
+    const SENDERS: u64 = 3;
+    const FRAMES: u64 = 3000;
+    /// Of these, those that one thread sends at first.
+    const ALONE: u64 = 400;
+
+    /// What a sender sends as its n-th frame: of few bytes mostly, sometimes of more than a socket takes at once.
+    fn content(sender: u64, n: u64) -> Vec<u8> {
+        let len = if n % 4 == 1 { PIECE_BYTES_MAX } else { 24 + n as usize % 100 };
+        let mut bytes = [sender.to_le_bytes(), n.to_le_bytes()].concat();
+        bytes.resize(len, (sender * 31 + n) as u8);
+        bytes
+    }
+
+    /// Threads write by themselves, tasks leave it to the connection's task: frames stay whole, and those of one
+    /// sender in order, also where the socket takes only a part.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn frames_stay_whole_and_in_order_whoever_writes_them() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("an address").to_string();
+        let (read, may_read) = oneshot::channel();
+        let other_side = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let mut stream = BufReader::new(stream);
+            let ReadFrame::Frame(_) = read_frame(&mut stream).await else { panic!("no greeting") };
+            let hello = HelloOk { cluster: ClusterId(7), version: 0 };
+            let greeting = wire::frame(ClusterId(7), 0, 0, &hello, 0);
+            stream.get_mut().write_all(&greeting).await.expect("it is written");
+            may_read.await.expect("it is told");
+            let mut next = [0; 2 * SENDERS as usize];
+            for _ in 0..2 * SENDERS * FRAMES {
+                let ReadFrame::Frame(frame) = read_frame(&mut stream).await else { panic!("no frame") };
+                let sender = u64::from_le_bytes(frame.payload[..8].try_into().expect("8 bytes"));
+                let n = next[sender as usize];
+                next[sender as usize] += 1;
+                assert!(frame.payload[..] == content(sender, n)[..], "frame {n} of sender {sender}");
+            }
+            assert_eq!(stream.read(&mut [0]).await.expect("it is closed in order"), 0);
+        });
+        let conn = Conn::dial(&addr, Caller::Client, ClusterId(7), LIMIT).await.expect("it answers");
+        async fn send(conn: Conn, sender: u64, which: Range<u64>) {
+            for n in which {
+                let payload = content(sender, n);
+                let (a, b) = payload.split_at(10);
+                let payload = vec![Bytes::copy_from_slice(a), Bytes::copy_from_slice(b)];
+                let question = ClientChunk::Read { handle: ChunkHandle(n), offset: 0, len: 0, stale: false };
+                conn.send(&question, 0, payload).await.expect("it is sent");
+            }
+        }
+        // At first one thread alone, until the socket is full.
+        let runtime = tokio::runtime::Handle::current();
+        let (alone, first) = (conn.clone(), runtime.clone());
+        std::thread::spawn(move || first.block_on(send(alone, 0, 0..ALONE)))
+            .join()
+            .expect("it does not panic");
+        assert_ne!(conn.shared.queued.load(Ordering::Acquire), 0, "the socket has taken everything");
+        read.send(()).expect("it waits");
+        let mut threads = vec![];
+        for sender in 0..SENDERS {
+            let which = if sender == 0 { ALONE..FRAMES } else { 0..FRAMES };
+            let (conn, task, runtime) = (conn.clone(), conn.clone(), runtime.clone());
+            let thread = which.clone();
+            threads.push(std::thread::spawn(move || runtime.block_on(send(conn, sender, thread))));
+            tokio::spawn(send(task, SENDERS + sender, 0..FRAMES));
+        }
+        drop(conn);
+        tokio::time::timeout(LIMIT, other_side).await.expect("in time").expect("it does not panic");
+        threads.into_iter().for_each(|thread| thread.join().expect("it does not panic"));
+    }
 }
