@@ -1,6 +1,7 @@
 //! What a master does as leader: proposes entries with stamps, answers reads after a ReadIndex
 //! round, counts the sessions of stores.
 
+use crate::groups::Groups;
 use crate::raft::network::Acknowledged;
 use crate::raft::state_machine::Shared;
 use crate::raft::{Logged, Raft, TypeConfig};
@@ -13,6 +14,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{BasicNode, ReadPolicy, ServerState};
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -30,8 +32,6 @@ pub struct NotHere {
 /// An acknowledgement by a quorum that is not older stands for a round: half of the followers' lease, whatever
 /// their clocks do.
 const READ_LEASE_MS: u64 = ELECTION_MS_MAX / 2;
-/// Most commands that go into the log together.
-const GROUP_MAX: usize = 512;
 /// Commands that wait for their group; more wait with who brings them.
 const PROPOSALS_MAX: usize = 4096;
 /// A proposal or a round that takes longer has no quorum.
@@ -82,7 +82,12 @@ struct Proposal {
 
 impl Leader {
     /// Starts the tasks that run ReadIndex rounds and put commands into the log.
-    pub fn start(raft: Raft, state: Shared, acknowledged: Arc<Acknowledged>, time_scale: u64) -> Arc<Leader> {
+    pub fn start(
+        raft: Raft,
+        state: Shared,
+        acknowledged: Arc<Acknowledged>,
+        time_scale: u64,
+    ) -> io::Result<Arc<Leader>> {
         let (proposals, queue) = mpsc::channel(PROPOSALS_MAX);
         let leader = Arc::new(Leader {
             raft,
@@ -98,8 +103,8 @@ impl Leader {
             offered: AtomicU64::new(0),
         });
         tokio::spawn(leader.clone().rounds());
-        tokio::spawn(leader.clone().groups(queue));
-        leader
+        tokio::spawn(leader.clone().groups(Groups::new(queue)?));
+        Ok(leader)
     }
 
     /// Whether no other master can lead now, and all that was acknowledged is in the state: a quorum has just followed
@@ -169,19 +174,16 @@ impl Leader {
         done.ok().flatten().unwrap_or(Err(NotHere { code: Code::Unavailable, leader: None }))
     }
 
-    /// Puts what is proposed into the log, in groups: what comes while one is under way goes together. One
-    /// entry costs each master a few messages, a write and several wake-ups; so does a group.
-    async fn groups(self: Arc<Self>, mut queue: mpsc::Receiver<Proposal>) {
-        let mut group = vec![];
-        while queue.recv_many(&mut group, GROUP_MAX).await > 0 {
-            // Requests that have arrived already get here before it goes.
-            tokio::task::yield_now().await;
-            while group.len() < GROUP_MAX
-                && let Ok(more) = queue.try_recv()
-            {
-                group.push(more);
+    /// Puts what is proposed into the log.
+    async fn groups(self: Arc<Self>, mut groups: Groups<Proposal>) {
+        loop {
+            let group = groups.next().await;
+            let len = group.len();
+            if len == 0 {
+                break;
             }
-            self.commit(std::mem::take(&mut group)).await;
+            self.commit(group).await;
+            groups.done(len);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The master: metadata in `master_core::Metadata`, replicated by Raft; never in the data path.
 
 pub mod config;
+mod groups;
 mod leader;
 pub mod raft;
 mod repair;
@@ -44,7 +45,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let network = Network { id: config.id, cluster, acknowledged: acknowledged.clone() };
     let raft =
         openraft::Raft::new(config.id, raft::config(config.time_scale), network, log, state_machine).await?;
-    let leader = leader::Leader::start(raft.clone(), state, acknowledged, config.time_scale);
+    let leader = leader::Leader::start(raft.clone(), state, acknowledged, config.time_scale)?;
     let rpc = Arc::new(rpc::Rpc {
         leader: leader.clone(),
         id: config.id,
