@@ -11,7 +11,9 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 /// Buffers of one piece that a thread keeps for reuse.
-const POOLED_MAX: usize = 256;
+const POOLED_MAX: usize = 128;
+/// Who needs more than this gets such a buffer.
+const POOLED_FROM: usize = PIECE_BYTES_MAX / 4 * 3;
 
 thread_local! {
     static POOL: RefCell<Vec<AlignedBuf>> = const { RefCell::new(vec![]) };
@@ -32,7 +34,7 @@ impl AlignedBuf {
     /// At least `len` bytes; whole blocks. Recycled where possible: the content is arbitrary.
     pub fn new(len: usize) -> AlignedBuf {
         let capacity = len.max(1).next_multiple_of(BLOCK_BYTES);
-        if capacity <= PIECE_BYTES_MAX && capacity > PIECE_BYTES_MAX / 8 {
+        if capacity <= PIECE_BYTES_MAX && capacity > POOLED_FROM {
             if let Some(buf) = POOL.with_borrow_mut(|pool| pool.pop()) {
                 return buf;
             }

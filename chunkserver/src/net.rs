@@ -5,14 +5,16 @@ use crate::shard::Shard;
 use crate::sock::Sock;
 use bytes::Bytes;
 use chunkserver_core::io::Input;
-use common::limits::CONN_QUEUE_BYTES_MAX;
+use common::limits::{CONN_ANSWERS_BYTES_MAX, CONN_QUEUE_BYTES_MAX};
 use common::wire::chunk_chunk::Peer;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
 use common::wire::{self, Caller, Hello, HelloOk};
 use common::{Code, Epoch, Refusal};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Bytes that are received at once where small messages are expected.
@@ -24,6 +26,9 @@ const LARGE_READ: usize = 4096;
 const BUFFER: (usize, usize) = (2 * LARGE_READ, SMALL_READ + LARGE_READ);
 /// A frame with more payload than this is a large one.
 const LARGE_PAYLOAD: usize = 16 * 1024;
+const _: () = assert!(LARGE_PAYLOAD <= SMALL_READ);
+/// A read that takes longer does not count any more: nobody waits for it.
+const READ_MAX: Duration = Duration::from_secs(10);
 /// A caller greets within this time, in milliseconds.
 const HELLO_MS: u64 = 5000;
 
@@ -100,21 +105,30 @@ impl Reader {
     }
 
     async fn take(&mut self, n: usize) -> Option<Vec<u8>> {
-        if n <= SMALL_READ {
-            if !self.fill(n).await {
-                return None;
-            }
-            let bytes = self.buf[self.from..self.from + n].to_vec();
-            self.from += n;
-            return Some(bytes);
+        if n > SMALL_READ {
+            return Some(self.payload(n).await?.to_vec());
         }
-        Some(self.payload(n).await?.to_vec())
+        self.few(n).await
     }
 
-    /// Payload goes into a buffer of its own, aligned for the disk.
+    /// So few bytes that the buffer has room for them.
+    async fn few(&mut self, n: usize) -> Option<Vec<u8>> {
+        if !self.fill(n).await {
+            return None;
+        }
+        let bytes = self.buf[self.from..self.from + n].to_vec();
+        self.from += n;
+        Some(bytes)
+    }
+
+    /// A large payload goes into a buffer of its own, aligned for the disk. A small one may be in memory for long, until
+    /// the next checkpoint, and takes no more there than it has.
     async fn payload(&mut self, len: usize) -> Option<Bytes> {
         if len == 0 {
             return Some(Bytes::new());
+        }
+        if len <= LARGE_PAYLOAD {
+            return self.few(len).await.map(Bytes::from);
         }
         let mut payload = AlignedBuf::new(len);
         let here = (self.to - self.from).min(len);
@@ -138,7 +152,12 @@ impl Reader {
 pub struct Queue {
     parts: RefCell<Vec<Bytes>>,
     bytes: Cell<usize>,
+    /// Reads that are under way: their bytes, and when they began.
+    reads: RefCell<BTreeMap<u64, (usize, Instant)>>,
+    /// Bytes of them in all.
+    reading: Cell<usize>,
     wake: Notify,
+    fewer: Notify,
     closed: Cell<bool>,
 }
 
@@ -163,6 +182,31 @@ impl Queue {
     pub fn close(&self) {
         self.closed.set(true);
         self.wake.notify_one();
+        self.fewer.notify_one();
+    }
+
+    /// So many bytes will be read for a request.
+    fn reads(&self, request: u64, bytes: usize) {
+        let before = self.reads.borrow_mut().insert(request, (bytes, Instant::now()));
+        self.reading.set(self.reading.get() + bytes - before.map_or(0, |(bytes, _)| bytes));
+    }
+
+    /// A request is answered.
+    pub fn answered(&self, request: u64) {
+        if let Some((bytes, _)) = self.reads.borrow_mut().remove(&request) {
+            self.reading.set(self.reading.get() - bytes);
+            self.fewer.notify_one();
+        }
+    }
+
+    /// Waits until few bytes are read for the other side, or wait for it to take them.
+    async fn taken(&self) {
+        while self.bytes.get() + self.reading.get() > CONN_ANSWERS_BYTES_MAX && !self.closed.get() {
+            if tokio::time::timeout(READ_MAX, self.fewer.notified()).await.is_err() {
+                self.reads.borrow_mut().retain(|_, (_, began)| began.elapsed() < READ_MAX);
+                self.reading.set(self.reads.borrow().values().map(|(bytes, _)| bytes).sum());
+            }
+        }
     }
 
     /// Whether the connection is given up.
@@ -184,11 +228,12 @@ impl Queue {
             let bytes: usize = parts.iter().map(|p| p.len()).sum();
             let done = sock.send_all(gather(parts)).await;
             self.bytes.set(self.bytes.get() - bytes);
+            self.fewer.notify_one();
             if done.is_err() {
                 break;
             }
         }
-        self.closed.set(true);
+        self.close();
         sock.close();
     }
 }
@@ -299,6 +344,9 @@ async fn frames(
                 let Header { request, epoch, snapshot, .. } = frame.header;
                 match verify_client(&msg, &frame.payload) {
                     Ok(()) => {
+                        if let ClientChunk::Read { len, .. } = msg {
+                            queue.reads(request, len as usize);
+                        }
                         let epoch = Epoch(epoch);
                         shard.feed(Input::Client { conn, request, epoch, snapshot, msg, data: frame.payload })
                     }
@@ -307,6 +355,7 @@ async fn frames(
                         queue.push(wire::frame(shard.cluster, request, 0, &refused, 0), vec![]);
                     }
                 }
+                queue.taken().await;
             }
             _ => return Err(Code::Unexpected),
         }

@@ -14,6 +14,13 @@ use std::time::{Duration, Instant};
 
 /// The locks of a dead process are free once its last write has landed.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
+/// What the worker's allocator may keep. By itself glibc keeps twice the largest piece that was ever given back, here 32 MiB,
+/// and asks for more a page at a time.
+const ALLOCATOR: [(&str, &str); 3] = [
+    ("MALLOC_MMAP_THRESHOLD_", "1048576"),
+    ("MALLOC_TRIM_THRESHOLD_", "8388608"),
+    ("MALLOC_TOP_PAD_", "1048576"),
+];
 /// The report is given up after this; the session ends by itself meanwhile.
 const REPORT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -41,6 +48,9 @@ pub fn end_on_broken_pipe() {
 /// Runs `worker` and reports its end. Must be called on the main thread: the worker's life hangs
 /// on the thread that starts it.
 pub fn run(config: &Config, mut worker: Command) -> anyhow::Result<ExitStatus> {
+    for (name, bytes) in ALLOCATOR.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()) {
+        worker.env(name, bytes);
+    }
     let mut child = worker.spawn()?;
     let pid = child.id() as i32;
     // Signals to the parent go on to the worker, which stops by itself.

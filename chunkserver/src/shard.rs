@@ -286,6 +286,7 @@ impl Shard {
                 // A client that is gone wants no answer.
                 if let Some(queue) = self.conns.borrow().get(&conn) {
                     let len = data.iter().map(|d| d.len()).sum();
+                    queue.answered(request);
                     queue.push(self.frame(request, &msg, len), data);
                 }
             }

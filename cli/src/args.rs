@@ -114,6 +114,9 @@ pub struct Mount {
     /// Read over the network, also from servers on this machine, whose files are read directly else.
     #[arg(long)]
     pub no_local_reads: bool,
+    /// End when the process with this id, the parent, ends.
+    #[arg(long, hide = true)]
+    pub die_with_parent: Option<u32>,
     /// What tables of mounts show as its source.
     #[arg(long, default_value = "cairn", hide = true)]
     pub source: String,

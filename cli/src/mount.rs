@@ -17,6 +17,9 @@ const FOR_OTHERS: [&str; 8] = ["", "defaults", "auto", "noauto", "user", "nouser
 
 /// Mounts, and serves until it is unmounted or interrupted.
 pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
+    if let Some(parent) = args.die_with_parent {
+        chunkserver::parent::die_with_parent(parent);
+    }
     let point = clean(&args.point)?;
     if args.detach {
         return detach(&args, &point);

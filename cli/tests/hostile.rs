@@ -89,6 +89,73 @@ fn hostile_frames_do_no_harm_to_any_port() {
     assert!(!logs.contains("panicked"), "{logs}");
 }
 
+/// Who asks for much and takes no answer has few of them in the server's memory, and holds nobody else up.
+#[test]
+fn who_asks_and_does_not_listen_is_not_read_any_more() {
+    const CALLERS: u64 = 4;
+    const QUESTIONS: u64 = 4000;
+    const MIB: usize = 1024 * 1024;
+    /// For each of them: the bound, the batch that is on its way to the socket, and what is read when the bound is passed.
+    const GROWTH_KIB_MAX: u64 = CALLERS * 3 * limits::CONN_ANSWERS_BYTES_MAX as u64 / 1024;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let dir = tempfile::TempDir::new().unwrap();
+    let binary = Path::new(env!("CARGO_BIN_EXE_cairn"));
+    let mut servers = Cluster::open(&dir.path().join("c"), &Spec::small(1, 3), binary).unwrap();
+    servers.start_all().unwrap();
+    let client = runtime.block_on(servers.healthy()).unwrap();
+    let bytes: Vec<u8> = (0..MIB).map(|n| n as u8).collect();
+    runtime.block_on(client.create_with(b"/read", &bytes)).unwrap();
+    let file = runtime.block_on(client.lookup(b"/read")).unwrap().file;
+    let handle = runtime.block_on(client.layout(file)).unwrap().chunks()[0].config.handle;
+    let stores = runtime.block_on(client.stores()).unwrap();
+    let addr = stores[0].addr;
+    let cluster = ClusterId(u64::from_str_radix(&servers.client_file().unwrap().cluster, 16).unwrap());
+    let before: Vec<(u32, u64)> = pids(&servers).into_iter().map(|pid| (pid, resident(pid))).collect();
+    let grown = || before.iter().map(|(pid, before)| resident(*pid).saturating_sub(*before)).max().unwrap();
+    let len = limits::PIECE_BYTES_MAX as u32;
+    let ask = |_| {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut all = wire::frame(cluster, 0, 0, &Hello::new(Caller::Client), 0);
+        for n in 0..QUESTIONS {
+            all.extend(wire::frame(
+                cluster,
+                n + 1,
+                0,
+                &ClientChunk::Read { handle, offset: 0, len, stale: true },
+                0,
+            ));
+        }
+        // The server may have stopped reading before it is all sent.
+        let _ = stream.write_all(&all);
+        stream
+    };
+    let callers: Vec<TcpStream> = (0..CALLERS).map(ask).collect();
+    let began = std::time::Instant::now();
+    let mut most = 0;
+    while began.elapsed() < Duration::from_secs(2) {
+        let again = runtime.block_on(async { client.open(b"/read").await?.read_at(0, MIB as u64).await });
+        assert!(again.unwrap() == bytes, "others are answered meanwhile");
+        most = most.max(grown());
+    }
+    println!("a server grew by {most} KiB at most");
+    assert!(most < GROWTH_KIB_MAX);
+    // None of them was hung up on: who listens after all gets all answers.
+    for stream in callers {
+        stream.set_read_timeout(Some(ANSWER_LIMIT)).unwrap();
+        let mut answers = std::io::BufReader::with_capacity(MIB, stream);
+        let mut head = [0; HEADER_BYTES];
+        let mut last = 0;
+        while last < QUESTIONS {
+            answers.read_exact(&mut head).unwrap();
+            let header = Header::decode(&head).unwrap();
+            last = last.max(header.request);
+            let rest = u64::from(header.body_len) + u64::from(header.payload_len);
+            std::io::copy(&mut (&mut answers).take(rest), &mut std::io::sink()).unwrap();
+        }
+    }
+}
+
 struct Hostile {
     rng: StdRng,
     cluster: ClusterId,

@@ -66,6 +66,8 @@ pub const CHUNK_CLIENTS_MAX: usize = 64;
 pub const HELD_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// How long a piece is kept for its commit.
 pub const HELD_MS: u64 = 60_000;
+/// A client that has so many bytes of answers to take is asked nothing more until it has taken some.
+pub const CONN_ANSWERS_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Most payload bytes queued to one connection; more closes it.
 pub const CONN_QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Most connections of one data port.
@@ -113,6 +115,9 @@ pub const VOTE_MS: u64 = 300;
 pub const FIRST_COMMIT_MS: u64 = 300;
 /// A primary waits so long for a secondary before it reports it.
 pub const APPLY_TIMEOUT_MS: u64 = 500;
+/// And at most so long while that acknowledges writes of other chunks: it has much to do, and another in its place would
+/// have as much.
+pub const BUSY_TIMEOUT_MS: u64 = 2000;
 /// A store that is down for so long is not waited for any more: its chunks get other members.
 pub const DEAD_MS: u64 = 20_000;
 /// Longest maintenance of a server: a week, in milliseconds.

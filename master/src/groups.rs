@@ -117,7 +117,8 @@ mod tests {
     #[tokio::test]
     async fn a_group_waits_for_as_many_as_there_were() {
         let (send, mut groups) = groups();
-        (send.try_send(1).expect("room"), send.try_send(2).expect("room"));
+        send.try_send(1).expect("room");
+        send.try_send(2).expect("room");
         assert_eq!(next(&mut groups).await, [1, 2]);
         send.try_send(3).expect("room");
         groups.done(2);

@@ -209,9 +209,16 @@ pub async fn run(drill: &'static Drill, repeats: u32, dir: &Path, binary: &Path)
         std::fs::remove_dir_all(&home).with_context(|| format!("remove {}", home.display()))?;
         Ok(outcome)
     };
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let interrupted = async {
+        tokio::select! {
+            done = tokio::signal::ctrl_c() => drop(done),
+            _ = terminated.recv() => {}
+        }
+    };
     tokio::select! {
         done = course => done,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted; the drill's directory is left in {}", home.display()),
+        () = interrupted => bail!("interrupted; the drill's directory is left in {}", home.display()),
     }
 }
 

@@ -173,6 +173,8 @@ pub struct Node {
     /// Stores that cannot be reached, as far as is known: nobody waits for them before the masters are
     /// asked.
     pub(crate) lost: BTreeSet<StoreId>,
+    /// When stores last acknowledged a write that they had not before, of any chunk that this store leads.
+    pub(crate) moved: BTreeMap<StoreId, Time>,
     /// Chunks whose secondaries' durability must be told to their primary.
     pub(crate) acks: BTreeSet<ChunkHandle>,
     pub(crate) corrupt: u64,
@@ -227,6 +229,7 @@ impl Node {
             timers: Timers::default(),
             busy: BTreeSet::new(),
             lost: BTreeSet::new(),
+            moved: BTreeMap::new(),
             acks: BTreeSet::new(),
             corrupt: 0,
             learners: BTreeMap::new(),

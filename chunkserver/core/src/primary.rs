@@ -11,7 +11,9 @@ use crate::store::{Sort, Ticket};
 use crate::takeover::Phase;
 use crate::teacher::Joining;
 use crate::timers::Timer;
-use common::limits::{APPLY_TIMEOUT_MS, CHUNK_BYTES_MAX, CHUNK_WINDOW, INLINE_BYTES_MAX, WRITE_BYTES_MAX};
+use common::limits::{
+    APPLY_TIMEOUT_MS, BUSY_TIMEOUT_MS, CHUNK_BYTES_MAX, CHUNK_WINDOW, INLINE_BYTES_MAX, WRITE_BYTES_MAX,
+};
 use common::wire::chunk_chunk::{LogPoint, Origin, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::{ChunkConfig, Piece};
@@ -351,7 +353,10 @@ impl Node {
         let Some(lead) = chunk.lead.as_mut().filter(serving) else { return };
         if let Some(acked) = lead.acked.get_mut(&from) {
             lead.probed.remove(&from);
-            *acked = serial.min(last).max(*acked);
+            if serial.min(last) > *acked {
+                *acked = serial.min(last);
+                self.moved.insert(from, self.now);
+            }
             self.who_is_slow(handle, out);
             self.try_commit(handle, out);
         }
@@ -459,7 +464,12 @@ impl Node {
         let Some(lead) = &chunk.lead else { return };
         let moved =
             |m: &StoreId| lead.fetching.get(m).map_or(lead.progress, |(_, at)| lead.progress.max(*at));
-        let late_at = |m: &StoreId| moved(m) + Span::from_ms(APPLY_TIMEOUT_MS);
+        let late_at = |m: &StoreId| {
+            let (here, anywhere) = (moved(m), self.moved.get(m).copied().unwrap_or_default());
+            let busy_until =
+                (anywhere + Span::from_ms(APPLY_TIMEOUT_MS)).min(here + Span::from_ms(BUSY_TIMEOUT_MS));
+            busy_until.max(here + Span::from_ms(APPLY_TIMEOUT_MS))
+        };
         let overdue = |m: &StoreId| now >= late_at(m) || self.lost.contains(m);
         let last = chunk.state.last_point().1;
         let is_late = |m: &StoreId| match &lead.phase {

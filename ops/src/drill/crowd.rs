@@ -27,10 +27,10 @@ const SMALL_BYTES: usize = 256;
 const RECORD_BYTES: usize = 4096;
 /// Files of a directory.
 const DIRECTORY: u64 = 1000;
-/// What a mount may take of memory, and a chunkserver: a chunk takes about a kilobyte, and what was written in small
-/// pieces is in memory until the next checkpoint.
+/// What a mount may take of memory, and a chunkserver: what was written in small pieces is in memory until the next
+/// checkpoint, and a chunk takes half a kilobyte.
 const MOUNT_MAX: u64 = 256 << 20;
-const CHUNKSERVER_MAX: u64 = 384 << 20;
+const CHUNKSERVER_MAX: u64 = 256 << 20;
 /// Memory is looked at so often.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Clients append for so long, and so often each.

@@ -77,6 +77,7 @@ impl Mount {
         std::fs::create_dir(&point)?;
         let mut command = Command::new(binary);
         command.arg("--cluster").arg(cluster.dir()).arg("mount").arg(&point).stdout(Stdio::null());
+        command.arg("--die-with-parent").arg(std::process::id().to_string());
         let mut mount = Mount { process: command.spawn().context("start the mount")?, point };
         let began = Instant::now();
         while !mount.stands()? {
