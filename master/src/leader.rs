@@ -50,6 +50,8 @@ struct Sessions {
     snapshots: BTreeMap<StoreId, (SessionId, u64)>,
     /// What primaries complain of.
     suspicion: Suspicion,
+    /// When the log was last told that a store is doubted, or is not.
+    told: BTreeMap<(StoreId, bool), Instant>,
 }
 
 /// The leader's side of a master.
@@ -350,11 +352,17 @@ impl Leader {
             let state = self.state.read().expect("never poisoned");
             state.store(store).is_some_and(|s| s.doubted != doubted)
         };
-        if differs {
-            // Without a quorum nothing is decided; the next complaint tries again.
+        // Complaints come from many chunks at a time, and it takes a while until the log says so.
+        let is_news = differs && {
+            let mut sessions = self.sessions.lock().expect("never poisoned");
+            let before = sessions.told.insert((store, doubted), Instant::now());
+            before.is_none_or(|before| before.elapsed() > QUORUM_LIMIT)
+        };
+        if is_news {
+            // Without a quorum nothing is decided; a later complaint tries again.
             let _ = self.propose(Command::Doubt { store, doubted }, None).await;
         }
-        differs
+        is_news
     }
 }
 

@@ -181,7 +181,7 @@ impl Node {
             }
             return;
         }
-        let queue_full = self.store.log.queue_bytes() > crate::store::log::QUEUE_BYTES_MAX;
+        let no_room = self.store.log.admits_no_more();
         let chunk = self.chunks.get_mut(&handle).expect("led");
         let lead = chunk.lead.as_mut().expect("led");
         if chunk.state.tail.iter().any(|r| r.op.request == request) && !Mutant::NoDedupInTail.on() {
@@ -205,7 +205,7 @@ impl Node {
             (Some(_), None) => Some(Code::Sealed),
             (Some(sealed), Some(_)) if end > sealed => Some(Code::BeyondEnd),
             _ if end > CHUNK_BYTES_MAX => Some(Code::ChunkFull),
-            _ if chunk.state.tail.len() >= CHUNK_WINDOW || queue_full => Some(Code::Busy),
+            _ if chunk.state.tail.len() >= CHUNK_WINDOW || no_room => Some(Code::Busy),
             _ => None,
         };
         if let Some(code) = refused {

@@ -91,6 +91,13 @@ impl<T> Log<T> {
         self.head - self.tail
     }
 
+    /// Whether a primary should admit no more writes: too much waits already, or checkpoints do not keep up. The other half
+    /// of the ring is for what other primaries have admitted; while it lasts, nobody waits for this store until a
+    /// checkpoint is done, and takes it for dead.
+    pub fn admits_no_more(&self) -> bool {
+        self.queue_bytes > QUEUE_BYTES_MAX || self.used() > self.capacity() / 2
+    }
+
     /// Bytes of the ring.
     pub fn capacity(&self) -> u64 {
         self.segment_bytes * self.segments
