@@ -3,22 +3,22 @@
 use bytes::Bytes;
 use chunkserver_core::Node;
 use chunkserver_core::io::{Ask, Input, Output};
+use common::limits::{APPLY_TIMEOUT_MS, BUSY_TIMEOUT_MS};
 use common::wire::chunk_chunk::Peer;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::{ChunkConfig, Piece};
 use common::*;
 use sim::world::{empty_disk, open, small_store};
 
-const CHUNK: ChunkHandle = ChunkHandle(1);
 const MEMBERS: [StoreId; 2] = [StoreId(2), StoreId(3)];
 /// Simulated time of a test.
 const SPAN_MS: u64 = 3000;
 /// How often masters that refused are asked again, in milliseconds; as in the primary.
 const AGAIN_MS: u64 = 100;
 
-fn write(seq: u64) -> Input {
+fn write(seq: u64, handle: ChunkHandle) -> Input {
     let config = ChunkConfig {
-        handle: CHUNK,
+        handle,
         epoch: Epoch::first(0),
         primary: StoreId(1),
         members: [StoreId(1)].into_iter().chain(MEMBERS).collect(),
@@ -29,7 +29,7 @@ fn write(seq: u64) -> Input {
     let msg = ClientChunk::Write {
         request: RequestId { client: ClientId(9), seq },
         lowest: 1,
-        handle: CHUNK,
+        handle,
         offset: None,
         len: data.len() as u32,
         inline: Some(Piece::of(&data)),
@@ -41,7 +41,17 @@ fn write(seq: u64) -> Input {
 /// Runs a primary, to whom so many writes come, one every 30 ms, beside members that answer thus and
 /// masters who refuse everything at once: of whom those were told, each time, and how many writes were
 /// answered.
-fn run(writes: u64, mut member: impl FnMut(StoreId, Peer) -> Option<Peer>) -> (Vec<StoreId>, usize) {
+fn run(writes: u64, member: impl FnMut(StoreId, Peer) -> Option<Peer>) -> (Vec<StoreId>, usize) {
+    let (told, written) = run_chunks(1, writes, member);
+    (told.into_iter().map(|(_, accused)| accused).collect(), written)
+}
+
+/// As `run`, with writes to so many chunks in turn; with when the masters were told, in milliseconds.
+fn run_chunks(
+    chunks: u64,
+    writes: u64,
+    mut member: impl FnMut(StoreId, Peer) -> Option<Peer>,
+) -> (Vec<(u64, StoreId)>, usize) {
     let config = small_store(77, 1);
     let mut disk = empty_disk(&config);
     let mut node = Node::new(StoreId(1), open(config, &mut disk).expect("an empty store opens"));
@@ -51,7 +61,7 @@ fn run(writes: u64, mut member: impl FnMut(StoreId, Peer) -> Option<Peer>) -> (V
     while now < Time(Span::from_ms(SPAN_MS).0) {
         if seq < writes && seq * 30 < now.0 / 1_000_000 {
             seq += 1;
-            inputs.push(write(seq));
+            inputs.push(write(seq, ChunkHandle(1 + seq % chunks)));
         }
         let input = inputs.pop().unwrap_or(Input::Wake);
         let mut out = vec![];
@@ -62,7 +72,7 @@ fn run(writes: u64, mut member: impl FnMut(StoreId, Peer) -> Option<Peer>) -> (V
                 Output::Disk(op) => inputs.push(Input::Disk(disk.perform(op))),
                 Output::Master(ask) => {
                     if let Ask::Silent { accused, .. } = ask.what {
-                        accused_of.push(accused);
+                        accused_of.push((now.0 / 1_000_000, accused));
                     }
                     inputs.push(Input::Master { handle: ask.handle, answer: Err(Code::Frozen.into()) });
                 }
@@ -135,4 +145,31 @@ fn who_owes_nothing_but_gives_no_sign_is_complained_of_too() {
 fn who_gives_a_sign_is_not_complained_of() {
     let (asked, _) = run(1, |from, msg| acknowledged(msg).filter(|_| from == MEMBERS[0]));
     assert!(asked.len() > 5 && !asked.contains(&MEMBERS[0]), "asked {asked:?}");
+}
+
+/// Whether an apply is one to the second of two chunks.
+fn is_second(msg: &Peer) -> bool {
+    matches!(msg, Peer::Apply { handle: ChunkHandle(2), .. })
+}
+
+#[test]
+fn who_acknowledges_other_chunks_is_waited_for_longer_but_not_for_ever() {
+    let (told, _) = run_chunks(2, ALWAYS, |from, msg| {
+        acknowledged(msg.clone()).filter(|_| from == MEMBERS[0] || !is_second(&msg))
+    });
+    let first = told.first().expect("masters are told in the end").0;
+    let within = BUSY_TIMEOUT_MS..BUSY_TIMEOUT_MS + 100;
+    assert!(within.contains(&first) && told.iter().all(|(_, who)| *who == MEMBERS[1]), "{told:?}");
+    // It falls silent altogether: that counts from there on.
+    let mut acknowledgements = 0;
+    let (told, _) = run_chunks(2, ALWAYS, |from, msg| {
+        let answers = from == MEMBERS[0] || !is_second(&msg) && acknowledgements < 20;
+        let answer = acknowledged(msg).filter(|_| answers);
+        acknowledgements += u64::from(answer.is_some() && from == MEMBERS[1]);
+        answer
+    });
+    let first = told.first().expect("masters are told").0;
+    // One write of that chunk comes every 60 ms.
+    let within = 20 * 60 + APPLY_TIMEOUT_MS - 200..20 * 60 + APPLY_TIMEOUT_MS + 200;
+    assert!(within.contains(&first), "told after {first} ms, not within {within:?}");
 }

@@ -6,6 +6,7 @@ use chunkserver_core::io::{DiskKind, DiskOp, FileRef, Input, Output};
 use chunkserver_core::store::StoreConfig;
 use chunkserver_core::store::recover::RecoverError;
 use common::limits::{INLINE_BYTES_MAX, PIECE_BYTES_MAX};
+use common::wire::chunk_chunk::{Origin, Peer, WriteOp};
 use common::wire::chunk_master::Order;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::{ChunkConfig, Piece};
@@ -23,6 +24,8 @@ struct One {
     now: Time,
     client: ClientId,
     seq: u64,
+    /// The last write that another store has had applied here.
+    applied: Serial,
     asks: VecDeque<DiskOp>,
     /// Files whose disk operations do not begin, and those that have not.
     stall: fn(FileRef) -> bool,
@@ -45,6 +48,7 @@ impl One {
             client,
             now: Time(1),
             seq: 0,
+            applied: Serial(0),
             asks: VecDeque::new(),
             stall: |_| false,
             stalled: VecDeque::new(),
@@ -160,6 +164,33 @@ impl One {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// Another store leads a chunk of which this one is a member, and has it written to.
+    fn apply(&mut self, data: &[u8]) {
+        let (handle, epoch, other) = (ChunkHandle(9), Epoch::first(0), StoreId(2));
+        self.applied = self.applied.next();
+        let origin = Origin { epoch, incarnation: 1 };
+        let op = WriteOp {
+            request: RequestId { client: ClientId(9), seq: self.applied.0 },
+            lowest: self.applied.0,
+            offset: 0,
+            len: data.len() as u32,
+            serial: self.applied,
+            origin,
+        };
+        let config = ChunkConfig { primary: other, members: vec![StoreId(1), other], ..chunk(handle.0) };
+        let msg = Peer::Apply {
+            handle,
+            epoch,
+            after: if self.applied == Serial(1) { Origin::default() } else { origin },
+            op,
+            inline: Some(Piece::of(data)),
+            committed: Serial(self.applied.0 - 1),
+            create: Some(config),
+        };
+        self.step(Input::Peer { from: other, snapshot: 0, msg, data: Bytes::copy_from_slice(data) });
+        self.settle();
     }
 
     fn read(&mut self, n: u64, offset: u64, len: u32) -> Result<Vec<u8>, Code> {
@@ -459,7 +490,11 @@ fn case_f_a_log_that_was_recycled_past_the_checkpoint_is_refused() {
                 if one.node.stats().log_bytes >= upto {
                     break;
                 }
-                one.write(i % 3 + 1, Some(0), &bytes(i, len));
+                // What this store leads fills half of the ring at most, what others lead all of it.
+                match upto <= ring / 2 {
+                    true => one.write(i % 3 + 1, Some(0), &bytes(i, len)),
+                    false => one.apply(&bytes(i, len)),
+                }
             }
         };
         fill(&mut one, ring / 16);
@@ -486,6 +521,31 @@ fn case_f_a_log_that_was_recycled_past_the_checkpoint_is_refused() {
             other => panic!("groups of {len}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn half_of_the_log_is_for_what_other_primaries_have_admitted() {
+    let ring = config(1).log_segment_bytes * config(1).log_segments;
+    let mut one = fresh();
+    one.stall = |file| matches!(file, FileRef::Checkpoint(_));
+    let refused = (0..).find(|n| {
+        let id = one.send_write(1, Some(0), &bytes(*n, 40_000));
+        one.settle();
+        let answer = one.replies.iter().find(|r| r.0 == id);
+        matches!(&answer.expect("an answer").1, ClientChunkReply::Refused(r) if r.code == Code::Busy)
+    });
+    let used = one.node.stats().log_bytes;
+    println!("write {refused:?} is refused with {used} of {ring} bytes used");
+    assert!((ring / 2..ring / 2 + 100_000).contains(&used), "{used} of {ring}");
+    while one.node.stats().log_bytes < ring * 3 / 4 {
+        let before = one.node.stats().log_bytes;
+        one.apply(&bytes(1, 40_000));
+        assert!(one.node.stats().log_bytes > before, "what others have admitted is taken");
+    }
+    one.stall = |_| false;
+    one.asks.append(&mut one.stalled);
+    one.settle();
+    one.write(1, Some(0), &bytes(1, 40_000));
 }
 
 #[test]
