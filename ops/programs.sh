@@ -4,7 +4,8 @@
 #   programs.sh DIRECTORY [NAME...]     the names: see `all` below; all of them if none is given
 #
 # A program that is not installed is said to be missing, and counts as neither. REPO: a git repository to clone
-# (one is made if there is none). TOOLS: where `cargo install --root` has put pjdfstest and fsx, if not in ~/.cargo/bin. Needs root for postgres, which runs as the user `postgres`. What was made is
+# (one is made if there is none). BLOW: a command that is run while SQLite writes, in each round, before the program is
+# killed; what it harms must be whole again in the next. CARGO_WHOLE=1: build REPO, not a small package. TOOLS: where `cargo install --root` has put pjdfstest and fsx, if not in ~/.cargo/bin. Needs root for postgres, which runs as the user `postgres`. What was made is
 # removed, unless something fails.
 set -uo pipefail
 
@@ -103,6 +104,11 @@ sqlite() {
         # Until it has come some way.
         local goal=$((last + 30 + RANDOM % 200))
         while kill -0 $pid 2> "$logs/null" && [ "$(tail -n 1 "$told" | grep -E '^[0-9]+$' || echo 0)" -lt $goal ]; do sleep 0.05; done
+        if [ -n "${BLOW:-}" ]; then
+            $BLOW > "$logs/blow" 2>&1 || { echo "round $round: $BLOW: $(cat "$logs/blow")"; return 1; }
+            goal=$(($(tail -n 1 "$told" | grep -E '^[0-9]+$' || echo $goal) + 30))
+            while kill -0 $pid 2> "$logs/null" && [ "$(tail -n 1 "$told" | grep -E '^[0-9]+$' || echo 0)" -lt $goal ]; do sleep 0.05; done
+        fi
         kill -9 $pid; wait $pid 2> "$logs/null"
         last=$(grep -E '^[0-9]+$' "$told" | tail -n 1)
         [ "$last" -ge $((goal - 1)) ] || { echo "it ended by itself at ${last:-0}:"; cat "$logs/$mode.err"; return 1; }

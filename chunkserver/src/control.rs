@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::now;
 use crate::shard::{FromShard, Report, ShardHandle, ToShard};
 use chunkserver_core::io::{Ask, MasterAsk};
-use common::limits::{DISK_HUNG_MS, DRIFT_PERCENT, HEARTBEAT_MS};
+use common::limits::{DISK_HUNG_MS, DRIFT_PERCENT, HEARTBEAT_COPYING_MS, HEARTBEAT_MS};
 use common::wire::Caller;
 use common::wire::chunk_master::{Beat, Order, Register, StoreReply, StoreRequest};
 use common::{ClusterId, Code, Refusal, SessionId, Span, StoreId};
@@ -383,6 +383,9 @@ async fn heartbeat(
                         // A primary may be waiting for just this.
                         early.notify_one();
                     }
+                }
+                if !repairs.is_empty() {
+                    ticks.reset_after(Duration::from_millis(HEARTBEAT_COPYING_MS));
                 }
                 let _ = shard.to.send(ToShard::Repairs(repairs));
                 let held = Span::from_ms(session_ms * (100 - DRIFT_PERCENT) / 100);

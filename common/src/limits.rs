@@ -94,6 +94,8 @@ pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
 
 /// A chunkserver's heartbeat to the master, in milliseconds.
 pub const HEARTBEAT_MS: u64 = 250;
+/// And while chunks are copied to it: small ones take less than that, and the answer names the next.
+pub const HEARTBEAT_COPYING_MS: u64 = 40;
 /// Length of a store's session, in milliseconds.
 pub const SESSION_MS: u64 = 2100;
 /// Allowance for clocks that run at different speeds, in percent of the session.
@@ -123,7 +125,7 @@ pub const DEAD_MS: u64 = 20_000;
 /// Longest maintenance of a server: a week, in milliseconds.
 pub const MAINTENANCE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 /// Chunks that are copied to a store at a time.
-pub const LEARNERS_MAX: usize = 8;
+pub const LEARNERS_MAX: usize = 16;
 /// Chunks of which a store is the source of copies at a time.
 pub const TAUGHT_MAX: usize = 8;
 /// Bytes that a store copies in a second at least, however busy clients keep it.

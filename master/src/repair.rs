@@ -26,8 +26,10 @@ const ATTEMPT_LIMIT: Duration = Duration::from_millis(REPAIR_ATTEMPT_MS);
 const MOVE_LOOK_AT: usize = 256;
 /// Chunks begin to be moved for balance at most this often.
 const MOVE_EVERY: Duration = Duration::from_millis(500);
-/// A chunk that could not be helped is looked at again after this.
+/// A chunk that could not be helped is looked at again after this, and sooner if others are just being helped: most
+/// chunks are small, and copied in no time.
 const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_BUSY: Duration = Duration::from_millis(50);
 
 /// What this leader knows of repairs.
 #[derive(Default)]
@@ -48,7 +50,7 @@ pub struct Repairs {
     given_up: BTreeSet<StoreId>,
     /// Attempts under way, and since when by this leader's count.
     began: BTreeMap<(ChunkHandle, u64), Instant>,
-    /// Chunks that could not be helped, and why.
+    /// Chunks that could not be helped, until when, and why.
     later: BTreeMap<ChunkHandle, (Instant, &'static str)>,
     /// Since when chunks are known to lack members, and how many live ones they have.
     unwell: BTreeMap<ChunkHandle, (Instant, usize)>,
@@ -61,6 +63,8 @@ enum Step {
     Well,
     /// Not now.
     Wait(&'static str),
+    /// Its turn comes.
+    Busy(&'static str),
 }
 
 impl Repairs {
@@ -93,7 +97,11 @@ impl Repairs {
             let command = match step {
                 Step::Propose(command) => command,
                 Step::Wait(why) => {
-                    self.later.insert(handle, (Instant::now(), why));
+                    self.later.insert(handle, (Instant::now() + AGAIN, why));
+                    continue;
+                }
+                Step::Busy(why) => {
+                    self.later.insert(handle, (Instant::now() + AGAIN_BUSY, why));
                     continue;
                 }
                 Step::Well => {
@@ -104,7 +112,7 @@ impl Repairs {
             proposals += 1;
             match leader.propose(command, Some(term)).await {
                 Ok(Reply::Store(StoreReply::Refused { refusal, .. })) => {
-                    self.later.insert(handle, (Instant::now(), refusal.code.text()));
+                    self.later.insert(handle, (Instant::now() + AGAIN, refusal.code.text()));
                 }
                 Ok(_) => {}
                 Err(_) => return,
@@ -172,7 +180,7 @@ impl Repairs {
         for id in down {
             self.down_since.entry(id).or_insert_with(Instant::now);
         }
-        self.later.retain(|_, (since, _)| since.elapsed() < AGAIN);
+        self.later.retain(|_, (until, _)| Instant::now() < *until);
         let queue = &self.queue;
         self.unwell.retain(|handle, (_, live)| state.is_unwell(*handle) || queue.contains(&(*live, *handle)));
         let dead = self.dead();
@@ -244,7 +252,7 @@ impl Repairs {
         match state.repair_target(handle, config.epoch, rand::random()) {
             Ok(_) => Step::Propose(Command::BeginRepair { handle, epoch: config.epoch }),
             Err(refusal) if refusal.code == Code::Busy => {
-                Step::Wait("the stores it could go to have enough to do")
+                Step::Busy("the stores it could go to have enough to do")
             }
             Err(refusal) => Step::Wait(refusal.code.text()),
         }

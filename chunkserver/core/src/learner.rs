@@ -16,7 +16,7 @@ use crate::store::{PieceTicket, Sort, Ticket};
 use crate::teacher::Question;
 use crate::timers::Timer;
 use bytes::Bytes;
-use common::limits::{LEARNERS_MAX, LOG_GROUP_BYTES_MAX, PIECE_BYTES_MAX};
+use common::limits::{BLOCK_BYTES, LEARNERS_MAX, LOG_GROUP_BYTES_MAX};
 use common::wire::chunk_chunk::{Answers, CopyId, LogPoint, Peer};
 use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::{ChunkConfig, Piece};
@@ -52,8 +52,10 @@ pub(crate) struct Learner {
     round: Option<LogPoint>,
     rounds: u32,
     round_bytes: u64,
-    /// When the next bytes may be asked for, for the sake of clients.
+    /// When the next bytes may be asked for, for the sake of clients; and what the last took of the disks: most chunks
+    /// are small, and need no more time than they take.
     turn: Option<Time>,
+    took: u64,
     /// The last question, and when it is asked again.
     nonce: u64,
     again_at: Time,
@@ -139,6 +141,7 @@ impl Node {
             rounds: 0,
             round_bytes: 0,
             turn: None,
+            took: BLOCK_BYTES as u64,
             nonce: 0,
             again_at: self.now,
             from: 0,
@@ -171,7 +174,7 @@ impl Node {
             return;
         }
         if learner.answers.is_none() && !learner.halt {
-            let turn = *learner.turn.get_or_insert_with(|| self.pace.book(self.now, PIECE_BYTES_MAX as u64));
+            let turn = *learner.turn.get_or_insert_with(|| self.pace.book(self.now, learner.took));
             if turn > self.now {
                 learner.again_at = turn;
                 return self.timer(turn, Timer::Copy(handle));
@@ -225,6 +228,7 @@ impl Node {
         // Each question takes one answer.
         learner.nonce = 0;
         learner.turn = None;
+        learner.took = piece.as_ref().map_or(0, |(_, piece)| piece.len as u64).max(BLOCK_BYTES as u64);
         if learner.halt && learner.round.is_some_and(|point| point != committed) {
             // The primary waited no longer, and admitted writes: the last round begins anew.
             (learner.round, learner.from) = (None, 0);
