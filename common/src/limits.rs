@@ -127,7 +127,7 @@ pub const MAINTENANCE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 /// Chunks that are copied to a store at a time.
 pub const LEARNERS_MAX: usize = 16;
 /// Chunks of which a store is the source of copies at a time.
-pub const TAUGHT_MAX: usize = 8;
+pub const TAUGHT_MAX: usize = 16;
 /// Bytes that a store copies in a second at least, however busy clients keep it.
 pub const COPY_FLOOR_BYTES_PER_S: u64 = 16 << 20;
 /// An attempt to make a replica that takes longer is given up, and begun elsewhere or anew.
