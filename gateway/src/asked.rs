@@ -1,0 +1,628 @@
+//! What the kernel asks, translated.
+
+use crate::attr::{file_type, kind_of, nanos};
+use crate::begin::begin;
+use crate::errno::errno;
+use crate::shared::{Outcome, Shared, name_changed, refuse};
+use crate::{BACKGROUND_MAX, Cache, REQUEST_BYTES_MAX};
+use client::{Attr, Changes, Error, FileKind, Gathered, Owner, SetTime};
+use common::Code;
+use common::wire::client_master::Only;
+use common::wire::path::at;
+use fuser::{
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
+};
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::runtime::Handle;
+
+/// The name under which the kernel asks for capabilities of programs before each write. There are none.
+const CAPABILITY: &[u8] = b"security.capability";
+
+thread_local! {
+    /// Where a thread that is asked by the kernel reads to: pages that are new cost more than the bytes in them.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
+}
+
+/// Answers the kernel.
+pub struct Gateway {
+    shared: Arc<Shared>,
+    runtime: Handle,
+}
+
+fn owner(req: &Request) -> Owner {
+    Owner { uid: req.uid(), gid: req.gid() }
+}
+
+fn set_time(time: Option<TimeOrNow>) -> SetTime {
+    match time {
+        None => SetTime::Keep,
+        Some(TimeOrNow::Now) => SetTime::Now,
+        Some(TimeOrNow::SpecificTime(time)) => SetTime::At(nanos(time)),
+    }
+}
+
+impl Gateway {
+    /// Within a runtime, which carries out what has to wait.
+    pub fn new(shared: Arc<Shared>) -> Gateway {
+        Gateway { shared, runtime: Handle::current() }
+    }
+
+    /// Carries something out; what it has to wait for does not hold up the thread that takes requests.
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, f: impl FnOnce(Arc<Shared>) -> F) {
+        begin(&self.runtime, f(self.shared.clone()));
+    }
+
+    fn entry<F>(&self, reply: ReplyEntry, f: impl FnOnce(Arc<Shared>) -> F)
+    where
+        F: Future<Output = Outcome<Attr>> + Send + 'static,
+    {
+        let done = f(self.shared.clone());
+        self.spawn(async move |shared| match done.await {
+            Ok(attr) => reply.entry(&shared.cache.ttl(), &shared.attr(&attr), Generation(0)),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn empty<F>(&self, reply: ReplyEmpty, f: impl FnOnce(Arc<Shared>) -> F)
+    where
+        F: Future<Output = Outcome<()>> + Send + 'static,
+    {
+        let done = f(self.shared.clone());
+        self.spawn(async move |_| match done.await {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        });
+    }
+}
+
+fn give_xattr(reply: ReplyXattr, size: u32, value: Outcome<Vec<u8>>) {
+    match value {
+        Err(e) => reply.error(e),
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+    }
+}
+
+impl Filesystem for Gateway {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ];
+        for flag in wanted {
+            // An older kernel does without.
+            let _ = config.add_capabilities(flag);
+        }
+        let drops = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
+        self.shared.drops_direct.store(drops, Ordering::Relaxed);
+        let _ = config.set_max_write(REQUEST_BYTES_MAX);
+        let _ = config.set_max_readahead(REQUEST_BYTES_MAX);
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if self.shared.absent.is_absent(self.shared.id(parent), name.as_bytes(), Instant::now()) {
+            return reply.error(Errno::ENOENT);
+        }
+        let name = name.as_bytes().to_vec();
+        self.entry(reply, async move |shared| shared.lookup(parent, name).await);
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
+        let id = self.shared.id(ino);
+        self.shared.told.lock().expect("never poisoned").remove(&id);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        if let Some((attr, left)) = self.shared.directory(ino) {
+            return reply.attr(&left, &self.shared.attr(&attr));
+        }
+        self.spawn(async move |shared| {
+            let id = shared.id(ino);
+            let asked = shared.directories.asked(id, Instant::now());
+            match shared.stat(&at(id)).await {
+                Ok(attr) => {
+                    if attr.kind == FileKind::Directory {
+                        shared.directories.told(id, asked, &attr);
+                    }
+                    reply.attr(&shared.cache.ttl(), &shared.attr(&attr))
+                }
+                Err(e) => reply.error(e),
+            }
+        });
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = Changes { mode, uid, gid, atime: set_time(atime), mtime: set_time(mtime) };
+        self.spawn(async move |shared| match shared.set_attr(ino, size, changes).await {
+            Ok(attr) => reply.attr(&shared.cache.ttl(), &attr),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.spawn(async move |shared| match shared.client.lookup(&at(shared.id(ino))).await {
+            Ok(attr) => reply.data(&attr.target),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (name, owner, bits) = (name.as_bytes().to_vec(), owner(req), mode & !umask & 0o7777);
+        self.entry(reply, async move |shared| {
+            let path = shared.name_in(parent, &name)?;
+            let made = match kind_of(mode) {
+                Some(FileKind::File) => {
+                    shared.client.make_file(path, bits, owner, false).await.map(|seen| seen.attr)
+                }
+                Some(kind) => shared.client.make_special(path, kind, rdev, bits, owner).await,
+                None => return Err(Errno::EINVAL),
+            };
+            shared.made(parent, &name, &made, name_changed);
+            made.map_err(|e| errno(&e))
+        });
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let (name, owner, mode) = (name.as_bytes().to_vec(), owner(req), mode & !umask & 0o7777);
+        self.entry(reply, async move |shared| {
+            let path = shared.name_in(parent, &name)?;
+            let began = Instant::now();
+            let made = shared.client.make_directory(path, mode, owner).await;
+            shared.made(parent, &name, &made, name_changed);
+            let made = made.map_err(|e| errno(&e))?;
+            if shared.cache != Cache::Strict {
+                shared.absent.made_directory(made.file, began);
+            }
+            Ok(made)
+        });
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        self.empty(reply, async move |shared| {
+            let path = shared.name_in(parent, &name)?;
+            let removed = shared.client.remove(path, Only::NoDirectory).await;
+            shared.changed(parent, &removed, |parent| Some(parent.mtime_ns));
+            removed.map(drop).map_err(|e| errno(&e))
+        });
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        self.empty(reply, async move |shared| {
+            let path = shared.name_in(parent, &name)?;
+            let removed = shared.client.remove(path, Only::Directory).await;
+            shared.changed(parent, &removed, |_| None);
+            removed.map(drop).map_err(|e| errno(&e))
+        });
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (name, owner) = (name.as_bytes().to_vec(), owner(req));
+        let target = target.as_os_str().as_bytes().to_vec();
+        self.entry(reply, async move |shared| {
+            let path = shared.name_in(parent, &name)?;
+            let made = shared.client.make_symlink(path, &target, owner).await;
+            shared.made(parent, &name, &made, name_changed);
+            made.map_err(|e| errno(&e))
+        });
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+        self.empty(reply, async move |shared| {
+            shared.rename((parent, name), (newparent, newname), flags).await
+        });
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let newname = newname.as_bytes().to_vec();
+        self.entry(reply, async move |shared| {
+            let (from, to) = (at(shared.id(ino)), shared.name_in(newparent, &newname)?);
+            let linked = shared.client.link(from, to).await;
+            shared.made(newparent, &newname, &linked, |known| name_changed(&known.attr));
+            match linked {
+                Err(Error::Refused(r)) if r.code == Code::IsADirectory => Err(Errno::EPERM),
+                Ok(known) => Ok(shared.exactly(known).await?.attr),
+                Err(e) => Err(errno(&e)),
+            }
+        });
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        // Who only reads has nothing to be flushed at a close.
+        let reads = flags.0 & libc::O_ACCMODE == libc::O_RDONLY;
+        let close = if reads { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() };
+        self.spawn(async move |shared| match shared.open(ino).await {
+            Ok(flags) => reply.opened(FileHandle(0), flags | close),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (name, owner, mode) = (name.as_bytes().to_vec(), owner(req), mode & !umask & 0o7777);
+        self.spawn(async move |shared| {
+            let made = async {
+                let path = shared.name_in(parent, &name)?;
+                let chunk = shared.handles.expects_bytes();
+                let mut made = shared.client.make_file(path.clone(), mode, owner, chunk).await;
+                if matches!(&made, Err(Error::Refused(r)) if chunk && r.code == Code::NoServers) {
+                    // It is there all the same; room for its bytes is made when they come.
+                    made = shared.client.make_file(path.clone(), mode, owner, false).await;
+                }
+                shared.made(parent, &name, &made, |seen| name_changed(&seen.attr));
+                match made {
+                    Ok(seen) => Ok((seen, true)),
+                    // Somebody else has made it since the kernel looked.
+                    Err(Error::Refused(r)) if r.code == Code::Exists && flags & libc::O_EXCL == 0 => {
+                        Ok((shared.see(&path).await?, false))
+                    }
+                    Err(e) => Err(errno(&e)),
+                }
+            };
+            match made.await {
+                Ok((seen, _)) if seen.attr.kind != FileKind::File => reply.error(Errno::EEXIST),
+                Ok((seen, is_new)) => {
+                    // Who writes a new file and cannot read it needs no copy of it in the kernel.
+                    let only_writes = is_new && flags & libc::O_ACCMODE == libc::O_WRONLY;
+                    let direct = only_writes && shared.drops_direct.load(Ordering::Relaxed);
+                    let past = if direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
+                    let (ttl, attr) = (shared.cache.ttl(), shared.attr(&seen.attr));
+                    let flags = shared.open_file(seen, None, is_new).await | past;
+                    reply.created(&ttl, &attr, Generation(0), FileHandle(0), flags);
+                }
+                Err(e) => reply.error(e),
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let reply = BUFFER.with_borrow_mut(|buffer| {
+            buffer.resize(buffer.len().max(size as usize), 0);
+            let out = &mut buffer[..size as usize];
+            match self.shared.read_here(ino, offset, out) {
+                Some(len) => {
+                    reply.data(&out[..len]);
+                    None
+                }
+                None => Some(reply),
+            }
+        });
+        let Some(reply) = reply else { return };
+        self.spawn(async move |shared| match shared.read(ino, offset, size).await {
+            Ok(parts) if parts.len() == 1 => reply.data(&parts[0]),
+            Ok(parts) => reply.data(&parts.concat()),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let len = data.len() as u32;
+        match self.shared.gather(ino, offset, data, flags) {
+            Gathered::Taken => reply.written(len),
+            Gathered::Full => self.spawn(async move |shared| match shared.send_gathered(ino).await {
+                Ok(()) => reply.written(len),
+                Err(e) => reply.error(e),
+            }),
+            Gathered::Not => {
+                let data = data.to_vec();
+                self.spawn(async move |shared| match shared.write(ino, offset, &data, flags).await {
+                    Ok(()) => reply.written(len),
+                    Err(e) => reply.error(e),
+                });
+            }
+        }
+    }
+
+    fn flush(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        if self.shared.is_clean(ino) {
+            return reply.ok();
+        }
+        self.empty(reply, async move |shared| shared.flush(ino).await);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if self.shared.is_clean(ino) {
+            self.shared.handles.close(self.shared.id(ino));
+            return reply.ok();
+        }
+        self.empty(reply, async move |shared| {
+            // A mapping may have been written to after the last close.
+            let flushed = shared.flush(ino).await;
+            shared.handles.close(shared.id(ino));
+            flushed
+        });
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.empty(reply, async move |shared| shared.opened(ino)?.sync().await.map_err(|e| errno(&e)));
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let handle = self.shared.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.shared.handles.open_directory(handle, self.shared.id(ino));
+        reply.opened(FileHandle(handle), FopenFlags::empty());
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.spawn(async move |shared| {
+            let Some(listing) = shared.handles.directory(fh.0) else { return reply.error(Errno::EBADF) };
+            for (n, name) in [".", ".."].iter().enumerate().skip(offset as usize) {
+                if reply.add(ino, n as u64 + 1, fuser::FileType::Directory, name) {
+                    return reply.ok();
+                }
+            }
+            match listing.from(&shared.client, offset.saturating_sub(2)).await {
+                Err(e) => return reply.error(errno(&e)),
+                Ok(entries) => {
+                    for (next, entry) in entries {
+                        let (ino, kind) = (INodeNo(entry.attr.file.0), file_type(entry.attr.kind));
+                        if reply.add(ino, next + 2, kind, OsStr::from_bytes(&entry.name)) {
+                            break;
+                        }
+                    }
+                }
+            }
+            reply.ok()
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.spawn(async move |shared| {
+            let Some(listing) = shared.handles.directory(fh.0) else { return reply.error(Errno::EBADF) };
+            let ttl = shared.cache.ttl();
+            if offset < 2 {
+                let attr = match shared.stat(&at(shared.id(ino))).await {
+                    Ok(attr) => shared.attr(&attr),
+                    Err(e) => return reply.error(e),
+                };
+                for (n, name) in [".", ".."].iter().enumerate().skip(offset as usize) {
+                    // The kernel takes no inode from these two.
+                    if reply.add(ino, n as u64 + 1, name, &Duration::ZERO, &attr, Generation(0)) {
+                        return reply.ok();
+                    }
+                }
+            }
+            match listing.from(&shared.client, offset.saturating_sub(2)).await {
+                Err(e) => return reply.error(errno(&e)),
+                Ok(entries) => {
+                    for (next, entry) in entries {
+                        let attr = shared.attr(&entry.attr);
+                        // The length of a file that is written to is not known to the masters alone.
+                        let ttl = if entry.attr.open.is_some() { Duration::ZERO } else { ttl };
+                        let name = OsStr::from_bytes(&entry.name);
+                        if reply.add(attr.ino, next + 2, name, &ttl, &attr, Generation(0)) {
+                            break;
+                        }
+                    }
+                }
+            }
+            reply.ok()
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.handles.close_directory(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // A change of the name space is durable on a majority of masters before it is answered.
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.spawn(async move |shared| match shared.space().await {
+            Ok((capacity, free)) => {
+                const BLOCK: u32 = 4096;
+                let (blocks, free) = (capacity / u64::from(BLOCK), free / u64::from(BLOCK));
+                let names = common::limits::NAME_BYTES_MAX as u32;
+                reply.statfs(blocks, free, free, u32::MAX.into(), u32::MAX.into(), BLOCK, names, BLOCK);
+            }
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        self.empty(reply, async move |shared| {
+            if name == CAPABILITY || name.starts_with(b"system.") {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            let there = match flags {
+                libc::XATTR_CREATE => Some(false),
+                libc::XATTR_REPLACE => Some(true),
+                _ => None,
+            };
+            let set = shared.client.set_xattr(at(shared.id(ino)), &name, Some(&value), there).await;
+            set.map_err(|e| errno(&e))
+        });
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let name = name.as_bytes().to_vec();
+        if name == CAPABILITY || name.starts_with(b"system.") {
+            return reply.error(Errno::ENODATA);
+        }
+        self.spawn(async move |shared| {
+            let all = shared.client.xattrs(at(shared.id(ino))).await.map_err(|e| errno(&e));
+            let found = all.and_then(|all| match all.into_iter().find(|(known, _)| *known == name) {
+                Some((_, value)) => Ok(value),
+                None => refuse(Code::NoSuchAttribute),
+            });
+            give_xattr(reply, size, found);
+        });
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.spawn(async move |shared| {
+            let all = shared.client.xattrs(at(shared.id(ino))).await.map_err(|e| errno(&e));
+            let names =
+                all.map(|all| all.into_iter().flat_map(|(name, _)| [name, vec![0]].concat()).collect());
+            give_xattr(reply, size, names);
+        });
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        self.empty(reply, async move |shared| {
+            let removed = shared.client.set_xattr(at(shared.id(ino)), &name, None, Some(true)).await;
+            removed.map_err(|e| errno(&e))
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.empty(reply, async move |shared| shared.allocate(ino, offset, length, mode).await);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.spawn(async move |shared| {
+            let found = async {
+                let data = match whence {
+                    libc::SEEK_DATA => true,
+                    libc::SEEK_HOLE => false,
+                    _ => return Err(Errno::EINVAL),
+                };
+                let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+                let found = shared.opened(ino)?.seek(from, data).await.map_err(|e| errno(&e))?;
+                found.and_then(|at| i64::try_from(at).ok()).ok_or(Errno::ENXIO)
+            };
+            match found.await {
+                Ok(at) => reply.offset(at),
+                Err(e) => reply.error(e),
+            }
+        });
+    }
+}

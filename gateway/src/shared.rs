@@ -1,0 +1,348 @@
+//! What the threads of a mount share, and what each question of the kernel comes to: attributes, opens, writes, names.
+
+use crate::absent::{Absent, Missed};
+use crate::attr::{file_attr, nanos};
+use crate::directories::Directories;
+use crate::errno::errno;
+use crate::handles::Handles;
+use crate::shown::Shown;
+use crate::{Cache, REQUEST_BYTES_MAX};
+use bytes::Bytes;
+use client::{Attr, Changes, Client, Error, FileKind, Gathered, Known, Moment, OpenFile, Seen, SetTime};
+use common::wire::path::{at, name_in};
+use common::{Code, FileId, Refusal, Serial};
+use fuser::{Errno, FileAttr, FopenFlags, INodeNo, Notifier, OpenFlags, RenameFlags};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+pub struct Shared {
+    pub client: Client,
+    /// What the kernel calls inode 1.
+    pub root: FileId,
+    pub cache: Cache,
+    pub handles: Handles,
+    pub next_handle: AtomicU64,
+    /// What the bytes of a file were when the kernel last opened it.
+    pub told: Mutex<HashMap<FileId, Version>>,
+    pub absent: Absent,
+    pub directories: Directories,
+    shown: Shown,
+    /// Tells the kernel what it must not believe any more.
+    pub notifier: OnceLock<Notifier>,
+    /// What is written past the kernel's pages makes it drop them.
+    pub drops_direct: AtomicBool,
+}
+
+/// Time of modification, length, and the last serial of an open last chunk: changes whenever bytes do.
+type Version = (i64, u64, Serial);
+
+pub type Outcome<T> = Result<T, Errno>;
+
+pub fn refuse<T>(code: Code) -> Outcome<T> {
+    Err(errno(&Error::Refused(Refusal::from(code))))
+}
+
+/// When a name of what this is was made or moved, if it is no directory: its directory has that time, too.
+pub fn name_changed(attr: &Attr) -> Option<i64> {
+    (attr.kind != FileKind::Directory).then_some(attr.ctime_ns)
+}
+
+impl Shared {
+    /// Of a mount that begins.
+    pub fn new(client: Client, root: FileId, cache: Cache) -> Shared {
+        Shared {
+            client,
+            root,
+            cache,
+            handles: Handles::default(),
+            next_handle: AtomicU64::new(1),
+            told: Mutex::default(),
+            absent: Absent::default(),
+            directories: Directories::default(),
+            shown: Shown::default(),
+            notifier: OnceLock::new(),
+            drops_direct: AtomicBool::new(false),
+        }
+    }
+
+    pub fn id(&self, ino: INodeNo) -> FileId {
+        if ino == INodeNo::ROOT { self.root } else { FileId(ino.0) }
+    }
+
+    pub fn attr(&self, attr: &Attr) -> FileAttr {
+        let attr_of = file_attr(attr);
+        if attr.kind == FileKind::File {
+            self.shown.told(attr.file, attr.length, Instant::now());
+        }
+        if attr.file == self.root { FileAttr { ino: INodeNo::ROOT, ..attr_of } } else { attr_of }
+    }
+
+    pub fn name_in(&self, dir: INodeNo, name: &[u8]) -> Outcome<Vec<u8>> {
+        match name.len() > common::limits::NAME_BYTES_MAX {
+            true => Err(Errno::ENAMETOOLONG),
+            false => Ok(name_in(self.id(dir), name)),
+        }
+    }
+
+    /// The attributes of a path as they are now: of a file that is open here, also what is known here alone.
+    pub async fn see(&self, path: &[u8]) -> Outcome<Seen> {
+        self.exactly(self.client.look(path).await.map_err(|e| errno(&e))?).await
+    }
+
+    pub async fn lookup(self: Arc<Self>, parent: INodeNo, name: Vec<u8>) -> Outcome<Attr> {
+        let directory = self.id(parent);
+        match self.client.look(&self.name_in(parent, &name)?).await {
+            Ok(known) => Ok(self.exactly(known).await?.attr),
+            Err(e) => {
+                let (now, is_missed) = (Instant::now(), e.code() == Some(Code::NotFound));
+                let remembers = self.cache != Cache::Strict;
+                if remembers && is_missed && self.absent.missed(directory, now) == Missed::List {
+                    let shared = self.clone();
+                    tokio::spawn(async move { shared.absent.list(&shared.client, directory, now).await });
+                }
+                Err(errno(&e))
+            }
+        }
+    }
+
+    pub async fn stat(&self, path: &[u8]) -> Outcome<Attr> {
+        Ok(self.see(path).await?.attr)
+    }
+
+    /// What the masters say, and what is known here alone.
+    pub async fn exactly(&self, known: Known) -> Outcome<Seen> {
+        let file = known.attr.file;
+        let here = match self.handles.get(file) {
+            Some(file) => file.known().await.map_err(|e| errno(&e))?,
+            None => None,
+        };
+        let (mut seen, written) = match here {
+            Some((length, written)) => (Seen::from(Attr { length, ..known.attr }), Some(nanos(written))),
+            None => {
+                let written = self.client.reported_mtime(file);
+                (self.client.exactly(known).await.map_err(|e| errno(&e))?, written)
+            }
+        };
+        if let Some(written) = written {
+            seen.attr.mtime_ns = seen.attr.mtime_ns.max(written);
+            seen.attr.ctime_ns = seen.attr.ctime_ns.max(written);
+        }
+        Ok(seen)
+    }
+
+    /// Opens a file that was just seen; if it was open here already, after that moment.
+    pub async fn open_file(&self, seen: Seen, since: Option<Moment>, is_new: bool) -> FopenFlags {
+        let open = self.handles.open(&self.client, &seen, is_new);
+        let attr = &seen.attr;
+        let now = (attr.mtime_ns, attr.length, seen.serial);
+        let before = self.told.lock().expect("never poisoned").insert(attr.file, now);
+        if self.shown.differs(attr.file, attr.length, Instant::now())
+            && let Some(notifier) = self.notifier.get()
+            // It need not know the file any more.
+            && let Err(error) = notifier.inval_inode(INodeNo(attr.file.0), -1, 0)
+        {
+            tracing::debug!(%error, file = %attr.file, "the kernel had forgotten it already");
+        }
+        if let Some(file) = open {
+            file.revalidate(since.map(|since| (since, seen))).await;
+        }
+        match self.cache {
+            Cache::Strict => FopenFlags::FOPEN_DIRECT_IO,
+            Cache::CloseToOpen if before == Some(now) => FopenFlags::FOPEN_KEEP_CACHE,
+            Cache::CloseToOpen => FopenFlags::empty(),
+        }
+    }
+
+    pub fn opened(&self, ino: INodeNo) -> Outcome<Arc<OpenFile>> {
+        self.handles.get(self.id(ino)).ok_or(Errno::EBADF)
+    }
+
+    pub async fn open(&self, ino: INodeNo) -> Outcome<FopenFlags> {
+        let since = match self.handles.get(self.id(ino)) {
+            Some(file) => Some(file.moment().await),
+            None => None,
+        };
+        let seen = self.see(&at(self.id(ino))).await?;
+        if seen.attr.kind != FileKind::File {
+            return Err(Errno::EINVAL);
+        }
+        Ok(self.open_file(seen, since, false).await)
+    }
+
+    /// What lies on the disk of a store on this machine needs no more than this, on the thread that was asked by
+    /// the kernel.
+    pub fn read_here(&self, ino: INodeNo, offset: u64, out: &mut [u8]) -> Option<usize> {
+        match self.cache {
+            Cache::Strict => None,
+            Cache::CloseToOpen => self.opened(ino).ok()?.try_read(offset, out),
+        }
+    }
+
+    pub async fn read(&self, ino: INodeNo, offset: u64, len: u32) -> Outcome<Vec<Bytes>> {
+        let file = self.opened(ino)?;
+        if self.cache == Cache::Strict {
+            file.revalidate(None).await;
+        }
+        file.read(offset, len.into()).await.map_err(|e| errno(&e))
+    }
+
+    /// Most writes of a stream need no more than this, on the thread that took them from the kernel.
+    pub fn gather(&self, ino: INodeNo, offset: u64, data: &[u8], flags: OpenFlags) -> Gathered {
+        let at_once = flags.0 & (libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC) != 0;
+        match self.opened(ino) {
+            Ok(file) if !at_once && self.cache != Cache::Strict => file.try_gather(offset, data),
+            _ => Gathered::Not,
+        }
+    }
+
+    pub async fn send_gathered(&self, ino: INodeNo) -> Outcome<()> {
+        self.opened(ino)?.send_gathered().await.map_err(|e| errno(&e))
+    }
+
+    pub async fn write(&self, ino: INodeNo, offset: u64, data: &[u8], flags: OpenFlags) -> Outcome<()> {
+        let file = self.opened(ino)?;
+        let written = match flags.0 & libc::O_APPEND != 0 {
+            true => file.append(data).await.map(drop),
+            false => file.write(offset, data).await,
+        };
+        written.map_err(|e| errno(&e))?;
+        if flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0 || self.cache == Cache::Strict {
+            file.sync().await.map_err(|e| errno(&e))?;
+        }
+        Ok(())
+    }
+
+    /// A name was made here, or may have been; if it is no directory's, at this time.
+    pub fn made<T>(
+        &self,
+        parent: INodeNo,
+        name: &[u8],
+        outcome: &client::Result<T>,
+        time: impl Fn(&T) -> Option<i64>,
+    ) {
+        self.absent.made(self.id(parent), name);
+        self.changed(parent, outcome, time);
+    }
+
+    /// The names of a directory were changed here, or may have been; if none of them is a directory's, at this time.
+    pub fn changed<T>(&self, parent: INodeNo, outcome: &client::Result<T>, time: impl Fn(&T) -> Option<i64>) {
+        match outcome {
+            Err(Error::Refused(_)) => {}
+            Ok(done) if let Some(time) = time(done) => self.directories.changed(self.id(parent), time),
+            _ => self.directories.forget(self.id(parent)),
+        }
+    }
+
+    /// Attributes of what the kernel knows as a directory, if they need not be asked for.
+    pub fn directory(&self, ino: INodeNo) -> Option<(Attr, Duration)> {
+        match self.cache {
+            Cache::Strict => None,
+            Cache::CloseToOpen => self.directories.attr(self.id(ino), Instant::now()),
+        }
+    }
+
+    /// Whether a file that is open has nothing to be flushed.
+    pub fn is_clean(&self, ino: INodeNo) -> bool {
+        self.opened(ino).is_ok_and(|file| file.is_clean())
+    }
+
+    /// Everything that was written through the file is durable; `close` tells of what failed.
+    pub async fn flush(self: &Arc<Self>, ino: INodeNo) -> Outcome<()> {
+        let file = self.opened(ino)?;
+        file.sync().await.map_err(|e| errno(&e))?;
+        file.report().await.map_err(|e| errno(&e))?;
+        match self.cache {
+            Cache::Strict => self.client.tell_reports().await.map_err(|e| errno(&e)),
+            Cache::CloseToOpen => Ok(()),
+        }
+    }
+
+    pub async fn set_attr(&self, ino: INodeNo, size: Option<u64>, changes: Changes) -> Outcome<FileAttr> {
+        let id = self.id(ino);
+        if let Some(size) = size {
+            let truncated = match self.handles.get(id) {
+                Some(file) => file.truncate(size).await,
+                None => {
+                    self.client.forget_mtime(id).await;
+                    self.client.truncate(&at(id), size).await
+                }
+            };
+            truncated.map_err(|e| errno(&e))?;
+        } else if let Some(file) = self.handles.get(id) {
+            // What is written later has a later time, not what was written before.
+            file.report().await.map_err(|e| errno(&e))?;
+        }
+        self.directories.forget(id);
+        let Changes { mode, uid, gid, atime, mtime } = changes;
+        let nothing = atime == SetTime::Keep && mtime == SetTime::Keep;
+        if nothing && mode.is_none() && uid.is_none() && gid.is_none() {
+            return self.stat(&at(id)).await.map(|attr| self.attr(&attr));
+        }
+        if mtime != SetTime::Keep {
+            self.client.forget_mtime(id).await;
+        }
+        let changed = self.client.change(at(id), changes).await;
+        self.directories.forget(id);
+        let known = changed.map_err(|e| errno(&e))?;
+        Ok(self.attr(&self.exactly(known).await?.attr))
+    }
+
+    pub async fn rename(
+        &self,
+        (parent, name): (INodeNo, Vec<u8>),
+        (newparent, newname): (INodeNo, Vec<u8>),
+        flags: RenameFlags,
+    ) -> Outcome<()> {
+        let (from, to) = (self.name_in(parent, &name)?, self.name_in(newparent, &newname)?);
+        let renamed = match flags {
+            RenameFlags::RENAME_EXCHANGE => self.client.exchange(from, to).await.map(|()| None),
+            RenameFlags::RENAME_NOREPLACE => self.client.move_name(from, to, false).await.map(Some),
+            flags if flags.is_empty() => self.client.move_name(from, to, true).await.map(Some),
+            _ => return Err(Errno::EINVAL),
+        };
+        let time = |moved: &Option<Attr>| moved.as_ref().and_then(name_changed);
+        self.made(newparent, &newname, &renamed, time);
+        self.changed(parent, &renamed, time);
+        if flags == RenameFlags::RENAME_EXCHANGE {
+            self.absent.made(self.id(parent), &name);
+        }
+        renamed.map(drop).map_err(|e| errno(&e))
+    }
+
+    pub async fn allocate(&self, ino: INodeNo, offset: u64, length: u64, mode: i32) -> Outcome<()> {
+        let file = self.opened(ino)?;
+        let end = offset.checked_add(length).ok_or(Errno::EFBIG)?;
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        let zeros = mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0;
+        if mode & !(libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0
+        {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let size = self.stat(&at(self.id(ino))).await?.length;
+        if zeros {
+            let block = vec![0; REQUEST_BYTES_MAX as usize];
+            let mut at = offset;
+            while at < end.min(size) {
+                let n = (end.min(size) - at).min(block.len() as u64);
+                file.write(at, &block[..n as usize]).await.map_err(|e| errno(&e))?;
+                at += n;
+            }
+        }
+        if end > size && !keep_size {
+            file.truncate(end).await.map_err(|e| errno(&e))?;
+        }
+        Ok(())
+    }
+
+    pub async fn space(&self) -> Outcome<(u64, u64)> {
+        let stores = self.client.stores().await.map_err(|e| errno(&e))?;
+        let policy = self.client.policy(&at(self.root)).await.map_err(|e| errno(&e))?;
+        let replicas = u64::from(policy.replication.unwrap_or(1).max(1));
+        let live = || stores.iter().filter(|s| s.up);
+        let capacity: u64 = live().map(|s| s.capacity).sum();
+        let used: u64 = live().map(|s| s.used).sum();
+        Ok((capacity / replicas, capacity.saturating_sub(used) / replicas))
+    }
+}
