@@ -77,10 +77,10 @@ run_git() {
 }
 
 run_fio() {
-    fio --name=verify --directory="$work" --rw=randwrite --bsrange=512-128k --bs_unaligned=1 --size=64m --numjobs=2 \
+    fio --name=verify --verify_state_save=0 --directory="$work" --rw=randwrite --bsrange=512-128k --bs_unaligned=1 --size=64m --numjobs=2 \
         --ioengine=psync --verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64 --norandommap=0 --output-format=terse \
         --randseed=7 --group_reporting &&
-    fio --name=mmap --directory="$work" --rw=randwrite --bs=4k --size=32m --ioengine=mmap --verify=crc32c --do_verify=1 \
+    fio --name=mmap --verify_state_save=0 --directory="$work" --rw=randwrite --bs=4k --size=32m --ioengine=mmap --verify=crc32c --do_verify=1 \
         --verify_fatal=1 --output-format=terse
 }
 
