@@ -5,8 +5,9 @@
 #
 # A program that is not installed is said to be missing, and counts as neither. REPO: a git repository to clone
 # (one is made if there is none). BLOW: a command that is run while SQLite writes, in each round, before the program is
-# killed; what it harms must be whole again in the next. CARGO_WHOLE=1: build REPO, not a small package. TOOLS: where `cargo install --root` has put pjdfstest and fsx, if not in ~/.cargo/bin. Needs root for postgres, which runs as the user `postgres`. What was made is
-# removed, unless something fails.
+# killed; what it harms must be whole again in the next. CARGO_WHOLE=1: build REPO, not a small package. TOOLS: where
+# `cargo install --root` has put pjdfstest and fsx, if not in ~/.cargo/bin. Needs root for postgres, which runs as the user
+# `postgres`. What was made is removed, unless something fails.
 set -uo pipefail
 
 all="tar rsync git fio sqlite-rollback sqlite-wal postgres cargo pjdfstest fsx"
@@ -89,7 +90,10 @@ sqlite() {
     local mode=$1 db=$work/$1.db told=$logs/$1.told
     sqlite3 "$db" "pragma journal_mode=$mode; create table t(id integer primary key, x blob);" || return 1
     : > "$told"
-    local round last=0
+    told() { tail -n 1 "$told" | grep -E '^[0-9]+$' || echo 0; }
+    # Until it has told of so many rows, or has ended.
+    reach() { while kill -0 $pid 2> "$logs/null" && [ "$(told)" -lt "$1" ]; do sleep 0.05; done; }
+    local round pid last=0
     for round in 1 2 3 4 5; do
         (
             echo ".bail on"
@@ -100,14 +104,13 @@ sqlite() {
                 [ $((i % 7)) -eq 0 ] && echo "update t set x = randomblob(3000) where id = abs(random() % $i);"
             done
         ) | sqlite3 "$db" >> "$told" 2> "$logs/$mode.err" &
-        local pid=$!
-        # Until it has come some way.
+        pid=$!
         local goal=$((last + 30 + RANDOM % 200))
-        while kill -0 $pid 2> "$logs/null" && [ "$(tail -n 1 "$told" | grep -E '^[0-9]+$' || echo 0)" -lt $goal ]; do sleep 0.05; done
+        reach $goal
         if [ -n "${BLOW:-}" ]; then
             $BLOW > "$logs/blow" 2>&1 || { echo "round $round: $BLOW: $(cat "$logs/blow")"; return 1; }
-            goal=$(($(tail -n 1 "$told" | grep -E '^[0-9]+$' || echo $goal) + 30))
-            while kill -0 $pid 2> "$logs/null" && [ "$(tail -n 1 "$told" | grep -E '^[0-9]+$' || echo 0)" -lt $goal ]; do sleep 0.05; done
+            goal=$(($(told) + 30))
+            reach $goal
         fi
         kill -9 $pid; wait $pid 2> "$logs/null"
         last=$(grep -E '^[0-9]+$' "$told" | tail -n 1)

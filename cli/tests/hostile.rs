@@ -33,17 +33,23 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// Names the question that ends a connection's well-formed frames.
 const LAST: u64 = 0x1a57;
 
+/// One master, three chunkservers, and who speaks with them properly.
+fn begin(dir: &Path) -> (tokio::runtime::Runtime, Cluster, client::Client) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let binary = Path::new(env!("CARGO_BIN_EXE_cairn"));
+    let mut servers = Cluster::open(&dir.join("c"), &Spec::small(1, 3), binary).unwrap();
+    servers.start_all().unwrap();
+    let client = runtime.block_on(servers.healthy()).unwrap();
+    (runtime, servers, client)
+}
+
 #[test]
 fn hostile_frames_do_no_harm_to_any_port() {
     let frames: u64 = std::env::var("FRAMES").ok().and_then(|v| v.parse().ok()).unwrap_or(100_000);
     let seed: u64 = std::env::var("SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(21);
     println!("seed {seed}, {frames} well-formed frames");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let dir = tempfile::TempDir::new().unwrap();
-    let binary = Path::new(env!("CARGO_BIN_EXE_cairn"));
-    let mut servers = Cluster::open(&dir.path().join("c"), &Spec::small(1, 3), binary).unwrap();
-    servers.start_all().unwrap();
-    let client = runtime.block_on(servers.healthy()).unwrap();
+    let (runtime, mut servers, client) = begin(dir.path());
     runtime.block_on(client.create_with(b"/kept", b"kept")).unwrap();
     let kept = runtime.block_on(client.lookup(b"/kept")).unwrap();
     let layout = runtime.block_on(client.layout(kept.file)).unwrap();
@@ -97,12 +103,8 @@ fn who_asks_and_does_not_listen_is_not_read_any_more() {
     const MIB: usize = 1024 * 1024;
     /// For each of them: the bound, the batch that is on its way to the socket, and what is read when the bound is passed.
     const GROWTH_KIB_MAX: u64 = CALLERS * 3 * limits::CONN_ANSWERS_BYTES_MAX as u64 / 1024;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let dir = tempfile::TempDir::new().unwrap();
-    let binary = Path::new(env!("CARGO_BIN_EXE_cairn"));
-    let mut servers = Cluster::open(&dir.path().join("c"), &Spec::small(1, 3), binary).unwrap();
-    servers.start_all().unwrap();
-    let client = runtime.block_on(servers.healthy()).unwrap();
+    let (runtime, servers, client) = begin(dir.path());
     let bytes: Vec<u8> = (0..MIB).map(|n| n as u8).collect();
     runtime.block_on(client.create_with(b"/read", &bytes)).unwrap();
     let file = runtime.block_on(client.lookup(b"/read")).unwrap().file;

@@ -466,9 +466,9 @@ impl Node {
             |m: &StoreId| lead.fetching.get(m).map_or(lead.progress, |(_, at)| lead.progress.max(*at));
         let late_at = |m: &StoreId| {
             let (here, anywhere) = (moved(m), self.moved.get(m).copied().unwrap_or_default());
-            let busy_until =
-                (anywhere + Span::from_ms(APPLY_TIMEOUT_MS)).min(here + Span::from_ms(BUSY_TIMEOUT_MS));
-            busy_until.max(here + Span::from_ms(APPLY_TIMEOUT_MS))
+            // Who moves elsewhere is busy.
+            let silent_at = here.max(anywhere) + Span::from_ms(APPLY_TIMEOUT_MS);
+            silent_at.min(here + Span::from_ms(BUSY_TIMEOUT_MS))
         };
         let overdue = |m: &StoreId| now >= late_at(m) || self.lost.contains(m);
         let last = chunk.state.last_point().1;

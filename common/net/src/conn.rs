@@ -475,7 +475,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(30);
     /// Threads and tasks that send, and how many frames each.
     const SENDERS: u64 = 3;
-    const FRAMES: u64 = 3000;
+    const FRAMES: u64 = 1000;
     /// Of these, those that one thread sends at first.
     const ALONE: u64 = 400;
 
@@ -487,6 +487,17 @@ mod tests {
         bytes
     }
 
+    /// The other side of a connection, which has answered the greeting.
+    async fn greet(listener: TcpListener) -> BufReader<TcpStream> {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let mut stream = BufReader::new(stream);
+        let ReadFrame::Frame(_) = read_frame(&mut stream).await else { panic!("no greeting") };
+        let hello = HelloOk { cluster: ClusterId(7), version: 0 };
+        let greeting = wire::frame(ClusterId(7), 0, 0, &hello, 0);
+        stream.get_mut().write_all(&greeting).await.expect("it is written");
+        stream
+    }
+
     /// Threads write by themselves, tasks leave it to the connection's task: frames stay whole, and those of one
     /// sender in order, also where the socket takes only a part.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -495,12 +506,7 @@ mod tests {
         let addr = listener.local_addr().expect("an address").to_string();
         let (read, may_read) = oneshot::channel();
         let other_side = tokio::spawn(async move {
-            let (stream, _) = listener.accept().await.expect("a connection");
-            let mut stream = BufReader::new(stream);
-            let ReadFrame::Frame(_) = read_frame(&mut stream).await else { panic!("no greeting") };
-            let hello = HelloOk { cluster: ClusterId(7), version: 0 };
-            let greeting = wire::frame(ClusterId(7), 0, 0, &hello, 0);
-            stream.get_mut().write_all(&greeting).await.expect("it is written");
+            let mut stream = greet(listener).await;
             may_read.await.expect("it is told");
             let mut next = [0; 2 * SENDERS as usize];
             for _ in 0..2 * SENDERS * FRAMES {
@@ -541,5 +547,28 @@ mod tests {
         drop(conn);
         tokio::time::timeout(LIMIT, other_side).await.expect("in time").expect("it does not panic");
         threads.into_iter().for_each(|thread| thread.join().expect("it does not panic"));
+    }
+
+    /// What was queued and is not written yet is not overtaken, even if nobody holds the socket just then.
+    #[tokio::test]
+    async fn nothing_goes_past_what_is_queued() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("an address").to_string();
+        let (dialled, mut stream) =
+            tokio::join!(Conn::dial(&addr, Caller::Client, ClusterId(7), LIMIT), greet(listener));
+        let conn = dialled.expect("it answers");
+        let ask = |n| ClientChunk::Stat { handle: ChunkHandle(n) };
+        assert!(tokio::task::try_id().is_none(), "this is no task");
+        let held = conn.shared.out.try_lock().expect("nothing is written");
+        let first = conn.try_send(&ask(1), 0, vec![]).expect("it is open");
+        // The connection's task has not run since: all of this is one step.
+        drop(held);
+        let second = conn.try_send(&ask(2), 0, vec![]).expect("it is open");
+        assert!(first.is_some() && second.is_some(), "there is room");
+        for n in 1..=2 {
+            let frame = tokio::time::timeout(LIMIT, read_frame(&mut stream)).await.expect("in time");
+            let ReadFrame::Frame(frame) = frame else { panic!("no frame") };
+            assert_eq!(wire::decode::<ClientChunk>(&frame.body).expect("it is one"), ask(n));
+        }
     }
 }

@@ -8,7 +8,7 @@ use common::limits::LOG_GROUP_BYTES_MAX;
 use std::collections::VecDeque;
 
 /// Records that wait for the disk, in bytes; above it the node takes no new writes.
-pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 #[derive(Clone, Debug)]
 struct Queued<T> {
@@ -69,11 +69,6 @@ impl<T> Log<T> {
         assert!(record.len() + 4 + GROUP_HEADER_BYTES <= LOG_GROUP_BYTES_MAX, "record too long");
         self.queue_bytes += record.len();
         self.queue.push_back(Queued { record, has_extents, ticket });
-    }
-
-    /// Bytes that wait.
-    pub fn queue_bytes(&self) -> usize {
-        self.queue_bytes
     }
 
     /// Position of the next group: all that is durable lies before it.
@@ -196,14 +191,14 @@ mod tests {
         for n in pushed..pushed + 100 {
             log.push(&Record::Committed { handle: ChunkHandle(1), serial: Serial(n) }, n);
         }
-        let waiting = log.queue_bytes();
+        let waiting = log.queue_bytes;
         for _ in 0..3 {
             assert!(log.next_group().is_none(), "there is no room");
-            assert_eq!(log.queue_bytes(), waiting);
+            assert_eq!(log.queue_bytes, waiting);
         }
         log.truncate(segment);
         assert!(log.next_group().is_some());
         told.extend(log.durable());
-        assert_eq!((told, log.queue_bytes()), ((0..pushed + 100).collect(), 0));
+        assert_eq!((told, log.queue_bytes), ((0..pushed + 100).collect(), 0));
     }
 }
