@@ -300,6 +300,40 @@ fn every_size_and_offset_is_read_back_before_and_after_a_checkpoint_and_a_restar
     // Cases A and B: good groups, then none.
 }
 
+/// What is in the log only, clients on the same machine cannot read there.
+#[test]
+fn what_nobody_writes_to_any_more_goes_home_by_itself() {
+    let mut one = fresh();
+    let is_located = |one: &mut One| {
+        one.replies.clear();
+        let msg = ClientChunk::Locate { handle: ChunkHandle(1), offset: 0, len: 1 << 20 };
+        let (conn, request, epoch, snapshot, data) = (1, 7_000_000, Epoch(0), 0, Bytes::new());
+        one.step(Input::Client { conn, request, epoch, snapshot, msg, data });
+        one.settle();
+        match one.replies.pop().expect("an answer").1 {
+            ClientChunkReply::Located { .. } => true,
+            ClientChunkReply::Refused(r) if r.code == Code::Busy => false,
+            other => panic!("{other:?}"),
+        }
+    };
+    // More than is worth it, and less than what a checkpoint does not wait for.
+    for n in 0..24 {
+        one.write(1, Some(n * 60_000), &bytes(n, 60_000));
+    }
+    let later = |one: &mut One, ms| {
+        one.now = one.now + Span::from_ms(ms);
+        one.step(Input::Wake);
+        one.settle();
+    };
+    // That the last one is committed goes to the log a moment later.
+    later(&mut one, 100);
+    later(&mut one, 400);
+    assert!(!is_located(&mut one), "somebody may go on");
+    later(&mut one, 200);
+    assert!(is_located(&mut one));
+    assert!(one.node.stats().log_bytes < 100_000, "it need not be replayed");
+}
+
 #[test]
 fn at_every_flush_a_power_failure_loses_nothing_that_was_acknowledged() {
     // Once to count the flushes, then once for each: power fails right before the next flush is

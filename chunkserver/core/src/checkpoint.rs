@@ -21,12 +21,17 @@ use crate::store::recover::checkpoint_block;
 use crate::store::{CheckpointDone, PieceTicket, Sort};
 use common::checksum::{first_mismatch, slice_crcs};
 use common::limits::{BLOCK_BYTES, PIECE_BYTES_MAX};
-use common::{ChunkHandle, Epoch, Mutant};
+use common::{ChunkHandle, Epoch, Mutant, Span, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// Disk operations of a checkpoint at a time.
 const OPS_MAX: usize = 8;
+/// When nothing has come to the log for so long, what is in it is moved home ...
+const QUIET_MS: u64 = 500;
+/// ... if it is so many bytes, and as many as the index takes, about, of which each chunk has so many.
+const QUIET_BYTES: u64 = 1024 * 1024;
+const INDEX_BYTES: u64 = 64;
 /// Floors in one entry.
 const FLOORS_PER_ENTRY: usize = 4096;
 
@@ -57,6 +62,10 @@ enum Phase {
 pub(crate) struct Checkpoint {
     phase: Phase,
     wanted: bool,
+    /// The log's head, and since when it has been there.
+    quiet: (u64, Time),
+    /// The log's head when a checkpoint was last begun since it was quiet.
+    quieted: u64,
     /// The last one that is durable.
     sequence: u64,
     /// Operations under way.
@@ -78,6 +87,8 @@ impl Checkpoint {
         Checkpoint {
             phase: Phase::Idle,
             wanted: false,
+            quiet: (0, Time(0)),
+            quieted: 0,
             sequence,
             pending: 0,
             homing: BTreeMap::new(),
@@ -123,7 +134,7 @@ impl Node {
         loop {
             match &mut self.checkpoint.phase {
                 Phase::Idle => {
-                    let due = self.store.log.used() > self.store.log.capacity() / 4;
+                    let due = self.store.log.used() > self.store.log.capacity() / 4 || self.is_quiet();
                     if !due && !std::mem::take(&mut self.checkpoint.wanted) {
                         return;
                     }
@@ -184,6 +195,23 @@ impl Node {
                 Phase::PagesSync | Phase::IndexSync => return,
             }
         }
+    }
+
+    /// Whether nobody has written for a while, though much was written before: what is home can be read by clients on
+    /// this machine, takes no memory, and need not be replayed.
+    fn is_quiet(&mut self) -> bool {
+        let head = self.store.log.head();
+        if self.checkpoint.quiet.0 != head {
+            self.checkpoint.quiet = (head, self.now);
+        }
+        let is_worth_it = QUIET_BYTES.max(self.chunks.len() as u64 * INDEX_BYTES);
+        let is_quiet = self.checkpoint.quieted != head
+            && self.store.log.used() > is_worth_it
+            && self.now.since(self.checkpoint.quiet.1) >= Span::from_ms(QUIET_MS);
+        if is_quiet {
+            self.checkpoint.quieted = head;
+        }
+        is_quiet
     }
 
     fn checkpoint_file(&self) -> FileRef {
