@@ -5,12 +5,13 @@
 #
 # A program that is not installed is said to be missing, and counts as neither. REPO: a git repository to clone
 # (one is made if there is none). BLOW: a command that is run while SQLite writes, in each round, before the program is
-# killed; what it harms must be whole again in the next. CARGO_WHOLE=1: build REPO, not a small package. TOOLS: where
+# killed; what it harms must be whole again in the next. OTHER: where the same file system is mounted once more, as on
+# another machine; locks must hold between the two. CARGO_WHOLE=1: build REPO, not a small package. TOOLS: where
 # `cargo install --root` has put pjdfstest and fsx, if not in ~/.cargo/bin. Needs root for postgres, which runs as the user
 # `postgres`. What was made is removed, unless something fails.
 set -uo pipefail
 
-all="tar rsync git fio sqlite-rollback sqlite-wal postgres cargo pjdfstest fsx"
+all="tar rsync git fio locks sqlite-rollback sqlite-wal sqlite-shared postgres cargo pjdfstest fsx"
 [ $# -ge 1 ] || { echo "usage: $0 DIRECTORY [NAME...]"; exit 2; }
 dir=$(realpath "$1") || exit 2
 shift
@@ -126,6 +127,145 @@ sqlite() {
 run_sqlite-rollback() { sqlite delete; }
 run_sqlite-wal() { sqlite wal; }
 
+# The directory of the tests as it is seen from the other mount, once a file of it is.
+other() {
+    [ -n "${OTHER:-}" ] || { echo "$work"; return; }
+    local seen=$OTHER/${work##*/} n
+    for n in $(seq 100); do [ -e "$seen/$1" ] && break; sleep 0.1; done
+    echo "$seen"
+}
+
+# Two machines write one database, in turn as its locks say.
+run_sqlite-shared() {
+    local db=shared.db dir pids=() pid
+    sqlite3 "$work/$db" "pragma journal_mode=delete; create table t(dir text, n integer, x blob);" || return 1
+    for dir in "$work" "$(other "$db")"; do
+        for n in $(seq 100); do
+            echo "insert into t values('$dir.$n', (select count(*) from t), randomblob(abs(random() % 5000)));"
+        done | sqlite3 -bail -cmd '.timeout 120000' "$dir/$db" 2> "$logs/shared.${#pids[@]}" &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid" || { cat "$logs"/shared.*; return 1; }; done
+    [ "$(sqlite3 "$work/$db" 'pragma integrity_check;')" = ok ] || { echo integrity_check; return 1; }
+    # Each saw all that was there before.
+    [ "$(sqlite3 "$work/$db" 'select count(*), count(distinct n), max(n) from t;')" = '200|200|199' ] ||
+        { sqlite3 "$work/$db" 'select count(*), count(distinct n), max(n) from t;'; return 1; }
+    echo "200 rows of two, in turn"
+}
+
+# Ranges, and all kinds of locks, as fcntl(2) and flock(2) describe them.
+run_locks() {
+    : > "$work/f"
+    python3 - "$work" "$(other f)" <<'END'
+import errno, fcntl, os, signal, struct, sys, time
+
+here, there = (os.path.join(d, "f") for d in sys.argv[1:])
+OFD_SETLK = 37
+
+def free(lock, *args):
+    try:
+        lock(*args)
+        return True
+    except OSError as e:
+        assert e.errno in (errno.EAGAIN, errno.EACCES), e
+        return False
+
+def ranges(fd, kind, first, length):
+    fcntl.lockf(fd, kind if kind == fcntl.LOCK_UN else kind | fcntl.LOCK_NB, length, first)
+
+def ofd(fd, kind, first, length):
+    fcntl.fcntl(fd, OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, first, length, 0))
+
+class Other:
+    """Another process, which has the file open as it is seen there."""
+    def __init__(self, first):
+        (self.asks, a), (b, self.tells) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            for inherited in (a, b, first): os.close(inherited)
+            fd = os.open(there, os.O_RDWR)
+            for line in os.fdopen(self.asks):
+                name, *args = line.split()
+                args = [int(x) for x in args]
+                if name == "wait":
+                    fcntl.lockf(fd, fcntl.LOCK_EX, args[1], args[0])
+                    done = True
+                elif name == "who":
+                    kind, _, first, length, pid = struct.unpack("hhqqi4x", fcntl.fcntl(
+                        fd, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, args[0], args[1], 0)))
+                    done = kind != fcntl.F_UNLCK and f"{first}+{length}"
+                elif name == "close":
+                    os.close(os.open(there, os.O_RDONLY))
+                    done = True
+                else:
+                    done = free({"ranges": ranges, "ofd": ofd, "flock": lambda fd, k: fcntl.flock(fd, k | fcntl.LOCK_NB)}[name], fd, *args)
+                os.write(self.tells, f"{done}\n".encode())
+            os._exit(0)
+        os.close(self.asks); os.close(self.tells)
+        self.asks, self.tells = os.fdopen(a, "w"), os.fdopen(b)
+    def ask(self, *args):
+        print(*args, file=self.asks, flush=True)
+    def told(self):
+        return self.tells.readline().strip()
+    def can(self, *args):
+        self.ask(*args)
+        return self.told() == "True"
+
+EX, SH, UN = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_UN
+a = os.open(here, os.O_RDWR | os.O_CREAT)
+other = Other(a)
+
+ranges(a, EX, 10, 10)
+assert not other.can("ranges", EX, 19, 1) and not other.can("ranges", SH, 0, 0)
+assert other.can("ranges", EX, 0, 10) and other.can("ranges", EX, 20, 0), "what is beside it"
+assert not free(ranges, a, SH, 100, 1)
+# The middle of it, and half of it shared.
+ranges(a, UN, 13, 2); ranges(a, SH, 15, 5)
+assert other.can("ranges", EX, 13, 2) and other.can("ranges", SH, 15, 5)
+assert not other.can("ranges", EX, 15, 1) and not other.can("ranges", SH, 12, 1)
+other.ask("who", 0, 0); assert other.told() == "10+3", "who has it"
+other.ask("who", 13, 2); assert other.told() == "False"
+# Who closes any descriptor of it loses all; locks of open files stay.
+assert not free(ranges, a, EX, 0, 10)
+other.can("close"); assert free(ranges, a, EX, 0, 10)
+ranges(a, UN, 0, 0)
+ofd(a, fcntl.F_WRLCK, 0, 0)
+os.close(os.open(here, os.O_RDONLY))
+assert not other.can("ofd", fcntl.F_RDLCK, 5, 1) and not other.can("ranges", SH, 5, 1)
+b = os.open(here, os.O_RDWR)
+assert not free(ofd, b, fcntl.F_RDLCK, 5, 1), "of the same process, opened on its own"
+os.close(a)
+deadline = time.monotonic() + 10
+while not other.can("ofd", fcntl.F_WRLCK, 0, 0): assert time.monotonic() < deadline, "a lock of a file that is closed"
+other.can("ofd", fcntl.F_UNLCK, 0, 0)
+# flock and fcntl know nothing of each other.
+fcntl.flock(b, EX)
+assert other.can("ranges", EX, 0, 0) and not other.can("flock", SH)
+other.can("ranges", UN, 0, 0); fcntl.flock(b, UN); assert other.can("flock", EX)
+# Who waits gets it; a signal ends the wait.
+fcntl.lockf(b, EX, 1, 0)
+other.ask("wait", 0, 1)
+time.sleep(0.2); fcntl.lockf(b, UN, 1, 0); assert other.told() == "True"
+class Alarm(Exception): pass
+def alarm(*_): raise Alarm
+signal.signal(signal.SIGALRM, alarm); signal.setitimer(signal.ITIMER_REAL, 0.3)
+try:
+    fcntl.lockf(b, EX, 1, 0)
+    assert False, "it is locked"
+except Alarm: pass
+# Two that would wait for each other, on one machine.
+if here == there:
+    fcntl.lockf(b, EX, 1, 1); other.ask("wait", 1, 1); time.sleep(0.3)
+    try:
+        fcntl.lockf(b, EX, 1, 0)
+        assert False, "nobody can go on"
+    except OSError as e: assert e.errno == errno.EDEADLK, e
+os.kill(other.pid, signal.SIGKILL); os.waitpid(other.pid, 0)
+fcntl.lockf(b, EX, 0, 0)
+print("ranges, sharing, closing, waiting, interrupting", "on one machine" if here == there else "between two")
+END
+}
+
 # pgbench, the server killed in the middle, and again.
 run_postgres() {
     local bin data=$work/pg
@@ -235,7 +375,7 @@ END
 
 for name in $names; do
     program=${name%%-*}
-    case $program in sqlite) program=sqlite3 ;; postgres) program=pg_ctlcluster ;; esac
+    case $program in locks) program=python3 ;; sqlite) program=sqlite3 ;; postgres) program=pg_ctlcluster ;; esac
     if ! has "$program"; then
         printf '%-16s missing\n' "$name"
         continue

@@ -40,6 +40,7 @@ pub async fn run(client: Client, command: Admin, json: bool) -> anyhow::Result<(
         Admin::Maintenance { server, minutes, end } => {
             maintenance(&client, server.map(ServerId), minutes, end, json).await
         }
+        Admin::Locks => locks(&client, json).await,
         Admin::AcceptLoss { store, yes } => accept_loss(&client, StoreId(store), yes, json).await,
         Admin::EmptyTrash => Ok(client.empty_trash().await?),
     }
@@ -166,6 +167,43 @@ async fn maintenance(
     }
     if items.is_empty() && !json {
         println!("no server is maintained");
+    }
+    Ok(())
+}
+
+async fn locks(client: &Client, json: bool) -> anyhow::Result<()> {
+    let items = client.locks().await?;
+    for item in &items {
+        let path = item.path.as_ref().map(|path| show(path));
+        let kind = if item.of.flock { "flock" } else { "fcntl" };
+        if json {
+            let ranges: Vec<_> = item
+                .ranges
+                .iter()
+                .map(|r| json!({"first": r.first, "last": r.last, "exclusive": r.exclusive}))
+                .collect();
+            print(
+                &json!({"file": item.of.file.0, "path": path, "kind": kind, "holder": item.holder.to_string(),
+                "mount": item.name, "ranges": ranges, "may_not_be_needed": item.wide}),
+            );
+            continue;
+        }
+        let range = |r: &common::LockRange| {
+            let how = if r.exclusive { "alone" } else { "shared" };
+            // The kernel's own last offset means the same.
+            match (r.first, r.last >= i64::MAX as u64) {
+                (0, true) => format!("all, {how}"),
+                (first, true) => format!("from {first}, {how}"),
+                (first, false) => format!("{first}-{}, {how}", r.last),
+            }
+        };
+        let ranges: Vec<String> = item.ranges.iter().map(range).collect();
+        let what = if item.wide { "may lock it without asking".to_owned() } else { ranges.join("; ") };
+        let path = path.unwrap_or_else(|| format!("{} (it has no name)", item.of.file));
+        println!("{path}  {kind}  {}  {what}", item.name);
+    }
+    if items.is_empty() && !json {
+        println!("nothing is locked");
     }
     Ok(())
 }

@@ -102,9 +102,13 @@ pub struct Mount {
     /// Change nothing.
     #[arg(long)]
     pub read_only: bool,
-    /// Options as mount(8) has them: `ro`, `nosuid`, `nodev`, `noexec`, `noatime`, `sync`, `dirsync`, `allow_other`, `strict`
+    /// Options as mount(8) has them: `ro`, `nosuid`, `nodev`, `noexec`, `noatime`, `sync`, `dirsync`, `allow_other`, `strict`, `local_locks`
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
+    /// Let `flock` and `fcntl` locks hold among the programs of this machine only. Else they hold between all machines;
+    /// what one locks of a file that others do not lock costs a question of the masters the first time only.
+    #[arg(long)]
+    pub local_locks: bool,
     /// Threads that take requests from the kernel.
     #[arg(long, default_value_t = 8)]
     pub threads: usize,
@@ -460,6 +464,8 @@ pub enum Admin {
         #[arg(long, requires = "server")]
         end: bool,
     },
+    /// Show which mounts have locked what, or may: mostly all of a file that nobody else locks.
+    Locks,
     /// Say that a store will never come back, so that chunks that too few live stores hold go on without
     /// it. Without `--yes` it only says what that would mean.
     AcceptLoss {

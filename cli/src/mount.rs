@@ -28,6 +28,7 @@ pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
         root: crate::fs::path(&args.root),
         cache: if args.strict { Cache::Strict } else { Cache::CloseToOpen },
         allow_other: args.allow_other,
+        local_locks: args.local_locks,
         source: args.source.clone(),
         threads: args.threads,
         read_ahead_kib: args.read_ahead,
@@ -39,6 +40,7 @@ pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
             _ if FOR_OTHERS.contains(&name) => {}
             "allow_other" => options.allow_other = true,
             "strict" => options.cache = Cache::Strict,
+            "local_locks" => options.local_locks = true,
             name => match gateway::mount_option(name) {
                 Some(option) => options.mount.push(option),
                 None => bail!("-o {name}: there is no such option; `cairn mount --help` names some"),

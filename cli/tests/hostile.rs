@@ -498,8 +498,19 @@ impl Hostile {
 
     fn master_request(&mut self) -> Vec<u8> {
         let path = self.path();
-        let msg = match self.rng.random_range(0..16) {
+        let msg = match self.rng.random_range(0..19) {
             0 => MasterRequest::Stat { path },
+            16 => MasterRequest::Recalls { holder: self.request().client },
+            17 => MasterRequest::InTheWay {
+                holder: self.request().client,
+                of: self.lockable(),
+                range: self.lock_range(),
+                patient: self.flag(),
+            },
+            18 => {
+                let after = self.flag().then(|| (self.lockable(), self.request().client));
+                MasterRequest::Locks { after, limit: self.number() as u32 }
+            }
             1 => MasterRequest::List { path, after: vec![b'z'; 300], limit: self.number() as u32 },
             2 => MasterRequest::Layout {
                 file: self.file(),
@@ -528,11 +539,34 @@ impl Hostile {
         self.frame(id, &msg, &[])
     }
 
+    fn lockable(&mut self) -> Lockable {
+        Lockable { file: self.file(), flock: self.flag() }
+    }
+
+    fn lock_range(&mut self) -> LockRange {
+        // Not only such as there can be.
+        LockRange { first: self.number(), last: self.number(), exclusive: self.flag() }
+    }
+
     fn mutation(&mut self) -> Mutation {
         let (path, file, mode) = (self.path(), self.file(), self.number() as u32);
         let (near, index) = (self.text(), self.number() as u32);
-        match self.rng.random_range(0..29) {
+        match self.rng.random_range(0..33) {
             0 => Mutation::Mkdir { path, parents: self.flag(), mode, owner: self.owner() },
+            29 => Mutation::BeginLocks { holder: self.request().client, name: self.text() },
+            30 => Mutation::Claim {
+                holder: self.request().client,
+                of: self.lockable(),
+                range: self.lock_range(),
+                patient: self.flag(),
+            },
+            31 => Mutation::Unclaim {
+                holder: self.request().client,
+                of: self.lockable(),
+                keep: [self.lock_range(), self.lock_range()].into_iter().collect(),
+                recalled: self.flag(),
+            },
+            32 => Mutation::EndLocks { holder: self.request().client },
             1 => Mutation::Create {
                 path,
                 mode,

@@ -1,122 +1,19 @@
 //! The cluster as a directory of this machine: what programs expect of a file system, a random history against
 //! a plain model, and deaths of servers under it. Needs root and `/dev/fuse`; without them, says so.
 
-use client::{Client, Quota};
-use ops::cluster::{Cluster, Spec, signal};
+mod mounted;
+
+use client::Quota;
+use mounted::{Mounted, cairn, can_mount, is_mounted, until};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
-use tempfile::TempDir;
-
-struct Mounted {
-    point: PathBuf,
-    process: Child,
-    cluster: Cluster,
-    client: Client,
-    runtime: tokio::runtime::Runtime,
-    _dir: TempDir,
-}
-
-fn cairn() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_cairn"))
-}
-
-/// Whether this machine lets us mount.
-fn can_mount() -> bool {
-    let can = OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
-    if !can {
-        println!("not tested: /dev/fuse cannot be opened");
-    }
-    can
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn is_mounted(point: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
-}
-
-/// Mounts a cluster at a new directory.
-fn mount(cluster: &Cluster, point: &Path, args: &[&str]) -> Child {
-    fs::create_dir(point).unwrap();
-    let mut command = Command::new(cairn());
-    command.arg("--cluster").arg(cluster.dir()).arg("mount").args(args).arg(point);
-    let process = command.stdout(Stdio::null()).spawn().unwrap();
-    until("it is not mounted", || is_mounted(point));
-    process
-}
-
-impl Mounted {
-    fn start(masters: u32, chunkservers: u32, args: &[&str]) -> Mounted {
-        let dir = TempDir::new().unwrap();
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let spec = Spec::small(masters, chunkservers);
-        let mut cluster = Cluster::open(&dir.path().join("c"), &spec, &cairn()).unwrap();
-        cluster.start_all().unwrap();
-        let client = runtime.block_on(cluster.healthy()).unwrap();
-        let point = dir.path().join("mnt");
-        let process = mount(&cluster, &point, args);
-        Mounted { point, process, cluster, client, runtime, _dir: dir }
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.point.join(name)
-    }
-
-    /// The same cluster, mounted once more.
-    fn again(&self) -> Again {
-        let point = self.point.with_extension("again");
-        Again { process: mount(&self.cluster, &point, &[]), point }
-    }
-
-    fn end(&mut self) {
-        end(&mut self.process, &self.point);
-    }
-}
-
-struct Again {
-    point: PathBuf,
-    process: Child,
-}
-
-fn end(process: &mut Child, point: &Path) {
-    let _ = signal(process.id(), "TERM");
-    let end = Instant::now() + Duration::from_secs(10);
-    while is_mounted(point) && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let _ = process.kill();
-    let _ = process.wait();
-    if is_mounted(point) {
-        let _ = Command::new("umount").arg("-l").arg(point).status();
-    }
-}
-
-impl Drop for Again {
-    fn drop(&mut self) {
-        end(&mut self.process, &self.point);
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
 
 fn random(len: usize, rng: &mut StdRng) -> Vec<u8> {
     let mut bytes = vec![0; len];
@@ -426,7 +323,7 @@ fn two_mounts_agree_on_what_was_closed_and_made() {
         return;
     }
     let m = Mounted::start(3, 3, &[]);
-    let other = m.again();
+    let other = m.again("other");
     let there = |name: &str| other.point.join(name);
 
     // Bytes: whoever opens sees what was closed, though the masters are told later, and though neither
@@ -504,6 +401,22 @@ fn two_mounts_agree_on_what_was_closed_and_made() {
     fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
     for name in ["dir", "file", "renamed", "linked", "symlink"] {
         assert!(m.at("fresh").join(name).exists(), "{name} was made here");
+    }
+    // What was unlinked or replaced is not opened, though the kernel may believe the name.
+    for n in 0..20 {
+        let (here, there) = (m.at(&format!("name-{n}")), there(&format!("name-{n}")));
+        fs::write(&here, b"old").unwrap();
+        assert_eq!(fs::read(&there).unwrap(), b"old");
+        if n % 2 == 0 {
+            fs::remove_file(&here).unwrap();
+            assert_eq!(File::open(&there).unwrap_err().kind(), ErrorKind::NotFound);
+            let new = OpenOptions::new().write(true).create(true).truncate(false).open(&there).unwrap();
+            assert_eq!((new.metadata().unwrap().len(), new.metadata().unwrap().nlink()), (0, 1));
+        } else {
+            fs::write(m.at("new"), b"new").unwrap();
+            fs::rename(m.at("new"), &here).unwrap();
+            assert_eq!(fs::read(&there).unwrap(), b"new");
+        }
     }
     fs::write(there("many/late"), b"late").unwrap();
     until("a name that was made elsewhere is not found", || m.at("many/late").exists());

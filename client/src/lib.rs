@@ -5,6 +5,7 @@ mod conns;
 mod error;
 mod file;
 mod local;
+mod locks;
 mod masters;
 mod open;
 mod posix;
@@ -12,8 +13,8 @@ mod reports;
 mod requests;
 
 pub use common::wire::client_master::{
-    Attr, ChunkInfo, DrainItem, Entry, FileKind, Loss, MaintenanceItem, Owner, Policy, Quota, RepairItem,
-    SetTime, SnapshotInfo, Status, Story, TrashEntry, Usage,
+    Attr, ChunkInfo, DrainItem, Entry, FileKind, LockItem, Loss, MaintenanceItem, Owner, Policy, Quota,
+    RepairItem, SetTime, SnapshotInfo, Status, Story, TrashEntry, Usage,
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};

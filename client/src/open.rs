@@ -9,7 +9,7 @@ use client_core::{Layout, Window};
 use common::limits::WRITE_BYTES_MAX;
 use common::wire::ChunkConfig;
 use common::wire::client_master::{MasterReply, Mutation, Report};
-use common::{ChunkHandle, Code, FileId};
+use common::{ChunkHandle, Code, FileId, Refusal};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -46,6 +46,8 @@ pub struct OpenFile {
     chunk_bytes: u64,
     /// Bytes were written through it.
     has_bytes: AtomicBool,
+    /// What is gathered shall not be sent.
+    abandoned: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -65,6 +67,8 @@ struct State {
     failed: Option<Error>,
     /// Written to since the masters were told.
     written: Option<SystemTime>,
+    /// But its time has been set since.
+    time_set: bool,
     /// So were chunks that are sealed, of which nothing but the report tells others that they have changed.
     overwrote: bool,
     appender: Option<Appender>,
@@ -107,6 +111,7 @@ impl OpenFile {
             file: seen.attr.file,
             chunk_bytes: seen.attr.chunk_bytes,
             has_bytes: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             state: Mutex::new(State::new(layout)),
         }
     }
@@ -128,12 +133,15 @@ impl OpenFile {
         self.file
     }
 
-    /// How long it is, and when it was last written to, if that is known here better than to the masters.
-    pub async fn known(&self) -> Result<Option<(u64, SystemTime)>> {
+    /// How long it is, if that is known here better than to the masters; and when it was last written to, if nobody has
+    /// set its time since.
+    pub async fn known(&self) -> Result<Option<(u64, Option<SystemTime>)>> {
         let mut state = self.state.lock().await;
-        let Some(written) = state.written else { return Ok(None) };
+        if state.written.is_none() {
+            return Ok(None);
+        }
         let length = self.layout(&mut state).await?.len();
-        Ok(Some((length.max(state.gathered_to()), written)))
+        Ok(Some((length.max(state.gathered_to()), state.time_written())))
     }
 
     /// Now. What is seen of the file later is newer than what is known of it, as long as this does not change.
@@ -214,7 +222,7 @@ impl OpenFile {
         if data.len() == room { Gathered::Full } else { Gathered::Taken }
     }
 
-    /// Sends what is gathered on its way. Returns when there was room for it.
+    /// Sends what is gathered on its way. Returns when there was room for it. `sync` tells of what fails, too.
     pub async fn send_gathered(&self) -> Result<()> {
         let mut state = self.state.lock().await;
         self.send(&mut state).await
@@ -290,8 +298,22 @@ impl OpenFile {
 
     fn is_written(&self, state: &mut State) {
         state.moves_on();
-        state.written = Some(SystemTime::now());
+        (state.written, state.time_set) = (Some(SystemTime::now()), false);
         self.has_bytes.store(true, Ordering::Relaxed);
+    }
+
+    /// The lock under which bytes were taken is lost: those that are not on their way yet are not sent any more. `sync`
+    /// tells of it, if there are any.
+    pub fn abandon(&self) {
+        // Whoever has the file now sends nothing afterwards.
+        let is_there = self.state.try_lock().map_or(true, |state| !state.gathered.is_empty());
+        self.abandoned.store(is_there, Ordering::Release);
+    }
+
+    /// Its time is about to be set: what was written before does not change that any more.
+    pub async fn forget_time(&self) {
+        self.state.lock().await.time_set = true;
+        self.client.forget_mtime(self.file).await;
     }
 
     /// Tells the masters what was written, so that listings show it: a little later, if others who open the
@@ -299,11 +321,13 @@ impl OpenFile {
     pub async fn report(&self) -> Result<()> {
         let mut state = self.state.lock().await;
         self.drain(&mut state).await;
-        let Some(written) = state.written else { return Ok(()) };
+        if state.written.is_none() {
+            return Ok(());
+        }
         let layout = self.layout(&mut state).await?;
         let open = layout.chunks().last().filter(|c| c.config.sealed.is_none());
         let open = open.map(|chunk| (chunk.config.handle, chunk.length));
-        let mtime_ns = Some(nanos(written));
+        let mtime_ns = state.time_written().map(nanos);
         // The file stays locked: nobody finds it clean, or its time unknown, before that is so.
         self.client.report_later(Report { file: self.file, open, mtime_ns }).await;
         state.written = None;
@@ -367,7 +391,10 @@ impl OpenFile {
         let data = state.gathered.split().freeze();
         self.client.inner.budget.gathered.fetch_sub(data.len(), Ordering::Relaxed);
         let at = state.at;
-        let sent = self.send_bytes(state, at, data).await;
+        let sent = match self.abandoned.swap(false, Ordering::AcqRel) && !data.is_empty() {
+            true => Err(Refusal::new(Code::ClientEnded, "locks were lost before this was written").into()),
+            false => self.send_bytes(state, at, data).await,
+        };
         if let Err(e) = &sent {
             state.failed.get_or_insert_with(|| e.clone());
         }
@@ -519,6 +546,7 @@ impl State {
             window: Window::new(WRITES_UNDER_WAY),
             failed: None,
             written: None,
+            time_set: false,
             overwrote: false,
             appender: None,
         }
@@ -526,6 +554,11 @@ impl State {
 
     fn moves_on(&mut self) {
         self.moment.0 += 1;
+    }
+
+    /// When it was last written to, unless its time was set since.
+    fn time_written(&self) -> Option<SystemTime> {
+        self.written.filter(|_| !self.time_set)
     }
 
     /// Where the gathered bytes end; 0 without any.

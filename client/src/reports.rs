@@ -35,6 +35,8 @@ struct State {
     waiting: HashMap<FileId, Report>,
     /// Times that were told, and when that was.
     told: HashMap<FileId, (i64, Instant)>,
+    /// When reports were last made.
+    made: HashMap<FileId, Instant>,
     /// Somebody is about to tell what waits.
     is_due: bool,
 }
@@ -43,6 +45,7 @@ impl State {
     fn take(&mut self) -> Vec<Report> {
         let now = Instant::now();
         self.told.retain(|_, (_, at)| now.duration_since(*at) < REMEMBERED);
+        self.made.retain(|_, at| now.duration_since(*at) < REMEMBERED);
         let files: Vec<FileId> = self.waiting.keys().copied().take(REPORT_FILES_MAX).collect();
         let reports: Vec<Report> = files.iter().filter_map(|file| self.waiting.remove(file)).collect();
         // From here on, so that there is no moment at which it is nowhere.
@@ -66,6 +69,7 @@ impl Client {
     pub(crate) async fn report_later(&self, report: Report) {
         let (is_due, is_full) = {
             let mut reports = self.reports();
+            reports.made.insert(report.file, Instant::now());
             reports.waiting.insert(report.file, report);
             (std::mem::replace(&mut reports.is_due, true), reports.waiting.len() >= FILES_MAX)
         };
@@ -126,6 +130,12 @@ impl Client {
         let waits = reports.waiting.get(&file).and_then(|report| report.mtime_ns);
         let told = reports.told.get(&file).filter(|(_, at)| at.elapsed() < REMEMBERED);
         waits.or(told.map(|(mtime_ns, _)| *mtime_ns))
+    }
+
+    /// Whether a report was made of a file since then: what the masters said before knows less of it than was known
+    /// here, and is not any more.
+    pub fn reported_since(&self, file: FileId, since: Instant) -> bool {
+        self.reports().made.get(&file).is_some_and(|made| *made >= since)
     }
 
     /// The time of a file is about to be set: what was written before must not change it afterwards.

@@ -60,6 +60,9 @@ codes! {
     TooManyLinks = 34, "the file cannot have more names";
     NoSuchAttribute = 35, "it has no extended attribute of this name";
     AttributesTooBig = 36, "its extended attributes would take more room than they may";
+    Locked = 37, "another has locked it";
+    Recalled = 38, "what another has claimed of it is asked back; try again";
+    TooManyLocks = 39, "there cannot be more locks";
     // Raft and sessions of clients.
     NotLeader = 40, "this master does not lead";
     Unavailable = 41, "no quorum of masters answers";

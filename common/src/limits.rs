@@ -144,6 +144,16 @@ pub const CLIENT_DEADLINE_MS: u64 = 30_000;
 pub const TRASH_MS: u64 = 24 * 3600 * 1000;
 /// A file that has lost its last name stays for so long after somebody who has it open has asked for it.
 pub const NAMELESS_MS: u64 = 600 * 1000;
+/// A holder of claims that is not heard of for so long has lost them, in milliseconds. It counts `DRIFT_PERCENT` less.
+pub const LOCK_LEASE_MS: u64 = 15_000;
+/// So long a master waits before it answers that there is nothing to tell yet of locks, in milliseconds.
+pub const LOCK_WAIT_MS: u64 = 500;
+/// Most holders of claims.
+pub const HOLDERS_MAX: usize = 65_536;
+/// Files in which one holder can have claims.
+pub const HOLDER_CLAIMS_MAX: u32 = 65_536;
+/// Ranges that one holder can have claimed in one file.
+pub const CLAIM_RANGES_MAX: usize = 1024;
 /// Most orders in one answer to a heartbeat.
 pub const ORDERS_MAX: usize = 1024;
 /// Most snapshots of a cluster.
@@ -176,3 +186,8 @@ const _: () = assert!(
         && TAUGHT_MAX <= LEARNERS_MAX
 );
 const _: () = assert!(RAFT_HEARTBEAT_MS * 3 <= ELECTION_MS_MIN);
+// Nor does it cost anybody a lock: a holder is told, and asks again, several times within its lease.
+const _: () = assert!(
+    LOCK_LEASE_MS * (100 - DRIFT_PERCENT) / 100
+        > 4 * (LOCK_WAIT_MS + 2 * ELECTION_MS_MAX + VOTE_MS + FIRST_COMMIT_MS)
+);

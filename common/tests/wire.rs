@@ -3,7 +3,7 @@
 use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
 use common::wire::chunk_master::{Order, RepairOrder, StoreReply, StoreRequest};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply, Place};
-use common::wire::client_master::{MasterReply, MasterRequest};
+use common::wire::client_master::{MasterReply, MasterRequest, Mutation};
 use common::wire::frame::{HEADER_BYTES, Header, Kind, Version};
 use common::wire::{self, Caller, ChunkConfig, Hello, HelloOk, Message, Piece};
 use common::*;
@@ -134,14 +134,21 @@ fn hostile<M: Message + PartialEq + std::fmt::Debug>(seeds: &[Vec<u8>]) {
 fn hostile_bodies_do_no_harm() {
     let request = RequestId { client: ClientId(1), seq: 1 };
     let piece = Piece::of(&[1; 5000]);
+    let ranges: LockRanges = [LockRange::ALL].into_iter().collect();
+    let of = Lockable { file: FileId(9), flock: true };
+    let unclaim = Mutation::Unclaim { holder: ClientId(3), of, keep: ranges.clone(), recalled: true };
     hostile::<Hello>(&[wire::encode(&Hello::new(Caller::Client))]);
     hostile::<HelloOk>(&[wire::encode(&HelloOk { cluster: ClusterId(1), version: 1 })]);
     hostile::<Refusal>(&[wire::encode(&Refusal::new(Code::Busy, "about"))]);
     hostile::<MasterRequest>(&[
         wire::encode(&MasterRequest::Stat { path: b"/a/b".to_vec() }),
         wire::encode(&MasterRequest::List { path: b"/".to_vec(), after: vec![1, 2], limit: 9 }),
+        wire::encode(&MasterRequest::Mutate { request, lowest: 1, mutation: unclaim }),
     ]);
-    hostile::<MasterReply>(&[wire::encode(&MasterReply::refused(Code::NotFound, "x"))]);
+    hostile::<MasterReply>(&[
+        wire::encode(&MasterReply::refused(Code::NotFound, "x")),
+        wire::encode(&MasterReply::Claimed { ranges, wide: true }),
+    ]);
     let config = ChunkConfig {
         handle: ChunkHandle(7),
         epoch: Epoch(3),

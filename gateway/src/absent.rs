@@ -83,6 +83,11 @@ impl Absent {
         })
     }
 
+    /// Names may be there that were made elsewhere.
+    pub fn forget(&self) {
+        self.with(HashMap::clear);
+    }
+
     /// A directory has a name that was made here, or did a moment ago. Must be said before whoever made it is
     /// answered.
     pub fn made(&self, directory: FileId, name: &[u8]) {

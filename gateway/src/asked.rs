@@ -2,18 +2,20 @@
 
 use crate::attr::{file_type, kind_of, nanos};
 use crate::begin::begin;
+use crate::caller::Caller;
 use crate::errno::errno;
+use crate::locks::Wanted;
 use crate::shared::{Outcome, Shared, name_changed, refuse};
 use crate::{BACKGROUND_MAX, Cache, REQUEST_BYTES_MAX};
 use client::{Attr, Changes, Error, FileKind, Gathered, Owner, SetTime};
-use common::Code;
 use common::wire::client_master::Only;
 use common::wire::path::at;
+use common::{Code, LockRange, Lockable};
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -111,6 +113,10 @@ impl Filesystem for Gateway {
         }
         let drops = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
         self.shared.drops_direct.store(drops, Ordering::Relaxed);
+        if self.shared.locks_everywhere {
+            // Without them the kernel knows who locks what on this machine.
+            let _ = config.add_capabilities(InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS);
+        }
         let _ = config.set_max_write(REQUEST_BYTES_MAX);
         let _ = config.set_max_readahead(REQUEST_BYTES_MAX);
         let _ = config.set_max_background(BACKGROUND_MAX);
@@ -272,22 +278,23 @@ impl Filesystem for Gateway {
         let newname = newname.as_bytes().to_vec();
         self.entry(reply, async move |shared| {
             let (from, to) = (at(shared.id(ino)), shared.name_in(newparent, &newname)?);
+            let asked = Instant::now();
             let linked = shared.client.link(from, to).await;
             shared.made(newparent, &newname, &linked, |known| name_changed(&known.attr));
             match linked {
                 Err(Error::Refused(r)) if r.code == Code::IsADirectory => Err(Errno::EPERM),
-                Ok(known) => Ok(shared.exactly(known).await?.attr),
+                Ok(known) => Ok(shared.exactly(known, asked).await?.attr),
                 Err(e) => Err(errno(&e)),
             }
         });
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        // Who only reads has nothing to be flushed at a close.
-        let reads = flags.0 & libc::O_ACCMODE == libc::O_RDONLY;
+        // Who only reads has nothing to be flushed at a close; but locks end with it.
+        let reads = flags.0 & libc::O_ACCMODE == libc::O_RDONLY && !self.shared.locks_everywhere;
         let close = if reads { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() };
         self.spawn(async move |shared| match shared.open(ino).await {
-            Ok(flags) => reply.opened(FileHandle(0), flags | close),
+            Ok(flags) => reply.opened(shared.new_handle(), flags | close),
             Err(e) => reply.error(e),
         });
     }
@@ -331,7 +338,7 @@ impl Filesystem for Gateway {
                     let past = if direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
                     let (ttl, attr) = (shared.cache.ttl(), shared.attr(&seen.attr));
                     let flags = shared.open_file(seen, None, is_new).await | past;
-                    reply.created(&ttl, &attr, Generation(0), FileHandle(0), flags);
+                    reply.created(&ttl, &attr, Generation(0), shared.new_handle(), flags);
                 }
                 Err(e) => reply.error(e),
             }
@@ -342,13 +349,16 @@ impl Filesystem for Gateway {
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if let Err(e) = self.shared.locks.check(fh.0) {
+            return reply.error(e);
+        }
         let reply = BUFFER.with_borrow_mut(|buffer| {
             buffer.resize(buffer.len().max(size as usize), 0);
             let out = &mut buffer[..size as usize];
@@ -372,7 +382,7 @@ impl Filesystem for Gateway {
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
@@ -380,6 +390,9 @@ impl Filesystem for Gateway {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        if let Err(e) = self.shared.locks.check(fh.0) {
+            return reply.error(e);
+        }
         let len = data.len() as u32;
         match self.shared.gather(ino, offset, data, flags) {
             Gathered::Taken => reply.written(len),
@@ -397,43 +410,112 @@ impl Filesystem for Gateway {
         }
     }
 
-    fn flush(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        if self.shared.is_clean(ino) {
+    fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        // Before anything is sent: what was written under a lock that is lost is not.
+        let checked = self.shared.locks.check(fh.0);
+        let of = Lockable { file: self.shared.id(ino), flock: false };
+        let locked = self.shared.locks.has_locked(of, owner.0);
+        if self.shared.is_clean(ino) && !locked && checked.is_ok() {
             return reply.ok();
         }
-        self.empty(reply, async move |shared| shared.flush(ino).await);
+        self.empty(reply, async move |shared| {
+            let flushed = checked.and(shared.flush(ino).await);
+            // Whoever closes a file unlocks all of it, whichever way it was opened.
+            let unlocked = match locked {
+                true => shared.unlock(of, owner.0, 0, u64::MAX).await,
+                false => Ok(()),
+            };
+            flushed.and(unlocked)
+        });
     }
 
     fn release(
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if self.shared.is_clean(ino) {
-            self.shared.handles.close(self.shared.id(ino));
+        let file = self.shared.id(ino);
+        if self.shared.is_clean(ino) && !self.shared.locks.knows(file, fh.0) {
+            self.shared.handles.close(file);
             return reply.ok();
         }
         self.empty(reply, async move |shared| {
             // A mapping may have been written to after the last close.
             let flushed = shared.flush(ino).await;
-            shared.handles.close(shared.id(ino));
+            shared.unlock_handle(file, fh.0).await;
+            shared.handles.close(file);
             flushed
         });
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn getlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let caller = Caller(req.pid());
+        // There is no such question of `flock`.
+        let of = Lockable { file: self.shared.id(ino), flock: false };
+        let range = LockRange { first: start, last: end, exclusive: typ == libc::F_WRLCK };
+        let wanted = Wanted { of, range, owner: lock_owner.0, handle: fh.0, pid };
+        self.spawn(async move |shared| match shared.locked(wanted, caller).await {
+            Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+            Ok(Some((range, pid))) => {
+                let kind = if range.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+                // The kernel knows no offset beyond this.
+                reply.locked(range.first, range.last.min(i64::MAX as u64), kind, pid);
+            }
+            Err(e) => reply.error(e),
+        });
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let caller = Caller(req.pid());
+        let of = Lockable { file: self.shared.id(ino), flock: caller.is_in_flock() };
+        if typ == libc::F_UNLCK {
+            let owner = lock_owner.0;
+            return self.empty(reply, async move |shared| shared.unlock(of, owner, start, end).await);
+        }
+        let range = LockRange { first: start, last: end, exclusive: typ == libc::F_WRLCK };
+        let wanted = Wanted { of, range, owner: lock_owner.0, handle: fh.0, pid };
+        self.empty(reply, async move |shared| shared.lock(wanted, sleep, caller).await);
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        if let Err(e) = self.shared.locks.check(fh.0) {
+            return reply.error(e);
+        }
         self.empty(reply, async move |shared| shared.opened(ino)?.sync().await.map_err(|e| errno(&e)));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let handle = self.shared.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.shared.handles.open_directory(handle, self.shared.id(ino));
-        reply.opened(FileHandle(handle), FopenFlags::empty());
+        let handle = self.shared.new_handle();
+        self.shared.handles.open_directory(handle.0, self.shared.id(ino));
+        reply.opened(handle, FopenFlags::empty());
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {

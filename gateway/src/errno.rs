@@ -23,6 +23,8 @@ pub fn errno(error: &Error) -> Errno {
         Code::HasSnapshots => Errno::EBUSY,
         Code::TooManyLinks => Errno::EMLINK,
         Code::NoSuchAttribute => Errno::ENODATA,
+        Code::Locked => Errno::EAGAIN,
+        Code::TooManyLocks => Errno::ENOLCK,
         Code::AttributesTooBig | Code::DiskFull => Errno::ENOSPC,
         _ => {
             tracing::warn!(%error, "told a program that its I/O failed");

@@ -3,9 +3,19 @@
 use std::io;
 use std::path::Path;
 
+/// Most characters of a mount's name: they fit into what the masters take (255 bytes).
+const NAME_CHARS: usize = 60;
+
 /// Whether a file system like ours is mounted on a directory.
 pub fn is_mounted(point: &Path) -> io::Result<bool> {
     Ok(device(point)?.is_some())
+}
+
+/// What this mount is called where people see whose locks there are: machine, process, directory.
+pub(crate) fn name(point: &Path) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = format!("{} {} {}", host.trim(), std::process::id(), point.display());
+    name.chars().take(NAME_CHARS).collect()
 }
 
 /// Has the kernel read so much ahead in a file that is read in sequence. By itself it asks for 128 KiB at a time, and

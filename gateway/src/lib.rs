@@ -10,10 +10,12 @@ mod absent;
 mod asked;
 mod attr;
 mod begin;
+mod caller;
 mod directories;
 mod errno;
 mod handles;
 mod kernel;
+mod locks;
 mod shared;
 mod shown;
 
@@ -66,6 +68,8 @@ pub struct Options {
     pub allow_other: bool,
     /// What tables of mounts show as its source.
     pub source: String,
+    /// Whether locks hold among the programs of this machine only: the kernel keeps them, at no cost.
+    pub local_locks: bool,
     /// Threads that take requests from the kernel.
     pub threads: usize,
     /// KiB that the kernel reads ahead in a file that is read in sequence.
@@ -85,7 +89,7 @@ pub async fn mount(
     if root.kind != FileKind::Directory {
         return Err(io::Error::new(io::ErrorKind::NotADirectory, "what is to be mounted is no directory"));
     }
-    let shared = Arc::new(Shared::new(client, root.file, options.cache));
+    let shared = Arc::new(Shared::new(client, root.file, &options, kernel::name(point)));
     let holding = tokio::spawn(hold(shared.clone()));
     let gateway = Gateway::new(shared.clone());
     let mut config = Config::default();
@@ -109,6 +113,7 @@ pub async fn mount(
         flushed = flushed.and(synced).and(reported);
     }
     let flushed = flushed.and(shared.client.tell_reports().await);
+    shared.end_locks().await;
     served.map_err(io::Error::other)??;
     flushed.map_err(io::Error::other)
 }

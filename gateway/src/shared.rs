@@ -5,15 +5,16 @@ use crate::attr::{file_attr, nanos};
 use crate::directories::Directories;
 use crate::errno::errno;
 use crate::handles::Handles;
+use crate::locks::Locks;
 use crate::shown::Shown;
-use crate::{Cache, REQUEST_BYTES_MAX};
+use crate::{Cache, Options, REQUEST_BYTES_MAX};
 use bytes::Bytes;
 use client::{Attr, Changes, Client, Error, FileKind, Gathered, Known, Moment, OpenFile, Seen, SetTime};
 use common::wire::path::{at, name_in};
 use common::{Code, FileId, Refusal, Serial};
-use fuser::{Errno, FileAttr, FopenFlags, INodeNo, Notifier, OpenFlags, RenameFlags};
+use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Notifier, OpenFlags, RenameFlags};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,13 @@ pub struct Shared {
     /// What the kernel calls inode 1.
     pub root: FileId,
     pub cache: Cache,
-    pub handles: Handles,
-    pub next_handle: AtomicU64,
+    pub handles: Arc<Handles>,
+    next_handle: AtomicU64,
+    pub locks: Locks,
+    /// Whether locks hold between machines; else the kernel keeps them.
+    pub locks_everywhere: bool,
+    /// What the masters tell people who ask whose locks are there.
+    pub name: String,
     /// What the bytes of a file were when the kernel last opened it.
     pub told: Mutex<HashMap<FileId, Version>>,
     pub absent: Absent,
@@ -51,13 +57,17 @@ pub fn name_changed(attr: &Attr) -> Option<i64> {
 
 impl Shared {
     /// Of a mount that begins.
-    pub fn new(client: Client, root: FileId, cache: Cache) -> Shared {
+    pub fn new(client: Client, root: FileId, options: &Options, name: String) -> Shared {
+        let handles = Arc::<Handles>::default();
         Shared {
             client,
             root,
-            cache,
-            handles: Handles::default(),
+            cache: options.cache,
+            locks: Locks::new(handles.clone()),
+            handles,
             next_handle: AtomicU64::new(1),
+            locks_everywhere: !options.local_locks,
+            name,
             told: Mutex::default(),
             absent: Absent::default(),
             directories: Directories::default(),
@@ -65,6 +75,11 @@ impl Shared {
             notifier: OnceLock::new(),
             drops_direct: AtomicBool::new(false),
         }
+    }
+
+    /// A number for something that is opened.
+    pub fn new_handle(&self) -> FileHandle {
+        FileHandle(self.next_handle.fetch_add(1, Ordering::Relaxed))
     }
 
     pub fn id(&self, ino: INodeNo) -> FileId {
@@ -88,13 +103,16 @@ impl Shared {
 
     /// The attributes of a path as they are now: of a file that is open here, also what is known here alone.
     pub async fn see(&self, path: &[u8]) -> Outcome<Seen> {
-        self.exactly(self.client.look(path).await.map_err(|e| errno(&e))?).await
+        let asked = Instant::now();
+        let known = self.client.look(path).await.map_err(|e| errno(&e))?;
+        self.exactly(known, asked).await
     }
 
     pub async fn lookup(self: Arc<Self>, parent: INodeNo, name: Vec<u8>) -> Outcome<Attr> {
         let directory = self.id(parent);
+        let asked = Instant::now();
         match self.client.look(&self.name_in(parent, &name)?).await {
-            Ok(known) => Ok(self.exactly(known).await?.attr),
+            Ok(known) => Ok(self.exactly(known, asked).await?.attr),
             Err(e) => {
                 let (now, is_missed) = (Instant::now(), e.code() == Some(Code::NotFound));
                 let remembers = self.cache != Cache::Strict;
@@ -111,16 +129,20 @@ impl Shared {
         Ok(self.see(path).await?.attr)
     }
 
-    /// What the masters say, and what is known here alone.
-    pub async fn exactly(&self, known: Known) -> Outcome<Seen> {
+    /// What the masters have said, who were asked then, and what is known here alone.
+    pub async fn exactly(&self, mut known: Known, asked: Instant) -> Outcome<Seen> {
         let file = known.attr.file;
         let here = match self.handles.get(file) {
             Some(file) => file.known().await.map_err(|e| errno(&e))?,
             None => None,
         };
         let (mut seen, written) = match here {
-            Some((length, written)) => (Seen::from(Attr { length, ..known.attr }), Some(nanos(written))),
+            Some((length, written)) => (Seen::from(Attr { length, ..known.attr }), written.map(nanos)),
             None => {
+                if self.client.reported_since(file, asked) {
+                    // They may have said it before they were told what was known here until just now.
+                    known = self.client.look(&at(file)).await.map_err(|e| errno(&e))?;
+                }
                 let written = self.client.reported_mtime(file);
                 (self.client.exactly(known).await.map_err(|e| errno(&e))?, written)
             }
@@ -155,6 +177,29 @@ impl Shared {
         }
     }
 
+    /// A file that is open here was locked, and others may have changed it before: programs see what is there now.
+    pub async fn see_again(&self, id: FileId) -> Outcome<()> {
+        self.absent.forget();
+        let Some(file) = self.handles.get(id) else { return Ok(()) };
+        let since = file.moment().await;
+        let seen = self.see(&at(id)).await?;
+        let now = (seen.attr.mtime_ns, seen.attr.length, seen.serial);
+        let before = self.told.lock().expect("never poisoned").insert(id, now);
+        let believes = self.shown.differs(id, seen.attr.length, Instant::now());
+        file.revalidate(Some((since, seen))).await;
+        if (before != Some(now) || believes)
+            && let Some(notifier) = self.notifier.get().cloned()
+        {
+            let ino = if id == self.root { INodeNo::ROOT } else { INodeNo(id.0) };
+            // It waits for pages that are being read, which other threads of ours have to answer.
+            let forgotten = tokio::task::spawn_blocking(move || notifier.inval_inode(ino, 0, 0)).await;
+            if let Ok(Err(error)) = forgotten {
+                tracing::debug!(%error, file = %id, "the kernel had forgotten it already");
+            }
+        }
+        Ok(())
+    }
+
     pub fn opened(&self, ino: INodeNo) -> Outcome<Arc<OpenFile>> {
         self.handles.get(self.id(ino)).ok_or(Errno::EBADF)
     }
@@ -167,6 +212,10 @@ impl Shared {
         let seen = self.see(&at(self.id(ino))).await?;
         if seen.attr.kind != FileKind::File {
             return Err(Errno::EINVAL);
+        }
+        if seen.attr.links == 0 && self.handles.get(self.id(ino)).is_none() {
+            // The kernel still believes a name that was unlinked or replaced elsewhere: told so, it looks again.
+            return Err(Errno::ESTALE);
         }
         Ok(self.open_file(seen, since, false).await)
     }
@@ -271,8 +320,8 @@ impl Shared {
             };
             truncated.map_err(|e| errno(&e))?;
         } else if let Some(file) = self.handles.get(id) {
-            // What is written later has a later time, not what was written before.
-            file.report().await.map_err(|e| errno(&e))?;
+            // Mostly all is written by now; it is durable by the close, and on its way meanwhile.
+            let _ = file.send_gathered().await;
         }
         self.directories.forget(id);
         let Changes { mode, uid, gid, atime, mtime } = changes;
@@ -281,12 +330,16 @@ impl Shared {
             return self.stat(&at(id)).await.map(|attr| self.attr(&attr));
         }
         if mtime != SetTime::Keep {
-            self.client.forget_mtime(id).await;
+            match self.handles.get(id) {
+                Some(file) => file.forget_time().await,
+                None => self.client.forget_mtime(id).await,
+            }
         }
+        let asked = Instant::now();
         let changed = self.client.change(at(id), changes).await;
         self.directories.forget(id);
         let known = changed.map_err(|e| errno(&e))?;
-        Ok(self.attr(&self.exactly(known).await?.attr))
+        Ok(self.attr(&self.exactly(known, asked).await?.attr))
     }
 
     pub async fn rename(

@@ -2,12 +2,13 @@
 //! round, counts the sessions of stores.
 
 use crate::groups::Groups;
+use crate::locks::Locks;
 use crate::raft::network::Acknowledged;
 use crate::raft::state_machine::Shared;
 use crate::raft::{Logged, Raft, TypeConfig};
 use common::limits::{ELECTION_MS_MAX, SESSION_MS};
 use common::wire::client_master::RepairItem;
-use common::{Code, SessionId, StoreId, Time};
+use common::{ClientId, Code, SessionId, StoreId, Time};
 use futures::StreamExt;
 use master_core::{Command, Complaint, Entry, Reply, Standing, Suspicion};
 use openraft::async_runtime::watch::WatchReceiver;
@@ -52,6 +53,8 @@ struct Sessions {
     suspicion: Suspicion,
     /// When the log was last told that a store is doubted, or is not.
     told: BTreeMap<(StoreId, bool), Instant>,
+    /// When holders of claims were last heard of.
+    holders: BTreeMap<ClientId, Instant>,
 }
 
 /// The leader's side of a master.
@@ -62,6 +65,8 @@ pub struct Leader {
     pub state: Shared,
     /// Chunks that lack members, and how many there are: as the steward last saw it.
     pub repairs: Mutex<(Vec<RepairItem>, u64)>,
+    /// Who waits for locks, and who shall give some back.
+    pub locks: Arc<Locks>,
     sessions: Mutex<Sessions>,
     born: Instant,
     waiting: Mutex<Vec<oneshot::Sender<Result<(), NotHere>>>>,
@@ -95,6 +100,7 @@ impl Leader {
             raft,
             state,
             repairs: Mutex::default(),
+            locks: Arc::default(),
             sessions: Mutex::default(),
             born: Instant::now(),
             waiting: Mutex::default(),
@@ -287,6 +293,34 @@ impl Leader {
         let sessions = self.sessions.lock().expect("never poisoned");
         let heard = sessions.renewed.get(&store).filter(|(s, _)| *s == session).map(|(_, at)| *at);
         heard.or(sessions.began).map_or(Duration::ZERO, |at| at.elapsed())
+    }
+
+    /// A holder of claims was heard of then.
+    pub fn holder_heard(&self, holder: ClientId, at: Instant) {
+        self.begin_if_new();
+        let mut sessions = self.sessions.lock().expect("never poisoned");
+        let heard = sessions.holders.entry(holder).or_insert(at);
+        *heard = at.max(*heard);
+    }
+
+    /// The holders that have not been heard of for so long.
+    pub fn silent_holders(&self, limit: Duration) -> Vec<ClientId> {
+        self.begin_if_new();
+        let state = self.state.read().expect("never poisoned");
+        let mut sessions = self.sessions.lock().expect("never poisoned");
+        sessions.holders.retain(|holder, _| state.is_holder(*holder));
+        self.locks.keep(|holder| state.is_holder(holder));
+        let Some(began) = sessions.began else { return vec![] };
+        let heard = |holder: &ClientId| *sessions.holders.get(holder).unwrap_or(&began);
+        state.holders().filter(|holder| heard(holder).elapsed() > limit).collect()
+    }
+
+    /// A holder claims nothing any more; with a term, only while this master leads in just that one.
+    pub async fn end_locks(&self, holder: ClientId, term: Option<u64>) -> Result<(), NotHere> {
+        let claimed = self.state.read().expect("never poisoned").claimed_by(holder);
+        self.propose(Command::EndLocks { holder }, term).await?;
+        self.locks.ended(holder, &claimed);
+        Ok(())
     }
 
     /// What is left of a session, by this count, in milliseconds, rounded up.

@@ -3,6 +3,7 @@
 pub mod config;
 mod groups;
 mod leader;
+mod locks;
 pub mod raft;
 mod repair;
 mod rpc;

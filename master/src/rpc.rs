@@ -3,6 +3,7 @@
 mod admin;
 mod chunkserver;
 mod client;
+mod locks;
 
 use crate::leader::Leader;
 use crate::raft::network::{self, Inbound};

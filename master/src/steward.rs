@@ -4,7 +4,7 @@
 use crate::leader::Leader;
 use crate::repair::Repairs;
 use crate::rpc::Usage;
-use common::limits::{NAMELESS_MS, SESSION_MS, TRASH_MS};
+use common::limits::{LOCK_LEASE_MS, NAMELESS_MS, SESSION_MS, TRASH_MS};
 use master_core::{Before, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +42,7 @@ pub async fn run(leader: Arc<Leader>, usage: impl Fn() -> Vec<(common::StoreId, 
         }
         if expired.elapsed() > EXPIRE_EVERY {
             expired = Instant::now();
+            end_silent_holders(&leader, term).await;
             expire(&leader).await;
             leader.end_doubts().await;
         }
@@ -59,6 +60,14 @@ async fn end_lapsed(leader: &Leader, term: u64) {
         tracing::warn!(%store, %session, "the session has lapsed");
         // Without a quorum nothing can be decided; the next tick tries again.
         let _ = leader.propose(Command::StoreDown { store, session }, Some(term)).await;
+    }
+}
+
+async fn end_silent_holders(leader: &Leader, term: u64) {
+    for holder in leader.silent_holders(Duration::from_millis(LOCK_LEASE_MS)) {
+        tracing::warn!(%holder, "it has been silent for too long: its locks are free");
+        // Without a quorum nothing can be decided; the next time it is tried again.
+        let _ = leader.end_locks(holder, Some(term)).await;
     }
 }
 

@@ -4,7 +4,9 @@ use super::frame::Kind;
 use super::path::PathBytes;
 use super::{ChunkConfig, Message, StoreInfo};
 use crate::limits::{NAME_BYTES_MAX, REPLICATION_MAX};
-use crate::{ChunkHandle, Code, Epoch, FileId, RequestId, ServerId, StoreId};
+use crate::{
+    ChunkHandle, ClientId, Code, Epoch, FileId, LockRange, LockRanges, Lockable, RequestId, ServerId, StoreId,
+};
 use bincode::{Decode, Encode};
 
 /// What a client asks of the leading master.
@@ -142,6 +144,48 @@ pub enum MasterRequest {
         /// The path.
         path: PathBytes,
     },
+    /// What a holder of claims shall give back. The answer comes when there is something, or after `LOCK_WAIT_MS`; it
+    /// also renews the holder's lease.
+    Recalls {
+        /// The holder.
+        holder: ClientId,
+    },
+    /// What keeps a holder from claiming a range. Claims that may not be needed are recalled, and waited for: up to
+    /// `LOCK_WAIT_MS`, then `Recalled` says that the question is to be asked again.
+    InTheWay {
+        /// The holder.
+        holder: ClientId,
+        /// Of what.
+        of: Lockable,
+        /// The range.
+        range: LockRange,
+        /// Wait also for what is needed, behind those that have waited longer.
+        patient: bool,
+    },
+    /// Who has claims in what, a page.
+    Locks {
+        /// Those after this one.
+        after: Option<(Lockable, ClientId)>,
+        /// Most entries; a master may give fewer.
+        limit: u32,
+    },
+}
+
+/// What a holder has claimed in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LockItem {
+    /// Of what.
+    pub of: Lockable,
+    /// Where the file is; `None` if it has no name (any more).
+    pub path: Option<PathBytes>,
+    /// Whose.
+    pub holder: ClientId,
+    /// What that calls itself.
+    pub name: String,
+    /// What is claimed.
+    pub ranges: LockRanges,
+    /// Whether that is the whole file only because nobody else has asked: it may not be needed.
+    pub wide: bool,
 }
 
 /// A server that is drained.
@@ -541,6 +585,41 @@ pub enum Mutation {
         /// The files, at most `HOLD_FILES_MAX`; those that have a name, or are gone, are passed over.
         files: Vec<FileId>,
     },
+    /// Somebody will claim ranges of files for locks, under a name that was never used before; for as long as it asks
+    /// for `Recalls`, and is not silent for `LOCK_LEASE_MS`.
+    BeginLocks {
+        /// The name of the holder.
+        holder: ClientId,
+        /// What it is, for people; at most 255 bytes.
+        name: String,
+    },
+    /// Claims a range. Refused with `Locked` if another needs it, with `Recalled` if another may not.
+    Claim {
+        /// The holder.
+        holder: ClientId,
+        /// Of what.
+        of: Lockable,
+        /// The range.
+        range: LockRange,
+        /// It comes behind those that have waited longer (`MasterRequest::InTheWay`).
+        patient: bool,
+    },
+    /// Keeps some of what was claimed, and gives the rest back.
+    Unclaim {
+        /// The holder.
+        holder: ClientId,
+        /// Of what.
+        of: Lockable,
+        /// What is kept; at most `CLAIM_RANGES_MAX`, and nothing that was not claimed.
+        keep: LockRanges,
+        /// Somebody else wants it: for a while nobody is given more than is asked for.
+        recalled: bool,
+    },
+    /// The holder claims nothing any more, and never will.
+    EndLocks {
+        /// The holder.
+        holder: ClientId,
+    },
 }
 
 /// Most files in one `Hold`, or in one question which have no name.
@@ -829,6 +908,24 @@ pub enum MasterReply {
     Xattrs(Vec<(Vec<u8>, Vec<u8>)>),
     /// Those of the files asked for that have no name.
     Nameless(Vec<FileId>),
+    /// What a holder has claimed now.
+    Claimed {
+        /// What.
+        ranges: LockRanges,
+        /// Whether that is the whole file, since nobody else has claimed anything of it.
+        wide: bool,
+    },
+    /// What a holder shall give back.
+    Recalls(Vec<Lockable>),
+    /// What keeps a holder from claiming a range.
+    InTheWay(Option<LockRange>),
+    /// Who has claims in what.
+    Locks {
+        /// A page.
+        items: Vec<LockItem>,
+        /// Whether there are more.
+        more: bool,
+    },
 }
 
 impl MasterReply {

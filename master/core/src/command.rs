@@ -4,7 +4,7 @@ use crate::Before;
 use bincode::{Decode, Encode};
 use common::wire::chunk_master::{Order, Register, StoreReply};
 use common::wire::client_master::{MasterReply, Mutation};
-use common::{ChunkHandle, Epoch, Refusal, RequestId, SessionId, StoreId};
+use common::{ChunkHandle, ClientId, Epoch, Refusal, RequestId, SessionId, StoreId};
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -153,6 +153,11 @@ pub enum Command {
         to: ChunkHandle,
         /// Its bytes.
         length: u64,
+    },
+    /// A holder of claims has been silent for too long: it has lost them.
+    EndLocks {
+        /// Which.
+        holder: ClientId,
     },
 }
 

@@ -1,6 +1,7 @@
 //! The state as bytes, and back. Made from a clone, in the background.
 
 use crate::inode::Extra;
+use crate::locks::{Claim, Holder};
 use crate::name::Name;
 use crate::packed::Packed;
 use crate::quota::Totals;
@@ -10,7 +11,7 @@ use crate::tree::Tree;
 use crate::{Body, Chunk, Inode, Metadata, Repair, Store, sessions};
 use bincode::{Decode, Encode};
 use common::wire::client_master::{Policy, Quota};
-use common::{ChunkHandle, ClientId, Code, Epoch, FileId, ServerId, SessionId, StoreId};
+use common::{ChunkHandle, ClientId, Code, Epoch, FileId, Lockable, ServerId, SessionId, StoreId};
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use std::sync::Arc;
@@ -82,6 +83,9 @@ enum Part {
     /// One inode's.
     Extra(FileId, Arc<Extra>),
     OtherExtra(FileId, Option<Arc<Extra>>),
+    Holders(Vec<(ClientId, Holder)>),
+    Claims(Vec<((Lockable, ClientId), Claim)>),
+    Contended(Vec<(Lockable, u64)>),
 }
 
 impl Metadata {
@@ -161,6 +165,12 @@ impl Metadata {
         parts(all(&self.maintained), Part::Maintained, &mut out);
         parts(all(&self.given_up), Part::GivenUp, &mut out);
         out(Part::EmptiedNs(self.emptied_ns));
+        parts(all(&self.holders), Part::Holders, &mut out);
+        for claim in &self.claims {
+            // One by one: there may be many ranges in it.
+            out(Part::Claims(vec![(*claim.0, claim.1.clone())]));
+        }
+        parts(all(&self.contended), Part::Contended, &mut out);
     }
 
     /// The state that `encode` made these parts of.
@@ -242,6 +252,9 @@ impl Metadata {
                 Part::Maintained(list) => state.maintained.extend(list),
                 Part::GivenUp(list) => state.given_up.extend(list),
                 Part::EmptiedNs(ns) => state.emptied_ns = ns,
+                Part::Holders(list) => state.holders.extend(list),
+                Part::Claims(list) => state.restore_claims(list),
+                Part::Contended(list) => state.contended.extend(list),
             }
         }
         // What is interned comes after what names it.

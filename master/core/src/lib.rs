@@ -10,6 +10,7 @@ pub mod command;
 mod drain;
 mod image;
 mod inode;
+mod locks;
 mod loss;
 mod name;
 mod namespace;
@@ -27,6 +28,7 @@ mod tree;
 pub use chunks::Chunk;
 pub use command::{Command, Entry, Reply};
 pub use inode::{Body, Inode};
+pub use locks::InTheWay;
 pub use nodes::{Store, StoreState};
 pub use repair::Repair;
 pub use suspicion::{Complaint, Standing, Suspicion, Verdict};
@@ -35,7 +37,7 @@ pub use trash::{Before, CROWDED_PER_MILLE};
 use common::limits::PAGE_BYTES_MAX;
 use common::wire::chunk_master::{Order, StoreReply};
 use common::wire::client_master::{MasterReply, Policy, Quota};
-use common::{ChunkHandle, ClientId, Epoch, FileId, Refusal, ServerId, SessionId, StoreId};
+use common::{ChunkHandle, ClientId, Epoch, FileId, Lockable, Refusal, ServerId, SessionId, StoreId};
 use imbl::OrdMap;
 use name::Name;
 use packed::{Number, Packed};
@@ -122,6 +124,12 @@ pub struct Metadata {
     /// Forks that are being made, and who may hold them.
     forking: OrdMap<ChunkHandle, snapshots::Forking>,
     forking_at: OrdMap<(ChunkHandle, StoreId), ()>,
+    /// Who may claim ranges of files for locks, what is claimed, and the same by holder.
+    holders: OrdMap<ClientId, locks::Holder>,
+    claims: OrdMap<(Lockable, ClientId), locks::Claim>,
+    claimed: OrdMap<(ClientId, Lockable), ()>,
+    /// When somebody last had to give something back, by the log's time.
+    contended: OrdMap<Lockable, u64>,
 }
 
 impl Number for FileId {
@@ -199,6 +207,10 @@ impl Metadata {
             fork_of: OrdMap::new(),
             forking: OrdMap::new(),
             forking_at: OrdMap::new(),
+            holders: OrdMap::new(),
+            claims: OrdMap::new(),
+            claimed: OrdMap::new(),
+            contended: OrdMap::new(),
         }
     }
 
@@ -248,6 +260,10 @@ impl Metadata {
             Command::Condemn { handle, epoch, store: id } => store(self.condemn(*handle, *epoch, *id)),
             Command::Expire { before, budget } => {
                 self.expire(before, *budget);
+                Reply::Master(MasterReply::Done)
+            }
+            Command::EndLocks { holder } => {
+                self.end_locks(*holder);
                 Reply::Master(MasterReply::Done)
             }
         }
@@ -332,6 +348,7 @@ impl Metadata {
             assert!(self.members_of(chunk).contains(from), "{handle} is moved off a store that is no member");
         }
         self.check_snapshots();
+        self.check_locks();
         for (_, file) in self.trash.keys() {
             let named = self.tree.inodes.get(file).is_some_and(|inode| inode.parent != FileId(0));
             assert!(!named, "{file} lies in the trash, and has a name");

@@ -113,6 +113,13 @@ impl Metadata {
             Mutation::Maintain { server, ms } => self.maintain(*server, *ms),
             Mutation::Drain { server, on } => self.drain(*server, *on),
             Mutation::GiveUp { store } => self.give_up(*store),
+            Mutation::BeginLocks { holder, name } => self.begin_locks(*holder, name),
+            Mutation::Claim { holder, of, range, patient: _ } => self.claim(*holder, *of, *range),
+            Mutation::Unclaim { holder, of, keep, recalled } => self.unclaim(*holder, *of, keep, *recalled),
+            Mutation::EndLocks { holder } => {
+                self.end_locks(*holder);
+                Ok(MasterReply::Done)
+            }
             Mutation::EndClient => unreachable!("handled by the session"),
         }
     }

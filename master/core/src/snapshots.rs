@@ -103,6 +103,10 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
         | Mutation::ReportLength { .. }
         | Mutation::Truncate { .. }
         | Mutation::EmptyTrash { .. }
+        | Mutation::BeginLocks { .. }
+        | Mutation::Claim { .. }
+        | Mutation::Unclaim { .. }
+        | Mutation::EndLocks { .. }
         | Mutation::EndClient
         | Mutation::Drain { .. }
         | Mutation::Maintain { .. }

@@ -2,7 +2,7 @@
 
 use super::Rpc;
 use crate::leader::NotHere;
-use common::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX, SESSION_MS, XATTR_VALUE_BYTES_MAX};
+use common::limits::{CLAIM_RANGES_MAX, LIST_PAGE_MAX, NAME_BYTES_MAX, SESSION_MS, XATTR_VALUE_BYTES_MAX};
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::StoreReply;
 use common::wire::client_master::{
@@ -35,7 +35,7 @@ fn for_client(reply: StoreReply) -> MasterReply {
     }
 }
 
-fn refusal(refusal: Refusal) -> MasterReply {
+pub(super) fn refusal(refusal: Refusal) -> MasterReply {
     MasterReply::Refused { code: refusal.code, about: refusal.about, leader: None }
 }
 
@@ -47,9 +47,16 @@ impl Rpc {
                 if let Some(about) = invalid(&mutation) {
                     return MasterReply::refused(Code::BadArgument, about);
                 }
+                if let Some(refused) = self.before_lock(&mutation).await {
+                    return refused;
+                }
+                let lock = self.lock_in(&mutation);
                 match self.leader.propose(Command::Mutate { request, lowest, mutation }, None).await {
                     Ok(Reply::Master(MasterReply::Snapshots(taken))) => self.taken(taken).await,
-                    Ok(Reply::Master(reply)) => reply,
+                    Ok(Reply::Master(reply)) => {
+                        self.after_lock(lock, &reply);
+                        reply
+                    }
                     Ok(Reply::Store(_)) => unreachable!("a mutation has a client's answer"),
                     Err(e) => not_here(e),
                 }
@@ -99,6 +106,14 @@ impl Rpc {
                 let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
                 self.query(|s| Ok(MasterReply::Snapshots(s.list_snapshots(after, limit)))).await
             }
+            MasterRequest::Recalls { holder } => self.recalls(holder).await,
+            MasterRequest::InTheWay { range, .. } if range.first > range.last => {
+                MasterReply::refused(Code::BadArgument, "a range ends before it begins")
+            }
+            MasterRequest::InTheWay { holder, of, range, patient } => {
+                self.in_the_way(holder, of, range, patient).await
+            }
+            MasterRequest::Locks { after, limit } => self.query(|s| Ok(s.list_locks(after, limit))).await,
             MasterRequest::Status => MasterReply::Status(self.status().await),
             MasterRequest::AddMaster { id, addr } => self.add_master(id, addr).await,
             MasterRequest::RemoveMaster { id } => self.remove_master(id).await,
@@ -190,6 +205,11 @@ fn invalid(mutation: &Mutation) -> Option<&'static str> {
         }
         Mutation::Hold { files } if files.len() > HOLD_FILES_MAX => Some("at most 1000 files"),
         Mutation::Written { files } if files.len() > REPORT_FILES_MAX => Some("at most 1000 files"),
+        Mutation::BeginLocks { name, .. } if long(name) => Some("name: at most 255 bytes"),
+        Mutation::Claim { range, .. } if range.first > range.last => Some("a range ends before it begins"),
+        Mutation::Unclaim { keep, .. } if keep.len() > CLAIM_RANGES_MAX || !keep.is_sound() => {
+            Some("keep: at most 1024 ranges, in order, none touching another")
+        }
         Mutation::SetXattr { value: Some(value), .. } if value.len() > XATTR_VALUE_BYTES_MAX => {
             Some("value: at most 32 KiB")
         }
