@@ -305,10 +305,12 @@ impl Locks {
         }
     }
 
-    /// What is claimed and has not been used for a while.
-    fn unused(&self) -> Vec<Lockable> {
+    /// What is claimed and has not been used for so long.
+    fn unused(&self, since: Duration) -> Vec<Lockable> {
         let state = self.state();
-        let unused = |file: &InFile| file.owners.is_empty() && file.used.elapsed() > UNUSED;
+        let unused = |file: &InFile| {
+            file.owners.is_empty() && !file.claimed.is_empty() && file.used.elapsed() >= since
+        };
         let files = state.files.iter().filter(|(_, file)| unused(file)).map(|(of, _)| *of);
         files.take(UNUSED_MAX).collect()
     }
@@ -387,6 +389,10 @@ impl crate::shared::Shared {
                 }
                 return Ok(is_locked);
             }
+            Err(e) if e.code() == Some(Code::TooManyLocks) => {
+                drop(changing);
+                return if self.make_room().await? { Ok(false) } else { Err(crate::errno::errno(&e)) };
+            }
             Err(e) => self.not_claimed(holder, e, waits)?,
         }
         drop(changing);
@@ -398,6 +404,15 @@ impl crate::shared::Shared {
             Ok(_) => Ok(false),
             Err(e) => self.not_claimed(holder, e, true).map(|()| false),
         }
+    }
+
+    /// Gives some of what nobody has locked back. Whether there was any.
+    async fn make_room(&self) -> Outcome<bool> {
+        let unused = self.locks.unused(Duration::ZERO);
+        for of in &unused {
+            self.trim_as(*of, true, false).await?;
+        }
+        Ok(!unused.is_empty())
     }
 
     /// Whether it is worth to try again.
@@ -442,7 +457,7 @@ impl crate::shared::Shared {
                     for of in recalls {
                         self.clone().give_back(of, true);
                     }
-                    for of in self.locks.unused() {
+                    for of in self.locks.unused(UNUSED) {
                         self.clone().give_back(of, false);
                     }
                 }
@@ -589,6 +604,8 @@ mod tests {
         locks.unlock(FILE, 2, 0, u64::MAX);
         assert!(is_locked(wanted(1, 0, 11, true)));
         assert!(!locks.has_more(FILE, false), "nobody has asked for the rest");
+
+        assert!(locks.unused(Duration::ZERO).is_empty());
 
         // What is recalled is what nobody needs.
         let (_, kept) = locks.keep(FILE, true).expect("there is more than is needed");

@@ -327,7 +327,7 @@ fn what_nobody_writes_to_any_more_goes_home_by_itself() {
     };
     // That the last one is committed goes to the log a moment later.
     later(&mut one, 100);
-    later(&mut one, 400);
+    later(&mut one, 4900);
     assert!(!is_located(&mut one), "somebody may go on");
     later(&mut one, 200);
     assert!(is_located(&mut one));

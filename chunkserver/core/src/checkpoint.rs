@@ -27,8 +27,8 @@ use std::sync::Arc;
 
 /// Disk operations of a checkpoint at a time.
 const OPS_MAX: usize = 8;
-/// When nothing has come to the log for so long, what is in it is moved home ...
-const QUIET_MS: u64 = 500;
+/// When nothing has come to the log for so long, what is in it is moved home: before that it is read from memory ...
+const QUIET_MS: u64 = 5000;
 /// ... if it is so many bytes, and as many as the index takes, about, of which each chunk has so many.
 const QUIET_BYTES: u64 = 1024 * 1024;
 const INDEX_BYTES: u64 = 64;
