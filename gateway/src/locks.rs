@@ -217,15 +217,13 @@ impl Locks {
         self.state().files.entry(of).or_default().gate.clone()
     }
 
-    /// The masters have said what is claimed now. Whether the program has what it wants.
-    fn claimed(&self, holder: ClientId, wanted: &Wanted, ranges: LockRanges, wide: bool) -> Outcome<bool> {
+    /// The masters have said what is claimed now, under this lease.
+    fn claimed(&self, holder: ClientId, of: Lockable, ranges: LockRanges, wide: bool) {
         let mut state = self.state();
-        if state.lease.as_ref().is_none_or(|lease| lease.holder != holder) {
-            return Ok(false);
+        if state.lease.as_ref().is_some_and(|lease| lease.holder == holder) {
+            let file = state.files.entry(of).or_default();
+            (file.claimed, file.wide) = (ranges, wide);
         }
-        let file = state.files.entry(wanted.of).or_default();
-        (file.claimed, file.wide) = (ranges, wide);
-        Ok(matches!(state.step(wanted)?, Step::Locked))
     }
 
     /// What is claimed and not needed is given back from here on: what is kept. Nothing if that is all of it.
@@ -381,9 +379,13 @@ impl crate::shared::Shared {
         let asked = self.client.claim(holder, wanted.of, wanted.range, waits).await;
         match asked {
             Ok((ranges, wide)) => {
-                self.see_again(wanted.of.file).await?;
-                let is_locked = self.locks.claimed(holder, wanted, ranges, wide)?;
+                let seen = self.see_again(wanted.of.file).await;
+                // It is claimed, whether the program gets it or not: what is not known here would never be given back.
+                self.locks.claimed(holder, wanted.of, ranges, wide);
+                // Nor is it before the program has it: who gives back waits for the gate.
+                let step = seen.and_then(|()| self.locks.step(wanted))?;
                 drop(changing);
+                let is_locked = matches!(step, Step::Locked);
                 if !is_locked {
                     self.trim(wanted.of).await?;
                 }
@@ -535,21 +537,19 @@ impl crate::shared::Shared {
         self.locks.used.store(true, Ordering::Relaxed);
         loop {
             {
-                let mut state = self.locks.state();
-                let file = state.files.entry(wanted.of).or_default();
-                if let Some((_, range, pid)) = file.others(wanted.owner, &wanted.range).pop() {
-                    return Ok(Some((range, pid)));
-                }
-                if file.claimed.covers(&wanted.range) {
-                    return Ok(None);
+                let state = self.locks.state();
+                if let Some(file) = state.files.get(&wanted.of) {
+                    if let Some((_, range, pid)) = file.others(wanted.owner, &wanted.range).pop() {
+                        return Ok(Some((range, pid)));
+                    }
+                    if file.claimed.covers(&wanted.range) {
+                        return Ok(None);
+                    }
                 }
             }
             let holder = self.holder().await?;
             match caller.wait(self.client.in_the_way(holder, wanted.of, wanted.range, false)).await? {
-                Ok(other) => {
-                    self.locks.forget(wanted.of);
-                    return Ok(other.map(|range| (range, 0)));
-                }
+                Ok(other) => return Ok(other.map(|range| (range, 0))),
                 Err(e) => self.not_claimed(holder, e, true)?,
             }
         }
@@ -589,7 +589,8 @@ mod tests {
         let lease = Lease { holder: ClientId(1), until: Instant::now() + Duration::from_secs(60) };
         locks.state().lease = Some(lease);
         let all = [LockRange::ALL].into_iter().collect();
-        assert!(locks.claimed(ClientId(1), &wanted(1, 0, 9, true), all, true).unwrap());
+        locks.claimed(ClientId(1), FILE, all, true);
+        assert!(matches!(locks.step(&wanted(1, 0, 9, true)).unwrap(), Step::Locked));
         locks
     }
 
@@ -626,8 +627,9 @@ mod tests {
         assert!(locks.check(10).is_err() && locks.check(20).is_ok(), "it is over, whoever looks");
         assert!(locks.step(&wanted(1, 0, 9, true)).is_err());
         assert!(matches!(locks.step(&wanted(2, 0, 9, true)).unwrap(), Step::Unclaimed));
-        let late = locks.claimed(ClientId(1), &wanted(2, 0, 9, true), LockRanges::default(), true);
-        assert!(!late.unwrap(), "an answer of the lease that is over");
+        locks.claimed(ClientId(1), FILE, [LockRange::ALL].into_iter().collect(), true);
+        let late = locks.step(&wanted(2, 0, 9, true)).unwrap();
+        assert!(matches!(late, Step::Unclaimed), "an answer of the lease that is over");
         assert!(locks.knows(FILE.file, 10));
         locks.unlock_handle(FILE.file, 10);
         assert!(locks.check(10).is_ok() && !locks.knows(FILE.file, 10));

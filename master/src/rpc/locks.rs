@@ -20,6 +20,10 @@ pub(super) enum LockChange {
     Ends(ClientId, Vec<Lockable>),
 }
 
+fn no_holder(holder: ClientId) -> MasterReply {
+    refusal(Refusal::new(Code::ClientEnded, format!("holder {holder} of locks")))
+}
+
 impl Rpc {
     /// A claim that must be refused takes no place in the log.
     pub(super) async fn before_lock(&self, mutation: &Mutation) -> Option<MasterReply> {
@@ -79,7 +83,7 @@ impl Rpc {
         self.leader.round().await.map_err(not_here)?;
         let state = self.leader.state.read().expect("never poisoned");
         if !state.is_holder(holder) {
-            return Err(refusal(Refusal::new(Code::ClientEnded, format!("holder {holder} of locks"))));
+            return Err(no_holder(holder));
         }
         Ok(state.in_the_way(of, holder, range))
     }
@@ -120,7 +124,7 @@ impl Rpc {
             return not_here(e);
         }
         if !self.leader.state.read().expect("never poisoned").is_holder(holder) {
-            return refusal(Refusal::new(Code::ClientEnded, format!("holder {holder} of locks")));
+            return no_holder(holder);
         }
         self.leader.holder_heard(holder, heard);
         MasterReply::Recalls(self.leader.locks.recalls(holder, WAIT).await)
