@@ -254,6 +254,15 @@ pub enum Fs {
         #[arg(required = true)]
         paths: Vec<OsString>,
     },
+    /// Copy files within the cluster. Large parts are not copied, but named once more
+    Cp {
+        /// Directories, with all that is in them.
+        #[arg(short, long)]
+        recursive: bool,
+        /// Files and directories, and last where they go: a path, or a directory that is there.
+        #[arg(required = true, num_args = 2..)]
+        paths: Vec<OsString>,
+    },
     /// Rename a file or directory.
     Mv {
         /// Do not replace what is there.

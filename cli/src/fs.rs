@@ -1,6 +1,7 @@
 //! Commands on files.
 
 use crate::args::Fs;
+use crate::copy;
 use crate::output::{attr_json, human, mode, print, show, time};
 use crate::transfer;
 use anyhow::bail;
@@ -60,6 +61,7 @@ pub async fn run(client: Client, command: Fs, json: bool) -> anyhow::Result<()> 
             }
             Ok(())
         }
+        Fs::Cp { recursive, paths } => copy::cp(client, recursive, &paths, json).await,
         Fs::Mv { no_clobber, from, to } => mv(&client, &path(&from), &path(&to), no_clobber).await,
         Fs::Ln { symbolic: true, target, name } => {
             Ok(client.symlink(&path(&name), &target.into_encoded_bytes()).await?)

@@ -4,6 +4,7 @@ mod admin;
 mod args;
 mod audit;
 mod background;
+mod copy;
 mod explain;
 mod fs;
 mod mount;

@@ -110,15 +110,16 @@ fn one(name: &str, scenario: &Options, options: &Sim, jobs: usize, json: bool) -
     match json {
         true => println!(
             "{}",
-            json!({"scenario": name, "first_seed": options.seed, "seeds": seeds, "failed": failures.len(), "acknowledged": done.acked, "reads": done.reads, "repairs": done.repairs, "lost": done.lost, "virtual_ms": done.ms, "wall_s": wall})
+            json!({"scenario": name, "first_seed": options.seed, "seeds": seeds, "failed": failures.len(), "acknowledged": done.acked, "reads": done.reads, "repairs": done.repairs, "lost": done.lost, "clones": done.clones, "virtual_ms": done.ms, "wall_s": wall})
         ),
         false => println!(
-            "{name:<18} {seeds:>7} seeds {:>3} failed {:>9} acknowledged {:>9} reads {:>7} repairs {:>5} lost {:>7.0} s virtual {wall:>6.1} s {:>7.0} seeds/min",
+            "{name:<18} {seeds:>7} seeds {:>3} failed {:>9} acknowledged {:>9} reads {:>7} repairs {:>5} lost {:>6} clones {:>7.0} s virtual {wall:>6.1} s {:>7.0} seeds/min",
             failures.len(),
             done.acked,
             done.reads,
             done.repairs,
             done.lost,
+            done.clones,
             done.ms as f64 / 1e3,
             seeds as f64 / wall * 60.0
         ),

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// Files of a tree that are under way at a time.
-const FILES_UNDER_WAY: usize = 16;
+pub const FILES_UNDER_WAY: usize = 16;
 /// Blocks that are read from the local disk ahead of the network.
 const BLOCKS_AHEAD: usize = 4;
 

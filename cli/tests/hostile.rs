@@ -364,7 +364,7 @@ impl Hostile {
     fn client_chunk(&mut self) -> Vec<u8> {
         let payload = self.payload();
         let (handle, request, piece) = (self.handle(), self.request(), self.piece(&payload));
-        let msg = match self.rng.random_range(0..6) {
+        let msg = match self.rng.random_range(0..7) {
             0 => ClientChunk::Push {
                 request,
                 handle,
@@ -390,6 +390,7 @@ impl Hostile {
             },
             3 => ClientChunk::Stat { handle },
             4 => ClientChunk::Locate { handle, offset: self.number(), len: self.number() as u32 },
+            5 => ClientChunk::Fork { handle, to: self.config() },
             _ => ClientChunk::Seal { handle },
         };
         let id = self.rng.random_range(1000..u64::MAX);
@@ -551,7 +552,7 @@ impl Hostile {
     fn mutation(&mut self) -> Mutation {
         let (path, file, mode) = (self.path(), self.file(), self.number() as u32);
         let (near, index) = (self.text(), self.number() as u32);
-        match self.rng.random_range(0..33) {
+        match self.rng.random_range(0..35) {
             0 => Mutation::Mkdir { path, parents: self.flag(), mode, owner: self.owner() },
             29 => Mutation::BeginLocks { holder: self.request().client, name: self.text() },
             30 => Mutation::Claim {
@@ -567,6 +568,10 @@ impl Hostile {
                 recalled: self.flag(),
             },
             32 => Mutation::EndLocks { holder: self.request().client },
+            33 => {
+                Mutation::BeginClone { of: self.handle(), snapshot: self.number(), file, at: self.number() }
+            }
+            34 => Mutation::EndClone { to: self.handle(), length: self.maybe() },
             1 => Mutation::Create {
                 path,
                 mode,

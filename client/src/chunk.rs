@@ -187,7 +187,7 @@ impl Client {
         chain
     }
 
-    async fn conn(&self, store: StoreId, class: Class) -> std::result::Result<Conn, NetError> {
+    pub(crate) async fn conn(&self, store: StoreId, class: Class) -> std::result::Result<Conn, NetError> {
         self.inner.conns.get(self.inner.masters.cluster(), store, class).await
     }
 

@@ -197,7 +197,8 @@ impl FileWriter {
     }
 
     async fn send_bytes(&mut self, data: Bytes) -> Result<()> {
-        if self.in_chunk == self.chunk_bytes || self.chunk.is_none() {
+        let takes_more = |chunk: &ChunkInfo| chunk.config.sealed.is_none();
+        if self.in_chunk == self.chunk_bytes || !self.chunk.as_ref().is_some_and(takes_more) {
             self.next_chunk().await?;
         }
         while self.window.is_full(self.under_way.len()) {
@@ -244,14 +245,48 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Waits until everything is durable and gives the file its name, in place of what was there.
-    pub async fn finish(mut self, mode: u32, mtime_ns: i64, parents: bool) -> Result<Attr> {
+    /// Goes on with the bytes of another file's chunk, or with its hole, without copying them; or not, if that is not
+    /// possible.
+    pub(crate) async fn clone_chunk(&mut self, of: &ChunkInfo, snapshot: u64) -> Result<bool> {
+        self.drain().await?;
+        let index = match &mut self.chunk {
+            None => 0,
+            Some(chunk) => {
+                if chunk.config.sealed.is_none() {
+                    chunk.config.sealed = Some(self.client.seal(chunk.config.handle).await?);
+                }
+                chunk.index + 1
+            }
+        };
+        let at = self.len();
+        let cloned = if of.config.handle == ChunkHandle::HOLE {
+            let hole = Mutation::AddHole { file: self.file, index, length: of.length };
+            match self.client.mutate(hole).await? {
+                MasterReply::Chunk(hole) => Some(hole),
+                _ => return Err(Error::unexpected("add a hole")),
+            }
+        } else {
+            self.client.clone_chunk(of, snapshot, self.file, at).await?
+        };
+        let Some(chunk) = cloned else { return Ok(false) };
+        (self.before, self.in_chunk) = (at, chunk.length);
+        self.chunk = Some(chunk);
+        Ok(true)
+    }
+
+    async fn drain(&mut self) -> Result<()> {
         if !self.buffer.is_empty() {
             self.send().await?;
         }
         while !self.under_way.is_empty() {
             self.one_done().await?;
         }
+        Ok(())
+    }
+
+    /// Waits until everything is durable and gives the file its name, in place of what was there.
+    pub async fn finish(mut self, mode: u32, mtime_ns: i64, parents: bool) -> Result<Attr> {
+        self.drain().await?;
         let length = self.before + self.in_chunk;
         let path = self.path.clone();
         let owner = self.client.inner.config.owner;

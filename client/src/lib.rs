@@ -1,6 +1,7 @@
 //! The client library: everything a program does with a Cairn cluster. Runs wherever tokio runs.
 
 mod chunk;
+mod clones;
 mod conns;
 mod error;
 mod file;
@@ -12,6 +13,7 @@ mod posix;
 mod reports;
 mod requests;
 
+pub use clones::Copied;
 pub use common::wire::client_master::{
     Attr, ChunkInfo, DrainItem, Entry, FileKind, LockItem, Loss, MaintenanceItem, Owner, Policy, Quota,
     RepairItem, SetTime, SnapshotInfo, Status, Story, TrashEntry, Usage,

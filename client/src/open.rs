@@ -1,6 +1,7 @@
 //! A file that is open for reading and writing at any offset. Writes are gathered, and on their way when they
 //! are large enough; `sync` waits until they are durable, and tells of what failed.
 
+use crate::clones::may_clone;
 use crate::file::{Appender, WRITES_UNDER_WAY, read_here, read_spans};
 use crate::reports::nanos;
 use crate::{Client, Error, Result, Seen};
@@ -8,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use client_core::{Layout, Window};
 use common::limits::WRITE_BYTES_MAX;
 use common::wire::ChunkConfig;
-use common::wire::client_master::{MasterReply, Mutation, Report};
+use common::wire::client_master::{ChunkInfo, MasterReply, Mutation, Report};
 use common::{ChunkHandle, Code, FileId, Refusal};
 use std::ops::Range;
 use std::sync::Arc;
@@ -360,6 +361,75 @@ impl OpenFile {
         let mut found = rest.filter(|c| (c.config.handle != ChunkHandle::HOLE) == data);
         let end = (!data).then_some(layout.len());
         Ok(found.next().map(|c| c.start.max(from)).or(end))
+    }
+
+    /// Takes the bytes of another file without copying them, as many whole chunks of the range as that is possible for,
+    /// from its beginning on: so many bytes. They go to an offset behind which this file has none.
+    pub async fn clone_range(&self, from: &OpenFile, range: Range<u64>, at: u64) -> Result<u64> {
+        if from.file == self.file {
+            return Ok(0);
+        }
+        let source = {
+            let mut state = from.state.lock().await;
+            from.drain(&mut state).await;
+            from.layout(&mut state).await?
+        };
+        let rest = source.chunks().iter().skip_while(|c| c.start < range.start || c.length == 0);
+        let fit = rest.take_while(|c| c.start + c.length <= range.end && may_clone(c));
+        let chunks: Vec<ChunkInfo> = fit.cloned().collect();
+        if chunks.first().is_none_or(|first| first.start != range.start) {
+            return Ok(0);
+        }
+        let mut state = self.state.lock().await;
+        self.drain(&mut state).await;
+        if !self.ends(&mut state, at).await? {
+            return Ok(0);
+        }
+        self.is_written(&mut state);
+        state.appender = None;
+        let mut done = 0;
+        for chunk in chunks {
+            let at = at + done;
+            if chunk.config.handle == ChunkHandle::HOLE {
+                if !self.ends(&mut state, at + chunk.length).await? {
+                    break;
+                }
+            } else {
+                let cloned = self.client.clone_chunk(&chunk, source.snapshot(), self.file, at).await;
+                // What became of it is not known if it failed, and an empty chunk before it is gone.
+                state.layout = None;
+                if cloned?.is_none() {
+                    break;
+                }
+            }
+            done += chunk.length;
+        }
+        Ok(done)
+    }
+
+    /// Whether the file ends there, with nothing that still grows; it is made so if it ends before.
+    async fn ends(&self, state: &mut State, at: u64) -> Result<bool> {
+        loop {
+            let layout = self.layout(state).await?;
+            if layout.len() > at {
+                return Ok(false);
+            }
+            if let Some(chunk) = layout.chunks().last().filter(|c| c.config.sealed.is_none()) {
+                self.client.seal(chunk.config.handle).await?;
+            } else if layout.len() == at {
+                return Ok(true);
+            } else {
+                let (file, index) = (self.file, layout.chunks().len() as u32);
+                let hole = Mutation::AddHole { file, index, length: at - layout.len() };
+                match self.client.mutate(hole).await {
+                    // If another writer was quicker: look again.
+                    Ok(_) => {}
+                    Err(Error::Refused(r)) if r.code == Code::WrongChunkIndex => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            state.layout = None;
+        }
     }
 
     async fn layout(&self, state: &mut State) -> Result<Arc<Layout>> {

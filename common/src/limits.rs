@@ -156,6 +156,10 @@ pub const HOLDER_CLAIMS_MAX: u32 = 65_536;
 pub const CLAIM_RANGES_MAX: usize = 1024;
 /// Most orders in one answer to a heartbeat.
 pub const ORDERS_MAX: usize = 1024;
+/// Most clones that are begun and not ended.
+pub const CLONES_MAX: usize = 4096;
+/// A clone that is not ended within this is given up, in milliseconds of the log's time.
+pub const CLONE_MS: u64 = 120_000;
 /// Most snapshots of a cluster.
 pub const SNAPSHOTS_MAX: usize = 1024;
 /// Most chunkserver stores of a cluster (bounds the store table on the wire).

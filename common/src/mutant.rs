@@ -70,6 +70,10 @@ mutants! {
     ForkWithTail,
     /// A member says that a fork is made before it is durable.
     ForkEarly,
+    /// Writes are admitted while a chunk is forked for a client.
+    CloneAdmits,
+    /// A fork that a primary has given up is made when it is asked for once more.
+    CloneTwice,
     /// What a client has heard of a snapshot is not minded.
     NoStamp,
     /// Clients on the same machine go on with what they were told of a chunk, whatever happens to it.

@@ -136,6 +136,14 @@ fn hostile_bodies_do_no_harm() {
     let piece = Piece::of(&[1; 5000]);
     let ranges: LockRanges = [LockRange::ALL].into_iter().collect();
     let of = Lockable { file: FileId(9), flock: true };
+    let config = ChunkConfig {
+        handle: ChunkHandle(7),
+        epoch: Epoch(3),
+        primary: StoreId(1),
+        members: vec![StoreId(1), StoreId(2)],
+        sealed: Some(9),
+        wait_ms: 4,
+    };
     let unclaim = Mutation::Unclaim { holder: ClientId(3), of, keep: ranges.clone(), recalled: true };
     hostile::<Hello>(&[wire::encode(&Hello::new(Caller::Client))]);
     hostile::<HelloOk>(&[wire::encode(&HelloOk { cluster: ClusterId(1), version: 1 })]);
@@ -148,15 +156,8 @@ fn hostile_bodies_do_no_harm() {
     hostile::<MasterReply>(&[
         wire::encode(&MasterReply::refused(Code::NotFound, "x")),
         wire::encode(&MasterReply::Claimed { ranges, wide: true }),
+        wire::encode(&MasterReply::Clone { of: config.clone(), to: config.clone() }),
     ]);
-    let config = ChunkConfig {
-        handle: ChunkHandle(7),
-        epoch: Epoch(3),
-        primary: StoreId(1),
-        members: vec![StoreId(1), StoreId(2)],
-        sealed: Some(9),
-        wait_ms: 4,
-    };
     let (store, handle, epoch) = (StoreId(1), config.handle, config.epoch);
     hostile::<StoreRequest>(&[
         wire::encode(&StoreRequest::Exited { uuid: 1, incarnation: 2 }),

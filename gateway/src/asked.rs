@@ -12,10 +12,10 @@ use common::wire::client_master::Only;
 use common::wire::path::at;
 use common::{Code, LockRange, Lockable};
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -30,6 +30,9 @@ use tokio::runtime::Handle;
 
 /// The name under which the kernel asks for capabilities of programs before each write. There are none.
 const CAPABILITY: &[u8] = b"security.capability";
+
+/// Bytes of one answer to `copy_file_range`: programs ask again for the rest, and can be interrupted in between.
+const CLONE_BYTES_MAX: u64 = 1 << 30;
 
 thread_local! {
     /// Where a thread that is asked by the kernel reads to: pages that are new cost more than the bytes in them.
@@ -679,6 +682,33 @@ impl Filesystem for Gateway {
         reply: ReplyEmpty,
     ) {
         self.empty(reply, async move |shared| shared.allocate(ino, offset, length, mode).await);
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        if let Err(e) = self.shared.locks.check(fh_in.0).and(self.shared.locks.check(fh_out.0)) {
+            return reply.error(e);
+        }
+        let range = offset_in..offset_in.saturating_add(len.min(CLONE_BYTES_MAX));
+        self.spawn(async move |shared| {
+            match shared.clone_range(ino_in, range, ino_out, offset_out).await {
+                // The kernel copies the bytes itself, through its pages.
+                Ok(0) => reply.error(Errno::EOPNOTSUPP),
+                Ok(len) => reply.written(len as u32),
+                Err(e) => reply.error(e),
+            }
+        });
     }
 
     fn lseek(

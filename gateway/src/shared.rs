@@ -14,6 +14,7 @@ use common::wire::path::{at, name_in};
 use common::{Code, FileId, Refusal, Serial};
 use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Notifier, OpenFlags, RenameFlags};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -261,6 +262,16 @@ impl Shared {
             file.sync().await.map_err(|e| errno(&e))?;
         }
         Ok(())
+    }
+
+    /// Copies a range between files that are open, as far as that needs no bytes to be moved: so many.
+    pub async fn clone_range(&self, from: INodeNo, range: Range<u64>, to: INodeNo, at: u64) -> Outcome<u64> {
+        let (from, to) = (self.opened(from)?, self.opened(to)?);
+        if self.cache == Cache::Strict {
+            from.revalidate(None).await;
+            to.revalidate(None).await;
+        }
+        to.clone_range(&from, range, at).await.map_err(|e| errno(&e))
     }
 
     /// A name was made here, or may have been; if it is no directory's, at this time.

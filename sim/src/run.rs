@@ -19,6 +19,8 @@ pub struct Done {
     pub repairs: u64,
     /// Chunks that were lost, beyond the fault model, and said to be.
     pub lost: u64,
+    /// Chunks that began as clones of others.
+    pub clones: u64,
     /// Virtual milliseconds.
     pub ms: u64,
 }
@@ -32,6 +34,7 @@ impl std::ops::Add for Done {
             here: self.here + more.here,
             repairs: self.repairs + more.repairs,
             lost: self.lost + more.lost,
+            clones: self.clones + more.clones,
             ms: self.ms + more.ms,
         }
     }
@@ -80,17 +83,21 @@ pub fn run(plan: &Plan) -> Result<Done, Failure> {
         world.run();
         world.check_promises();
         world.check_snapshots();
+        world.check_clones();
         let lost = world.chunks_lost;
         world.kill_all();
         world.check_promises();
         world.check_snapshots();
+        world.check_clones();
         world.delete_snapshots();
+        world.write_to_clones();
         Done {
             acked: world.acked.len() as u64,
             reads: world.reads_done,
             here: world.reads_here,
             repairs: world.repairs_begun,
             lost,
+            clones: world.clones_made,
             ms: world.ms(),
         }
     });

@@ -8,6 +8,7 @@
 
 mod check;
 mod clients;
+mod clones;
 mod local;
 mod masters;
 pub mod plan;
@@ -19,6 +20,7 @@ use chunkserver_core::Node;
 use chunkserver_core::io::{DiskKind, DiskOp, Input, MasterAsk, Output};
 use chunkserver_core::store::recover::{RecoverError, first_checkpoint, recover};
 use chunkserver_core::store::{Recovered, StoreConfig};
+use clones::CLONERS;
 use common::limits::LOG_GROUP_BYTES_MAX;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::Peer;
@@ -164,6 +166,10 @@ enum Event {
         life: u64,
         input: Box<Input>,
     },
+    /// Who wanted a clone waits no longer.
+    CloneOver {
+        number: u64,
+    },
     Tend,
     Undrain {
         store: usize,
@@ -295,6 +301,7 @@ pub struct Acked {
     pub stamp: u64,
 }
 
+#[derive(Clone)]
 struct Writer {
     config: ChunkConfig,
     id: ClientId,
@@ -321,6 +328,7 @@ pub struct World {
     cuts: Vec<Cut>,
     faults_left: usize,
     taken: Vec<Taken>,
+    clones: Vec<clones::Clone>,
     /// The last snapshot that stores know of, as their heartbeats say.
     known: BTreeMap<StoreId, (SessionId, u64)>,
     /// Reads under way: at which offset, the byte that was acknowledged there before they began, of which
@@ -341,6 +349,8 @@ pub struct World {
     pub repairs_begun: u64,
     /// Chunks that were lost, and said to be.
     pub chunks_lost: u64,
+    /// Chunks that began as clones of others.
+    pub clones_made: u64,
     /// Connections deliver in order: when the last message arrives, by sender, receiver and class.
     last_arrival: BTreeMap<(usize, usize, bool), Time>,
     /// Acknowledged writes.
@@ -387,6 +397,7 @@ impl World {
             cuts: vec![],
             faults_left: plan.faults.len(),
             taken: vec![],
+            clones: vec![],
             known: BTreeMap::new(),
             reads: BTreeMap::new(),
             next_read: READERS,
@@ -397,6 +408,7 @@ impl World {
             reads_here: 0,
             repairs_begun: 0,
             chunks_lost: 0,
+            clones_made: 0,
             last_arrival: BTreeMap::new(),
             acked: vec![],
             trace: vec![],
@@ -623,6 +635,7 @@ impl World {
             }
             What::Election { ms } => self.election(ms),
             What::Snapshot => self.take_snapshot(),
+            What::Clone { chunk } => self.begin_clone(chunk),
             What::Checkpoint { store } => self.tell(store, Input::Checkpoint),
         }
     }
@@ -694,6 +707,7 @@ impl World {
             Output::Reply { conn: check::CHECKER, request, msg, data } => {
                 self.checker_is_answered(request, msg, data)
             }
+            Output::Reply { conn, msg, .. } if conn >= CLONERS => self.fork_answered(conn - CLONERS, msg),
             Output::Reply { conn, msg, .. } if conn >= LOCATORS => self.located(n, life, conn, msg),
             Output::Reply { conn, msg, data, .. } if conn >= READERS => self.read_answered(conn, msg, data),
             Output::Reply { conn, request, msg, .. } => {
@@ -775,6 +789,8 @@ impl World {
             && self.servers.iter().all(|s| gone(s) || well(s) && self.is_up(s.id))
             && self.handles.iter().all(|h| self.is_whole(*h))
             && self.masters.state.forks().all(|h| self.is_whole(h))
+            && self.clones_are_over()
+            && self.cloned().into_iter().all(|h| self.is_whole(h))
     }
 
     /// Whether the chunk has all its members, none of them given up, and no attempt to make one is
@@ -851,6 +867,7 @@ impl World {
             }
             Event::ForkAnswer { store, input, .. } => self.step(store, *input),
             Event::Answer { store, handle, answer, .. } => self.step(store, Input::Master { handle, answer }),
+            Event::CloneOver { number } => self.clone_is_over(number),
             Event::Tend => self.tend(),
             Event::Undrain { store } => self.drain(store, false),
             Event::GiveUp { store } => self.give_up(store),

@@ -17,6 +17,8 @@ fn made_for(mutant: Mutant) -> Option<&'static str> {
     match mutant {
         Mutant::LedAsNew => Some("cradles"),
         Mutant::ForkEarly => Some("snapshots"),
+        Mutant::CloneAdmits => Some("clones"),
+        Mutant::CloneTwice => Some("clones-power"),
         _ => None,
     }
 }

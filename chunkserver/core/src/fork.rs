@@ -3,9 +3,12 @@
 //! at rest, and every member makes another chunk of the same blocks, durably. Then the masters let
 //! it stand in for the chunk, and give the chunk a new epoch: who read it for a snapshot does so no
 //! more.
+//!
+//! A client can ask for a fork, too, to begin a chunk of another file with it; the masters have named it, and
+//! what becomes of it is between them and the client.
 
-use crate::io::{Ask, Outbox, Output};
-use crate::node::{Chunk, Node};
+use crate::io::{Ask, ConnId, Outbox, Output};
+use crate::node::{Chunk, Node, Waiting, refuse, reply};
 use crate::state::ChunkState;
 use crate::store::Ticket;
 use crate::store::format::Record;
@@ -14,7 +17,9 @@ use crate::timers::Timer;
 use common::limits::APPLY_TIMEOUT_MS;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::{LogPoint, Peer};
-use common::{ChunkHandle, Epoch, Mutant, Span, StoreId, Time};
+use common::wire::chunk_master::Order;
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, Span, StoreId, Time};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -26,10 +31,17 @@ const LOOK_AGAIN_MS: u64 = 5;
 /// While there is one, a primary admits nothing.
 #[derive(Clone, Debug)]
 pub(crate) struct Forking {
-    /// The masters are asked for the sake of this snapshot.
-    wanted: u64,
+    why: Why,
     since: Time,
     step: Step,
+}
+
+#[derive(Clone, Debug)]
+enum Why {
+    /// The masters are asked for the sake of this snapshot.
+    Snapshot(u64),
+    /// These requests of clients wait for it.
+    Clone(Vec<(ConnId, u64)>),
 }
 
 #[derive(Clone, Debug)]
@@ -54,11 +66,15 @@ impl Node {
     pub(crate) fn is_after_snapshot(&mut self, handle: ChunkHandle, stamp: u64, out: &mut Outbox) -> bool {
         let wanted = self.snapshot.max(if Mutant::NoStamp.on() { 0 } else { stamp });
         let lead = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut()).expect("led");
+        if Mutant::CloneAdmits.on() && lead.forking.as_ref().is_some_and(|f| matches!(f.why, Why::Clone(_))) {
+            return true;
+        }
         if lead.forking.is_none() && (lead.snapshot >= wanted || Mutant::NoFork.on()) {
             return true;
         }
         if lead.forking.is_none() {
-            lead.forking = Some(Box::new(Forking { wanted, since: self.now, step: Step::Asking }));
+            let why = Why::Snapshot(wanted);
+            lead.forking = Some(Box::new(Forking { why, since: self.now, step: Step::Asking }));
             self.fork_on(handle, out);
         }
         false
@@ -91,7 +107,7 @@ impl Node {
             Some(_) => {}
             None => {
                 // Who named a snapshot that is not known to the masters waited for nothing.
-                let wanted = forking.wanted;
+                let Why::Snapshot(wanted) = forking.why else { unreachable!("the masters were asked") };
                 if self.snapshot == wanted {
                     self.snapshot = snapshot;
                 }
@@ -105,6 +121,63 @@ impl Node {
         }
     }
 
+    /// A client wants a chunk forked, for another file.
+    pub(crate) fn client_fork(&mut self, ask: Waiting, out: &mut Outbox) {
+        let Some(ask) = self.led(ask, out) else { return };
+        let ClientChunk::Fork { handle, to } = &ask.msg else { unreachable!() };
+        let (handle, to) = (*handle, to.clone());
+        let made = self.chunks.get(&to.handle).filter(|fork| fork.config().epoch.number() > 0);
+        let made = made.map(|fork| fork.state.length as u64);
+        let is_over = self.floors.contains_key(&to.handle);
+        let chunk = self.chunks.get_mut(&handle).expect("led");
+        let ours = chunk.config();
+        // Only under the epoch that the masters named the fork with: what of it was made is the same then.
+        let fits = ask.epoch == ours.epoch
+            && to.invalid().is_none()
+            && to.handle != handle
+            && (to.primary, &to.members) == (ours.primary, &ours.members)
+            && (to.epoch.number(), to.sealed) == (1, None);
+        if !fits {
+            return refuse(&ask, Code::BadArgument, out);
+        }
+        if is_over {
+            return refuse(&ask, Code::NoSuchChunk, out);
+        }
+        let lead = chunk.lead.as_mut().expect("led");
+        match lead.forking.as_mut().map(|forking| (forking.to() == Some(to.handle), &mut forking.why)) {
+            Some((true, Why::Clone(asks))) => asks.push((ask.conn, ask.request)),
+            Some(_) => self.park(handle, ask, out),
+            None => match made {
+                Some(length) => reply(&ask, ClientChunkReply::Forked { length }, out),
+                None => {
+                    let why = Why::Clone(vec![(ask.conn, ask.request)]);
+                    let forking = Forking { why, since: self.now, step: Step::Resting(to) };
+                    lead.forking = Some(Box::new(forking));
+                    self.fork_on(handle, out);
+                }
+            },
+        }
+    }
+
+    /// The fork that clients have asked for is made, or will never be.
+    fn end_client_fork(&mut self, handle: ChunkHandle, answer: Result<u64, Code>, out: &mut Outbox) {
+        let lead = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut()).expect("it forks");
+        let forking = lead.forking.take().expect("it forks");
+        let (Some(to), Why::Clone(asks)) = (forking.to(), forking.why) else { unreachable!("for a client") };
+        if answer.is_err() && !Mutant::CloneTwice.on() {
+            // Who has not made it yet could make it of what is written from now on.
+            self.remove(Order { handle: to, epoch: Epoch::DELETED, discard: true }, Ticket::None, out);
+        }
+        for (conn, request) in asks {
+            let msg = match answer {
+                Ok(length) => ClientChunkReply::Forked { length },
+                Err(code) => ClientChunkReply::Refused(Refusal::new(code, to)),
+            };
+            out.push(Output::Reply { conn, request, msg, data: vec![] });
+        }
+        self.run_waiting(handle, out);
+    }
+
     /// The next step of a fork, or the same once more.
     pub(crate) fn fork_on(&mut self, handle: ChunkHandle, out: &mut Outbox) {
         let (me, now) = (self.id, self.now);
@@ -114,6 +187,20 @@ impl Node {
         let epoch = chunk.state.config.epoch;
         let at_rest = chunk.state.tail.is_empty() && lead.joining.is_none() && lead.sealing.is_empty();
         let mut again = ASK_AGAIN_MS;
+        if matches!(forking.why, Why::Clone(_)) {
+            let is_over = forking.to().is_some_and(|to| self.floors.contains_key(&to));
+            let late = now.since(forking.since) >= Span::from_ms(APPLY_TIMEOUT_MS);
+            match &forking.step {
+                Step::Made(_) => {
+                    let length = chunk.state.length as u64;
+                    return self.end_client_fork(handle, Ok(length), out);
+                }
+                _ if is_over => return self.end_client_fork(handle, Err(Code::NoSuchChunk), out),
+                // Nobody is accused: the client can do without it, and a write will show who does not answer.
+                _ if late => return self.end_client_fork(handle, Err(Code::Busy), out),
+                _ => {}
+            }
+        }
         match forking.step.clone() {
             Step::Asking => self.ask(handle, Ask::Fork { epoch }, out),
             Step::Resting(to) if at_rest || Mutant::ForkWithTail.on() => {
@@ -253,6 +340,24 @@ impl Node {
         let Some(lead) = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut()) else { return };
         if let Some(forking) = lead.forking.as_mut().filter(|f| matches!(f.step, Step::Made(_))) {
             forking.step = Step::Asking;
+        }
+    }
+}
+
+impl Forking {
+    /// The fork, once it has a name.
+    fn to(&self) -> Option<ChunkHandle> {
+        match &self.step {
+            Step::Asking => None,
+            Step::Resting(to) | Step::Making(to, _) | Step::Made(to) => Some(to.handle),
+        }
+    }
+
+    /// The requests of clients that wait for it.
+    pub(crate) fn into_asks(self) -> Vec<(ConnId, u64)> {
+        match self.why {
+            Why::Snapshot(_) => vec![],
+            Why::Clone(asks) => asks,
         }
     }
 }

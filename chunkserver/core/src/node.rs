@@ -362,6 +362,7 @@ impl Node {
             ClientChunk::Stat { .. } => self.stat(ask, out),
             ClientChunk::Seal { .. } => self.client_seal(ask, out),
             ClientChunk::Locate { .. } => self.locate(ask, out),
+            ClientChunk::Fork { .. } => self.client_fork(ask, out),
         }
     }
 
@@ -784,7 +785,8 @@ pub(crate) fn handle_of(msg: &ClientChunk) -> ChunkHandle {
         | ClientChunk::Read { handle, .. }
         | ClientChunk::Stat { handle }
         | ClientChunk::Seal { handle }
-        | ClientChunk::Locate { handle, .. } => *handle,
+        | ClientChunk::Locate { handle, .. }
+        | ClientChunk::Fork { handle, .. } => *handle,
     }
 }
 

@@ -602,7 +602,8 @@ impl Node {
         let Some(lead) = self.chunks.get_mut(&handle).and_then(|c| c.lead.take()) else {
             return;
         };
-        for (conn, request) in lead.replies.into_values().flatten().chain(lead.sealing) {
+        let forking = lead.forking.into_iter().flat_map(|forking| forking.into_asks());
+        for (conn, request) in lead.replies.into_values().flatten().chain(lead.sealing).chain(forking) {
             let msg = ClientChunkReply::Refused(refusal.clone());
             out.push(Output::Reply { conn, request, msg, data: vec![] });
         }

@@ -12,6 +12,7 @@ use crate::store::format::Record;
 use crate::timers::Timer;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::{LogPoint, Peer};
+use common::wire::client_chunk::ClientChunkReply;
 use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, Serial, Span, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,6 +82,10 @@ impl Node {
         self.set_config(ChunkConfig { wait_ms: 0, ..config.clone() }, Ticket::Config(handle, epoch));
         let mut lead = Lead::new(&config.members, self.now, hold_until);
         if let Some(before) = before {
+            for (conn, request) in before.forking.into_iter().flat_map(|forking| forking.into_asks()) {
+                let msg = ClientChunkReply::Refused(Refusal::new(Code::StaleEpoch, handle));
+                out.push(Output::Reply { conn, request, msg, data: vec![] });
+            }
             lead.replies = before.replies;
             lead.sealing = before.sealing;
             lead.snapshot = before.snapshot;

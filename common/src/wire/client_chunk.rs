@@ -71,6 +71,14 @@ pub enum ClientChunk {
         /// Bytes.
         len: u32,
     },
+    /// Makes another chunk of the same blocks, at all members; asked of the primary, under the epoch that the masters
+    /// named with it.
+    Fork {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// The other one.
+        to: ChunkConfig,
+    },
 }
 
 impl Message for ClientChunk {
@@ -129,6 +137,11 @@ pub enum ClientChunkReply {
         len: u32,
         /// The parts that are no gaps, by offset.
         places: Vec<Place>,
+    },
+    /// All members hold the fork.
+    Forked {
+        /// Its bytes.
+        length: u64,
     },
 }
 

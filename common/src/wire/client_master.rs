@@ -620,6 +620,25 @@ pub enum Mutation {
         /// The holder.
         holder: ClientId,
     },
+    /// The next chunk of a file shall be a fork of another chunk: one of the same blocks. It is named, the client has
+    /// the members make it (`ClientChunk::Fork`), and `EndClone` puts it into the file. Answered by `Clone`.
+    BeginClone {
+        /// The other chunk.
+        of: ChunkHandle,
+        /// If not 0: as it was when this snapshot was taken.
+        snapshot: u64,
+        /// The file.
+        file: FileId,
+        /// The file's length: there the chunk shall begin. Its last chunk must be sealed.
+        at: u64,
+    },
+    /// The members have made the fork, or shall not.
+    EndClone {
+        /// The fork.
+        to: ChunkHandle,
+        /// Its bytes, as its primary says; `None` gives it up.
+        length: Option<u64>,
+    },
 }
 
 /// Most files in one `Hold`, or in one question which have no name.
@@ -925,6 +944,13 @@ pub enum MasterReply {
         items: Vec<LockItem>,
         /// Whether there are more.
         more: bool,
+    },
+    /// A chunk that shall be forked.
+    Clone {
+        /// The chunk.
+        of: ChunkConfig,
+        /// The fork.
+        to: ChunkConfig,
     },
 }
 

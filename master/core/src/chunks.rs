@@ -100,13 +100,19 @@ impl Metadata {
             store.placed(self.clock_ns);
             self.stores.insert(*id, store);
         }
-        let handle = ChunkHandle::new(0, self.next_chunk);
-        self.next_chunk += 1;
+        let handle = self.name_chunk();
         let primary = members[0];
         let epoch = Epoch::first(self.generation);
         let set = self.intern(members);
         self.put_chunk(handle, Chunk { epoch, length: 0, file, set, primary, want, sealed: false });
         Ok(handle)
+    }
+
+    /// A name that no chunk ever had.
+    pub(crate) fn name_chunk(&mut self) -> ChunkHandle {
+        let handle = ChunkHandle::new(0, self.next_chunk);
+        self.next_chunk += 1;
+        handle
     }
 
     /// The only way in for a chunk: counts those that lack members.

@@ -1,5 +1,6 @@
 //! The state as bytes, and back. Made from a clone, in the background.
 
+use crate::clones::Cloning;
 use crate::inode::Extra;
 use crate::locks::{Claim, Holder};
 use crate::name::Name;
@@ -86,6 +87,7 @@ enum Part {
     Holders(Vec<(ClientId, Holder)>),
     Claims(Vec<((Lockable, ClientId), Claim)>),
     Contended(Vec<(Lockable, u64)>),
+    Clones(Vec<(ChunkHandle, Cloning)>),
 }
 
 impl Metadata {
@@ -171,6 +173,7 @@ impl Metadata {
             out(Part::Claims(vec![(*claim.0, claim.1.clone())]));
         }
         parts(all(&self.contended), Part::Contended, &mut out);
+        parts(all(&self.clones), Part::Clones, &mut out);
     }
 
     /// The state that `encode` made these parts of.
@@ -255,6 +258,7 @@ impl Metadata {
                 Part::Holders(list) => state.holders.extend(list),
                 Part::Claims(list) => state.restore_claims(list),
                 Part::Contended(list) => state.contended.extend(list),
+                Part::Clones(list) => state.clones.extend(list),
             }
         }
         // What is interned comes after what names it.

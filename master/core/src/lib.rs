@@ -6,6 +6,7 @@
 
 mod balance;
 mod chunks;
+mod clones;
 pub mod command;
 mod drain;
 mod image;
@@ -124,6 +125,8 @@ pub struct Metadata {
     /// Forks that are being made, and who may hold them.
     forking: OrdMap<ChunkHandle, snapshots::Forking>,
     forking_at: OrdMap<(ChunkHandle, StoreId), ()>,
+    /// Clones that are being made, by the name of the fork.
+    clones: OrdMap<ChunkHandle, clones::Cloning>,
     /// Who may claim ranges of files for locks, what is claimed, and the same by holder.
     holders: OrdMap<ClientId, locks::Holder>,
     claims: OrdMap<(Lockable, ClientId), locks::Claim>,
@@ -207,6 +210,7 @@ impl Metadata {
             fork_of: OrdMap::new(),
             forking: OrdMap::new(),
             forking_at: OrdMap::new(),
+            clones: OrdMap::new(),
             holders: OrdMap::new(),
             claims: OrdMap::new(),
             claimed: OrdMap::new(),
@@ -348,6 +352,7 @@ impl Metadata {
             assert!(self.members_of(chunk).contains(from), "{handle} is moved off a store that is no member");
         }
         self.check_snapshots();
+        self.check_clones();
         self.check_locks();
         for (_, file) in self.trash.keys() {
             let named = self.tree.inodes.get(file).is_some_and(|inode| inode.parent != FileId(0));

@@ -55,6 +55,8 @@ impl Metadata {
                 self.add_chunk(*file, *index, *declare, near, entry.salt)
             }
             Mutation::AddHole { file, index, length } => self.add_hole(*file, *index, *length),
+            Mutation::BeginClone { of, snapshot, file, at } => self.begin_clone(*of, *snapshot, *file, *at),
+            Mutation::EndClone { to, length } => self.end_clone(*to, *length),
             Mutation::ReportLength { handle, length } => self.report_length(*handle, *length, now),
             Mutation::SetAttr { path, mode, atime, mtime, uid, gid } => {
                 let id = self.tree.resolve(path)?;
@@ -264,14 +266,14 @@ impl Metadata {
         Ok(())
     }
 
-    fn push_part(&mut self, id: FileId, handle: ChunkHandle, length: u64) {
+    pub(crate) fn push_part(&mut self, id: FileId, handle: ChunkHandle, length: u64) {
         let mut inode = self.tree.inodes[&id].clone();
         inode.push(handle, length);
         self.tree.put_file(id, inode);
     }
 
     /// Whether a file that has a name may have so much more. What has none yet is weighed when it gets one.
-    fn may_grow(&self, id: FileId, more: Totals) -> Answer<()> {
+    pub(crate) fn may_grow(&self, id: FileId, more: Totals) -> Answer<()> {
         match self.tree.inodes[&id].parent {
             NOWHERE => Ok(()),
             parent => self.within_quotas(parent, Totals::NOTHING, more, |_| false),
@@ -859,7 +861,7 @@ impl Metadata {
         Ok(MasterReply::Layout { chunks, count: count as u32 })
     }
 
-    fn chunk_info(&self, id: FileId, index: usize) -> Answer<ChunkInfo> {
+    pub(crate) fn chunk_info(&self, id: FileId, index: usize) -> Answer<ChunkInfo> {
         let file = self.tree.file(id).ok_or(Code::NoSuchFileId)?;
         let start = file.length() - file.parts()[index..].iter().map(|p| p.length).sum::<u64>();
         self.info(&file.parts()[index], index, start)

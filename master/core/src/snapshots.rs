@@ -65,7 +65,7 @@ impl Snapshot {
 pub(crate) struct Forking {
     /// The chunk's epoch when it began; in another one it begins anew, under another name.
     epoch: Epoch,
-    to: ChunkHandle,
+    pub(crate) to: ChunkHandle,
 }
 
 /// What a path leads to.
@@ -107,6 +107,8 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
         | Mutation::Claim { .. }
         | Mutation::Unclaim { .. }
         | Mutation::EndLocks { .. }
+        | Mutation::BeginClone { .. }
+        | Mutation::EndClone { .. }
         | Mutation::EndClient
         | Mutation::Drain { .. }
         | Mutation::Maintain { .. }
@@ -128,6 +130,7 @@ impl Metadata {
             | Mutation::AddHole { file, .. }
             | Mutation::FillHole { file, .. }
             | Mutation::Truncate { file, .. }
+            | Mutation::BeginClone { file, .. }
             | Mutation::Publish { file, .. }
                 if file.seen().0 > 0 =>
             {
@@ -346,28 +349,42 @@ impl Metadata {
         let known = self.forking.get(&handle).filter(|c| c.epoch == epoch).map(|c| c.to);
         let to = known.unwrap_or_else(|| {
             self.abandon_fork(handle);
-            let to = ChunkHandle::new(0, self.next_chunk);
-            self.next_chunk += 1;
+            let to = self.name_chunk();
             self.forking.insert(handle, Forking { epoch, to });
             to
         });
+        Ok(StoreReply::Fork { to: Some(self.fork_at(to, primary, members)), snapshot })
+    }
+
+    /// These stores may make this fork from now on.
+    pub(crate) fn fork_at(
+        &mut self,
+        to: ChunkHandle,
+        primary: StoreId,
+        members: Vec<StoreId>,
+    ) -> ChunkConfig {
         for store in &members {
             self.forking_at.insert((to, *store), ());
         }
         let epoch = Epoch::first(self.generation);
-        let config = ChunkConfig { handle: to, epoch, primary, members, sealed: None, wait_ms: 0 };
-        Ok(StoreReply::Fork { to: Some(config), snapshot })
+        ChunkConfig { handle: to, epoch, primary, members, sealed: None, wait_ms: 0 }
     }
 
-    /// A fork comes to nothing: who may have made it discards it.
+    /// A fork comes to nothing.
     fn abandon_fork(&mut self, handle: ChunkHandle) {
-        let Some(Forking { to, .. }) = self.forking.remove(&handle) else { return };
+        if let Some(Forking { to, .. }) = self.forking.remove(&handle) {
+            self.discard_fork(to);
+        }
+    }
+
+    /// Who may have made a fork discards it.
+    pub(crate) fn discard_fork(&mut self, to: ChunkHandle) {
         for store in self.take_forking_at(to) {
             self.deletions.insert((store, to), Epoch::DELETED);
         }
     }
 
-    fn take_forking_at(&mut self, to: ChunkHandle) -> Vec<StoreId> {
+    pub(crate) fn take_forking_at(&mut self, to: ChunkHandle) -> Vec<StoreId> {
         let range = (to, StoreId(0))..=(to, StoreId(u32::MAX));
         let stores: Vec<StoreId> = self.forking_at.range(range).map(|((_, store), ())| *store).collect();
         for store in &stores {

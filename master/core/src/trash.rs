@@ -196,6 +196,7 @@ impl Metadata {
         self.end_idle_clients(before.clients_ns, budget);
         self.sweep_snapshots(budget);
         self.forget_given_up(budget);
+        self.expire_clones(budget);
         for _ in 0..budget {
             let Some(file) = self.unnamed.expired(before) else {
                 break;
@@ -222,6 +223,7 @@ impl Metadata {
         trash
             || self.has_leftovers()
             || self.has_untold()
+            || self.expired_clone().is_some()
             || self.unnamed.expired(before).is_some()
             || self.clients.values().any(|c| c.seen_ns < before.clients_ns)
     }

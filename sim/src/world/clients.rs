@@ -22,7 +22,6 @@ impl World {
             }
             self.writers[c].left -= 1;
             self.writers[c].seq += 1;
-            let (id, seq) = (self.writers[c].id, self.writers[c].seq);
             let len = match self.rng.random_range(0..4) {
                 0 => self.rng.random_range(1..200),
                 1 => self.rng.random_range(1..20_000),
@@ -37,19 +36,7 @@ impl World {
             let mut data = vec![0u8; len];
             self.rng.fill(&mut data[..]);
             let offset = (!self.plan.options.append).then(|| self.rng.random_range(0..OVERWRITTEN));
-            let inline = len <= common::limits::INLINE_BYTES_MAX && self.rng.random_bool(0.6);
-            self.writers[c].wanted = Some(Wanted {
-                request: RequestId { client: id, seq },
-                offset,
-                data: data.into(),
-                push_left: vec![],
-                pushed: inline,
-                alone: false,
-                sent_at: self.now,
-                begun_at: self.now,
-                stamp: self.writers[c].stamp,
-            });
-            self.send(c);
+            self.begin_write(c, offset, data.into());
         } else {
             let sent = self.writers[c].wanted.as_ref().expect("checked").sent_at;
             if self.now.since(sent) >= PATIENCE && self.now >= self.writers[c].thinks_until {
@@ -57,6 +44,24 @@ impl World {
             }
         }
         self.at(self.now + PATIENCE, Event::Client { client: c });
+    }
+
+    /// A write under the writer's present number.
+    pub(super) fn begin_write(&mut self, c: usize, offset: Option<u64>, data: Bytes) {
+        let (client, seq) = (self.writers[c].id, self.writers[c].seq);
+        let inline = data.len() <= common::limits::INLINE_BYTES_MAX && self.rng.random_bool(0.6);
+        self.writers[c].wanted = Some(Wanted {
+            request: RequestId { client, seq },
+            offset,
+            data,
+            push_left: vec![],
+            pushed: inline,
+            alone: false,
+            sent_at: self.now,
+            begun_at: self.now,
+            stamp: self.writers[c].stamp,
+        });
+        self.send(c);
     }
 
     /// Asks the master how the chunk stands, and sends again under the same request.

@@ -370,7 +370,7 @@ impl World {
             }
         }
         let forks: Vec<ChunkHandle> = self.masters.state.forks().collect();
-        for handle in self.handles.clone().into_iter().chain(forks) {
+        for handle in self.handles.clone().into_iter().chain(forks).chain(self.cloned()) {
             self.tend_chunk(handle);
         }
     }

@@ -45,6 +45,9 @@ pub struct Options {
     /// Snapshots of everything; then writers go from chunk to chunk.
     #[serde(default)]
     pub snapshots: u32,
+    /// Clones of chunks.
+    #[serde(default)]
+    pub clones: u32,
     /// Stores that are lost for good, and given up later. With as many of them as a chunk has replicas,
     /// chunks can be lost: then that must be said.
     #[serde(default)]
@@ -131,6 +134,11 @@ pub enum What {
     },
     /// A snapshot of everything is taken.
     Snapshot,
+    /// A chunk is cloned.
+    Clone {
+        /// Which, of those that the writers write to.
+        chunk: usize,
+    },
     /// A store makes a checkpoint.
     Checkpoint {
         /// Which.
@@ -172,6 +180,7 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         drains: 0,
         checkpoints: 2,
         snapshots: 0,
+        clones: 0,
         losses: 0,
     };
     let repair = Options { stores: 5, writes: 40, span_ms: 800, kills: 8, checkpoints: 8, ..calm.clone() };
@@ -243,6 +252,19 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
             "snapshots-power",
             Options { chunks: 2, snapshots: 4, kills: 6, power: true, append: false, ..net.clone() },
         ),
+        ("clones", Options { chunks: 2, clones: 12, kills: 2, append: false, ..repair.clone() }),
+        (
+            "clones-power",
+            Options {
+                chunks: 2,
+                clones: 20,
+                snapshots: 2,
+                kills: 6,
+                power: true,
+                append: false,
+                ..net.clone()
+            },
+        ),
         // Chunks never have less than two live members: nothing is lost with one.
         ("loss", Options { chunks: 2, kills: 4, losses: 1, ..net.clone() }),
         // Beyond the fault model.
@@ -309,6 +331,7 @@ impl Plan {
             after_ms: rng.random_range(0..3000),
         });
         add(options.snapshots, &|_| What::Snapshot);
+        add(options.clones, &|rng| What::Clone { chunk: rng.random_range(0..options.chunks as usize) });
         add(options.checkpoints, &|rng| What::Checkpoint { store: rng.random_range(0..stores) });
         // What a checkpoint leaves half done is found when it is killed.
         for n in 0..faults.len() {
@@ -361,7 +384,7 @@ impl Plan {
                 | What::Lose { store, .. }
                 | What::Checkpoint { store } => *store < stores,
                 What::Cut { from, to, .. } => *from < stores && *to < stores && from != to,
-                What::Election { .. } | What::Snapshot => true,
+                What::Election { .. } | What::Snapshot | What::Clone { .. } => true,
             };
             if !there {
                 return Err(format!("there is no such store: {:?}", fault.what));

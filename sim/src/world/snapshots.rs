@@ -51,7 +51,8 @@ impl World {
             for handle in self.handles.clone() {
                 let fork = self.masters.state.as_of(taken.number, handle);
                 let bytes = self.read_all(fork);
-                upto.insert(handle, self.last_within(handle, &bytes, taken.number));
+                let what = format!("snapshot {}", taken.number);
+                upto.insert(handle, self.last_within(handle, &bytes, &what));
             }
             let within = |a: &Acked| a.serial <= upto[&a.handle];
             for a in &self.acked {
@@ -73,7 +74,7 @@ impl World {
     }
 
     /// The last acknowledged write that these bytes of a chunk hold: it holds all before it, too.
-    fn last_within(&self, handle: ChunkHandle, bytes: &[u8], number: u64) -> u64 {
+    pub(super) fn last_within(&self, handle: ChunkHandle, bytes: &[u8], what: &str) -> u64 {
         let mut writes: Vec<&Acked> = self.acked.iter().filter(|a| a.handle == handle).collect();
         writes.sort_by_key(|a| a.serial);
         let mut model: Vec<u8> = vec![];
@@ -88,7 +89,7 @@ impl World {
                 last = Some(a.serial);
             }
         }
-        last.unwrap_or_else(|| panic!("snapshot {number}: {handle} never had these {} bytes", bytes.len()))
+        last.unwrap_or_else(|| panic!("{what}: {handle} never had these {} bytes", bytes.len()))
     }
 
     /// Without snapshots nobody needs what only they held: it goes from the stores, too.
@@ -98,7 +99,7 @@ impl World {
             assert_eq!(deleted, MasterReply::Done);
         }
         self.apply(Command::Expire { before: Before::default(), budget: 1000 });
-        let live = self.handles.len() as u64;
+        let live = (self.handles.len() + self.cloned().len()) as u64;
         self.run_until("chunks of deleted snapshots stay", |world| {
             let mut there = world.servers.iter().filter(|s| !s.lost);
             there.all(|s| s.node.as_ref().is_some_and(|n| n.stats().chunks <= live))

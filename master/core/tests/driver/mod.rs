@@ -9,18 +9,21 @@ use master_core::{Command, Entry, Metadata, Reply};
 pub struct Driver {
     pub state: Metadata,
     pub log: Vec<Entry>,
+    /// By which the log's clock is ahead, in nanoseconds.
+    pub ahead_ns: u64,
     seq: u64,
     salt: u64,
 }
 
 impl Driver {
     pub fn new() -> Driver {
-        Driver { state: Metadata::new(), log: vec![], seq: 0, salt: 1 }
+        Driver { state: Metadata::new(), log: vec![], ahead_ns: 0, seq: 0, salt: 1 }
     }
 
     pub fn apply(&mut self, command: Command) -> Reply {
         self.salt = self.salt.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let entry = Entry { stamp_ns: self.log.len() as u64 * 1000, wall_ns: 5, salt: self.salt, command };
+        let stamp_ns = self.log.len() as u64 * 1000 + self.ahead_ns;
+        let entry = Entry { stamp_ns, wall_ns: 5, salt: self.salt, command };
         self.log.push(entry.clone());
         self.state.apply(&entry)
     }
