@@ -144,6 +144,8 @@ pub const CLIENT_DEADLINE_MS: u64 = 30_000;
 pub const TRASH_MS: u64 = 24 * 3600 * 1000;
 /// A file that has lost its last name stays for so long after somebody who has it open has asked for it.
 pub const NAMELESS_MS: u64 = 600 * 1000;
+/// And so long if nobody ever asks: its room is wanted. Who has files open asks four times in that.
+pub const UNHELD_MS: u64 = 60 * 1000;
 /// A holder of claims that is not heard of for so long has lost them, in milliseconds. It counts `DRIFT_PERCENT` less.
 pub const LOCK_LEASE_MS: u64 = 15_000;
 /// So long a master waits before it answers that there is nothing to tell yet of locks, in milliseconds.
@@ -190,6 +192,7 @@ const _: () = assert!(
         && TAUGHT_MAX <= LEARNERS_MAX
 );
 const _: () = assert!(RAFT_HEARTBEAT_MS * 3 <= ELECTION_MS_MIN);
+const _: () = assert!(UNHELD_MS <= NAMELESS_MS);
 // Nor does it cost anybody a lock: a holder is told, and asks again, several times within its lease.
 const _: () = assert!(
     LOCK_LEASE_MS * (100 - DRIFT_PERCENT) / 100

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Files that are open are held this often, in case they have no name any more.
-const HOLD_EVERY: Duration = Duration::from_millis(common::limits::NAMELESS_MS / 10);
+const HOLD_EVERY: Duration = Duration::from_millis(common::limits::UNHELD_MS / 4);
 /// Requests that the kernel may have under way without a program waiting for each.
 const BACKGROUND_MAX: u16 = 64;
 /// What a write or a read of the kernel has at most, in bytes.
@@ -143,7 +143,7 @@ async fn hold(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(HOLD_EVERY).await;
         if let Err(error) = shared.client.hold(&shared.handles.files()).await {
-            tracing::warn!(%error, "cannot hold open files that have no name; they go after ten minutes");
+            tracing::warn!(%error, "cannot hold open files that have no name; they go after a minute, or ten if they were held before");
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::store::Ticket;
 use crate::store::format::Record;
 use crate::takeover::Phase;
 use crate::timers::Timer;
-use common::limits::APPLY_TIMEOUT_MS;
+use common::limits::{APPLY_TIMEOUT_MS, CHUNK_WAITING_MAX};
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::{LogPoint, Peer};
 use common::wire::chunk_master::Order;
@@ -145,7 +145,9 @@ impl Node {
         }
         let lead = chunk.lead.as_mut().expect("led");
         match lead.forking.as_mut().map(|forking| (forking.to() == Some(to.handle), &mut forking.why)) {
-            Some((true, Why::Clone(asks))) => asks.push((ask.conn, ask.request)),
+            Some((true, Why::Clone(asks))) if asks.len() < CHUNK_WAITING_MAX => {
+                asks.push((ask.conn, ask.request))
+            }
             Some(_) => self.park(handle, ask, out),
             None => match made {
                 Some(length) => reply(&ask, ClientChunkReply::Forked { length }, out),

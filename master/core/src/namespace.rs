@@ -497,12 +497,13 @@ impl Metadata {
         Ok(self.looked_at(self.attr(id)))
     }
 
-    /// What a name stands for makes room. If that was its last name, who has it open may go on for a while.
+    /// What a name stands for makes room. If that was its last name, who has it open may go on for a while, and asks for
+    /// more.
     fn replace_entry(&mut self, parent: FileId, name: &[u8], now: i64) {
         let (old, named) = self.tree.unlink(parent, name, now);
         match self.tree.file(old) {
             _ if named => {}
-            Some(_) => self.unnamed.put(old, self.clock_ns, Why::Open),
+            Some(_) => self.unnamed.put_unheld(old, self.clock_ns),
             None => self.move_to_grave(old),
         }
     }

@@ -5,6 +5,7 @@ use crate::name::Name;
 use crate::quota::Totals;
 use crate::{Answer, Metadata, page};
 use bincode::{Decode, Encode};
+use common::limits::{NAMELESS_MS, UNHELD_MS};
 use common::wire::chunk_master::Register;
 use common::wire::client_master::TrashEntry;
 use common::wire::path::Route;
@@ -93,6 +94,12 @@ impl Unnamed {
         self.remove(file);
         self.files.insert(file, (now, why));
         self.by_time.insert((why == Why::Upload, now, file), ());
+    }
+
+    /// A file has no name any more, and nobody has asked for it yet: it counts as one that was last asked for some time
+    /// ago.
+    pub fn put_unheld(&mut self, file: FileId, now: u64) {
+        self.put(file, now.saturating_sub((NAMELESS_MS - UNHELD_MS) * 1_000_000), Why::Open);
     }
 
     /// A file is held no more; gives why it was, if it was.

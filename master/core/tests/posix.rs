@@ -450,6 +450,38 @@ fn who_has_a_file_open_keeps_it_though_it_has_no_name() {
 }
 
 #[test]
+fn what_nobody_asks_for_gives_its_room_back_soon() {
+    let mut d = Driver::new();
+    // The log has been there for longer than any of this takes.
+    let began = 2 * limits::NAMELESS_MS;
+    d.ahead_ns = began * 1_000_000;
+    let mut replaced = |path: &str| {
+        let file = attr(&d.mutate(create(path, false))).file;
+        d.mutate(create("/new", false));
+        d.mutate(rename("/new", path));
+        file
+    };
+    let files = [replaced("/open"), replaced("/closed")];
+    d.mutate(Mutation::Hold { files: vec![files[0]] });
+    // As the steward asks for it.
+    let mut after = |ms: u64| {
+        d.ahead_ns = (began + ms) * 1_000_000;
+        d.mutate(create("/tick", false));
+        let before = Before {
+            open_ns: d.state.clock_ns().saturating_sub(limits::NAMELESS_MS * 1_000_000),
+            ..Default::default()
+        };
+        d.apply(Command::Expire { before, budget: 100 });
+        d.state.check();
+        d.state.nameless(&files)
+    };
+    assert_eq!(after(limits::UNHELD_MS - 1000), files);
+    assert_eq!(after(limits::UNHELD_MS + 1000), [files[0]]);
+    assert_eq!(after(limits::NAMELESS_MS - 1000), [files[0]]);
+    assert_eq!(after(limits::NAMELESS_MS + 1000), []);
+}
+
+#[test]
 fn where_there_is_no_trash_what_is_deleted_goes_when_nobody_has_it_open() {
     let mut d = Driver::new();
     d.mutate(Mutation::Mkdir {
