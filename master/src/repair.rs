@@ -3,7 +3,7 @@
 //! new leader finds the rest by looking.
 
 use crate::leader::Leader;
-use common::limits::{DEAD_MS, REPAIR_ATTEMPT_MS};
+use common::limits::{DEAD_MS, LEARNERS_MAX, REPAIR_ATTEMPT_MS};
 use common::wire::chunk_master::StoreReply;
 use common::wire::client_master::{REPAIR_ITEMS_MAX, RepairItem};
 use common::{ChunkHandle, Code, StoreId};
@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 const LOOK_AT: usize = 4096;
 /// Chunks that are known to need work; what does not fit is found again later.
 const QUEUE_MAX: usize = 65_536;
-/// Attempts at a time, in all.
-const UNDER_WAY_MAX: usize = 64;
+/// Attempts at a time: so many for each store in service, half of what one may be a target of, and at least so many in
+/// all.
+const UNDER_WAY_PER_STORE: usize = LEARNERS_MAX / 2;
+const UNDER_WAY_MIN: usize = 64;
 /// What one round does at most - chunks that it thinks about, entries that it puts into the log -
 /// so that the steward's other duties have their turn.
 const THOUGHTS_MAX: usize = 1024;
@@ -67,6 +69,11 @@ enum Step {
     Busy(&'static str),
 }
 
+/// Attempts at a time with so many stores in service.
+fn under_way_max(stores: usize) -> usize {
+    (stores * UNDER_WAY_PER_STORE).max(UNDER_WAY_MIN)
+}
+
 impl Repairs {
     /// One round.
     pub async fn tick(&mut self, leader: &Leader, term: u64) {
@@ -84,11 +91,15 @@ impl Repairs {
             return;
         }
         let mut proposals = 0;
+        let most = {
+            let state = leader.state.read().expect("never poisoned");
+            under_way_max(state.all_stores().filter(|(_, store)| store.session().is_some()).count())
+        };
         for _ in 0..THOUGHTS_MAX {
             let Some((live, handle)) = self.queue.pop_first() else { return };
             let step = {
                 let state = leader.state.read().expect("never poisoned");
-                if proposals == PROPOSALS_MAX || state.repairs().count() >= UNDER_WAY_MAX {
+                if proposals == PROPOSALS_MAX || state.repairs_under_way() >= most {
                     self.queue.insert((live, handle));
                     return;
                 }

@@ -29,6 +29,11 @@ impl Metadata {
         self.repairs.iter().map(|(handle, repair)| (*handle, *repair))
     }
 
+    /// How many attempts are under way.
+    pub fn repairs_under_way(&self) -> usize {
+        self.repairs.len()
+    }
+
     /// The attempt under way for a chunk.
     pub fn repair(&self, handle: ChunkHandle) -> Option<Repair> {
         self.repairs.get(&handle).copied()
