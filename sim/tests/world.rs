@@ -70,6 +70,8 @@ worlds! {
     ten_seconds_of_it: "long", 5;
     snapshots_are_taken_while_stores_die: "snapshots", 30;
     snapshots_are_taken_while_all_goes_wrong: "snapshots-power", 20;
+    chunks_are_cloned_while_stores_die: "clones", 30;
+    chunks_are_cloned_while_all_goes_wrong: "clones-power", 20;
     a_store_is_lost_for_good: "loss", 20;
     more_is_lost_than_anything_survives: "beyond", 20;
 }
