@@ -71,8 +71,10 @@ fn run_chunks(
             match output {
                 Output::Disk(op) => inputs.push(Input::Disk(disk.perform(op))),
                 Output::Master(ask) => {
-                    if let Ask::Silent { accused, .. } = ask.what {
-                        accused_of.push((now.0 / 1_000_000, accused));
+                    match ask.what {
+                        Ask::Silent { accused, .. } => accused_of.push((now.0 / 1_000_000, accused)),
+                        Ask::Takeover { .. } => panic!("the primary starts over"),
+                        _ => {}
                     }
                     inputs.push(Input::Master { handle: ask.handle, answer: Err(Code::Frozen.into()) });
                 }
@@ -172,4 +174,20 @@ fn who_acknowledges_other_chunks_is_waited_for_longer_but_not_for_ever() {
     // One write of that chunk comes every 60 ms.
     let within = 20 * 60 + APPLY_TIMEOUT_MS - 200..20 * 60 + APPLY_TIMEOUT_MS + 200;
     assert!(within.contains(&first), "told after {first} ms, not within {within:?}");
+}
+
+#[test]
+fn who_has_no_room_just_now_is_sent_it_again_until_it_has() {
+    // Longer than who says nothing is waited for.
+    const REFUSALS: u32 = 50;
+    let mut refused = 0;
+    let (told, written) = run(10, |to, msg| match msg {
+        Peer::Apply { handle, epoch, .. } if to == MEMBERS[1] && refused < REFUSALS => {
+            refused += 1;
+            Some(Peer::ApplyRefused { handle, epoch, applied: Serial(0), code: Code::Busy })
+        }
+        msg => acknowledged(msg),
+    });
+    assert!(told.is_empty(), "{told:?} were accused");
+    assert_eq!((refused, written), (REFUSALS, 10));
 }

@@ -317,6 +317,7 @@ impl Node {
             Timer::Read(handle) => self.reads_are_late(handle, out),
             Timer::Copy(handle) => self.copy_is_late(handle, out),
             Timer::Fork(handle) => self.fork_on(handle, out),
+            Timer::SendAgain(handle) => self.send_again_to_full(handle, out),
             Timer::Teach(handle) => self.teach(handle, out),
             Timer::Rotten(handle) => self.rotten_again(handle, out),
             Timer::HaltOver(handle) => self.halt_is_over(handle, out),

@@ -18,12 +18,14 @@ use common::wire::chunk_chunk::{LogPoint, Origin, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::{ChunkConfig, Piece};
 use common::{ChunkHandle, Code, Mutant, Refusal, RequestId, Serial, Span, StoreId, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// After this long without another message, the secondaries are told the commit point.
 const IDLE_COMMIT_MS: u64 = 20;
 /// After a refusal the masters are asked again.
 const ASK_AGAIN_MS: u64 = 100;
+/// A member that had no room for a write is sent it again after this.
+const SEND_AGAIN_MS: u64 = 20;
 
 /// What a primary keeps of a chunk it leads.
 #[derive(Clone, Debug)]
@@ -44,6 +46,8 @@ pub(crate) struct Lead {
     pub fetching: BTreeMap<StoreId, ((Serial, u16), Time)>,
     /// Who is waited for alone.
     pub alone: Alone,
+    /// Who had no room for what it was sent last.
+    pub no_room: BTreeSet<StoreId>,
     /// Of whom the masters were last told that it does not answer.
     pub accused: Option<StoreId>,
     /// While some member is late: who of the others was asked for a sign of life, and has not given it
@@ -79,6 +83,7 @@ impl Lead {
             progress: now,
             fetching: BTreeMap::new(),
             alone: Alone::default(),
+            no_room: BTreeSet::new(),
             accused: None,
             probed: BTreeMap::new(),
             joining: None,
@@ -553,6 +558,14 @@ impl Node {
         self.answers_are_late(handle, out);
     }
 
+    /// Members that had no room may have some now.
+    pub(crate) fn send_again_to_full(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let Some(lead) = self.chunks.get_mut(&handle).and_then(|c| c.lead.as_mut()) else { return };
+        for member in std::mem::take(&mut lead.no_room) {
+            self.send_again(handle, member, out);
+        }
+    }
+
     /// Sends a member again what it has not answered.
     fn send_again(&mut self, handle: ChunkHandle, member: StoreId, out: &mut Outbox) {
         let Some(lead) = self.chunks.get(&handle).and_then(|c| c.lead.as_ref()) else {
@@ -580,9 +593,9 @@ impl Node {
             return;
         };
         let ours = chunk.state.config.epoch;
-        if chunk.lead.is_none() || !chunk.state.config.members.contains(&from) {
+        let Some(lead) = chunk.lead.as_mut().filter(|_| chunk.state.config.members.contains(&from)) else {
             return;
-        }
+        };
         match code {
             Code::Gap => self.send_applies(handle, Some(from), applied.next(), out),
             Code::StaleEpoch if epoch > ours => {
@@ -592,6 +605,12 @@ impl Node {
                 self.ask(handle, Ask::Confirm, out);
             }
             Code::DiskFull | Code::DiskFailed => self.accuse(handle, from, out),
+            Code::Busy if matches!(lead.phase, Phase::Serving) => {
+                // It is alive, and has no room just now: its disk may be behind with filling a segment.
+                lead.no_room.insert(from);
+                self.moved.insert(from, self.now);
+                self.timer(self.now + Span::from_ms(SEND_AGAIN_MS), Timer::SendAgain(handle));
+            }
             _ => self.ask(handle, Ask::Takeover { epoch: ours }, out),
         }
     }

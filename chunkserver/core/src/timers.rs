@@ -24,6 +24,8 @@ pub(crate) enum Timer {
     HaltOver(ChunkHandle),
     /// A fork goes on.
     Fork(ChunkHandle),
+    /// Members that had no room are sent again what they have not acknowledged.
+    SendAgain(ChunkHandle),
     /// The masters should have taken a rotten copy out.
     Rotten(ChunkHandle),
 }
@@ -32,7 +34,8 @@ impl Timer {
     /// Set again whenever it fires, as long as there is a reason: a chunk has one of these at a time. Were
     /// each set beside the one before, they would multiply.
     fn goes_on(self) -> bool {
-        matches!(self, Timer::Answers(_) | Timer::AskAgain(_) | Timer::Hold(_) | Timer::Fork(_))
+        use Timer::*;
+        matches!(self, Answers(_) | AskAgain(_) | Hold(_) | Fork(_) | SendAgain(_))
     }
 }
 
