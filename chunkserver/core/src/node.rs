@@ -173,7 +173,8 @@ pub struct Node {
     /// Stores that cannot be reached, as far as is known: nobody waits for them before the masters are
     /// asked.
     pub(crate) lost: BTreeSet<StoreId>,
-    /// When stores last acknowledged a write that they had not before, of any chunk that this store leads.
+    /// When stores last acknowledged a write that they had not before, of any chunk that this store leads; or said that
+    /// they have no room just now.
     pub(crate) moved: BTreeMap<StoreId, Time>,
     /// Chunks whose secondaries' durability must be told to their primary.
     pub(crate) acks: BTreeSet<ChunkHandle>,
