@@ -6,7 +6,7 @@ use crate::locks::Locks;
 use crate::raft::network::Acknowledged;
 use crate::raft::state_machine::Shared;
 use crate::raft::{Logged, Raft, TypeConfig};
-use common::limits::{ELECTION_MS_MAX, SESSION_MS};
+use common::limits::{ELECTION_MS_MAX, NAMELESS_MS, SESSION_MS};
 use common::wire::client_master::RepairItem;
 use common::{ClientId, Code, SessionId, StoreId, Time};
 use futures::StreamExt;
@@ -20,6 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, mpsc, oneshot};
+
+/// The log's time begins here: what counts as older than something is so in a new cluster, too.
+const FIRST_STAMP_NS: u64 = NAMELESS_MS * 1_000_000;
 
 /// Why this master does not answer.
 #[derive(Clone, Debug)]
@@ -248,7 +251,7 @@ impl Leader {
         let term = self.term()?;
         let mut sessions = self.sessions.lock().expect("never poisoned");
         if sessions.began.is_none() || sessions.term != term {
-            let clock_ns = self.state.read().expect("never poisoned").clock_ns();
+            let clock_ns = self.state.read().expect("never poisoned").clock_ns().max(FIRST_STAMP_NS);
             *sessions = Sessions { term, began: Some(Instant::now()), clock_ns, ..Sessions::default() };
         }
         Some(term)
