@@ -2,7 +2,7 @@
 
 use crate::fs::{join, path};
 use crate::output::{human, print, show};
-use crate::transfer::FILES_UNDER_WAY;
+use crate::transfer::{FILES_UNDER_WAY, ends};
 use anyhow::{Context, bail};
 use client::{Client, Copied, FileKind};
 use serde_json::json;
@@ -27,12 +27,7 @@ impl Total {
 
 /// Copies files, or with `recursive` trees, to a path or into a directory.
 pub async fn cp(client: Client, recursive: bool, paths: &[OsString], json: bool) -> anyhow::Result<()> {
-    let (to, sources) = paths.split_last().expect("clap demands two");
-    let to = path(to);
-    let into = client.lookup(&to).await.is_ok_and(|a| a.kind == FileKind::Directory);
-    if sources.len() > 1 && !into {
-        bail!("{}: it is no directory, and there are {} sources", show(&to), sources.len());
-    }
+    let (sources, to, into) = ends(&client, paths).await?;
     let began = Instant::now();
     let mut total = Total::default();
     for source in sources.iter().map(|source| path(source)) {

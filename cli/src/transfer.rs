@@ -55,13 +55,22 @@ impl Progress {
 
 // --- put -----------------------------------------------------------------------------------
 
-pub async fn put(client: Client, recursive: bool, paths: &[OsString], json: bool) -> anyhow::Result<()> {
+/// What goes where: sources, a path in Cairn, and whether that is a directory which they go into.
+pub async fn ends<'a>(
+    client: &Client,
+    paths: &'a [OsString],
+) -> anyhow::Result<(&'a [OsString], Vec<u8>, bool)> {
     let (to, sources) = paths.split_last().expect("clap demands two");
     let to = path(to);
     let into = client.lookup(&to).await.is_ok_and(|a| a.kind == FileKind::Directory);
     if sources.len() > 1 && !into {
         bail!("{}: it is no directory, and there are {} sources", show(&to), sources.len());
     }
+    Ok((sources, to, into))
+}
+
+pub async fn put(client: Client, recursive: bool, paths: &[OsString], json: bool) -> anyhow::Result<()> {
+    let (sources, to, into) = ends(&client, paths).await?;
     let mut total = Progress::new(0);
     for source in sources {
         if source == OsStr::new("-") {

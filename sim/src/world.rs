@@ -84,6 +84,19 @@ pub fn open(config: StoreConfig, disk: &mut MemDisk) -> Result<Recovered, Recove
     recover(config, &mut |file, offset, len| Ok(disk.read(file, offset, len)))
 }
 
+/// Makes a file, or opens the one that is there.
+fn create(path: String, chunk: bool) -> Mutation {
+    Mutation::Create {
+        path: path.into_bytes(),
+        mode: 0o644,
+        owner: Owner::default(),
+        exclusive: false,
+        parents: false,
+        chunk,
+        near: String::new(),
+    }
+}
+
 enum Event {
     /// What befalls the world, by its number in the plan.
     Fault {
@@ -441,15 +454,7 @@ impl World {
         world.mutate(Mutation::SetPolicy { path: b"/".to_vec(), policy });
         let mut configs = vec![];
         for n in 0..options.chunks {
-            let create = Mutation::Create {
-                path: format!("/f{n}").into_bytes(),
-                mode: 0o644,
-                owner: Owner::default(),
-                exclusive: true,
-                parents: false,
-                chunk: true,
-                near: String::new(),
-            };
+            let create = create(format!("/f{n}"), true);
             let MasterReply::Opened { chunk: Some(chunk), .. } = world.mutate(create) else {
                 panic!("no chunk")
             };

@@ -1,11 +1,11 @@
 //! Clones: a client has a chunk forked for a file of its own, at any moment, and hears of it or not.
 
-use super::{Event, World, Writer};
+use super::{Event, World, Writer, create};
 use bytes::Bytes;
 use chunkserver_core::io::Input;
 use common::wire::ChunkConfig;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
-use common::wire::client_master::{MasterReply, Mutation, Owner};
+use common::wire::client_master::{MasterReply, Mutation};
 use common::{ChunkHandle, Span, Time};
 use rand::RngExt;
 
@@ -40,15 +40,7 @@ impl World {
             return;
         }
         let number = self.clones.len() as u64;
-        let create = Mutation::Create {
-            path: format!("/clone{number}").into_bytes(),
-            mode: 0o644,
-            owner: Owner::default(),
-            exclusive: false,
-            parents: false,
-            chunk: false,
-            near: String::new(),
-        };
+        let create = create(format!("/clone{number}"), false);
         let MasterReply::Opened { attr, .. } = self.mutate(create) else { panic!("no file") };
         let begin = Mutation::BeginClone { of: handle, snapshot: 0, file: attr.file, at: 0 };
         // A member may be away.
