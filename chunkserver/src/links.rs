@@ -45,8 +45,8 @@ pub fn send(shard: &Rc<Shard>, to: StoreId, msg: &Peer, data: Vec<Bytes>) {
     queue.push(frame, data);
 }
 
-/// Keeps a connection: a break is mended once, and reported. A store that cannot be reached is
-/// reported at once; what waits for it goes out if the masters soon know another address.
+/// Keeps a connection: a break is mended once, and reported. A store that cannot be reached where it is said to be
+/// is reported at once; what waits for it goes out if the masters soon know another address.
 async fn run(shard: Rc<Shard>, to: StoreId, class: Class, queue: Rc<Queue>) {
     let mut queue = queue;
     let mut mended = false;
@@ -54,14 +54,18 @@ async fn run(shard: Rc<Shard>, to: StoreId, class: Class, queue: Rc<Queue>) {
         let sock = match dial(&shard, to).await {
             Some(sock) => sock,
             None => {
-                shard.feed(Input::PeerLost { peer: to });
+                // Who has registered since the masters last named the stores is unknown, not lost.
+                let known = shard.table.borrow().contains_key(&to);
+                if known {
+                    shard.feed(Input::PeerLost { peer: to });
+                }
                 let Some(sock) = dial_anew(&shard, to).await else {
                     queue.close();
                     forget(&shard, to, class, &queue);
                     // Once more, for what was queued meanwhile.
                     return shard.feed(Input::PeerLost { peer: to });
                 };
-                mended = true;
+                mended = known;
                 sock
             }
         };

@@ -484,6 +484,40 @@ fn a_member_that_was_away_gets_what_it_missed() {
     assert!(read.unwrap() == wanted, "the new member serves other bytes");
 }
 
+/// A store that has registered a moment ago is not in the table of those that pass bytes on to it: they ask for it. If
+/// they took it for lost, the primary alone would get the bytes, and members would read them off its disk.
+#[test]
+fn bytes_go_down_the_chain_to_a_store_that_has_just_registered() {
+    const FILES: usize = 8;
+    const FILE_BYTES: usize = 8 << 20;
+    let mut c = Running::start(1, 2);
+    c.cluster.grow(&Spec::small(1, 3)).unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while c.runtime.block_on(c.client.stores()).unwrap().iter().filter(|s| s.up).count() < 3 {
+        assert!(Instant::now() < end, "the third store does not come");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let read = |c: &Running| -> u64 {
+        let of = |name: &String| {
+            let pid = c.cluster.worker_pid(name).expect("it runs");
+            let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+            io.lines().find_map(|l| l.strip_prefix("read_bytes: ")).unwrap().parse::<u64>().unwrap()
+        };
+        ["cs1", "cs2", "cs3"].iter().map(|n| of(&n.to_string())).sum()
+    };
+    let before = read(&c);
+    let data = random(FILE_BYTES, 33);
+    for n in 0..FILES {
+        c.runtime.block_on(async {
+            let mut file = c.client.put(format!("/f{n}").as_bytes()).await.unwrap();
+            file.write(&data).await.unwrap();
+            file.finish(0o644, 0, false).await.unwrap();
+        });
+    }
+    let read = read(&c) - before;
+    assert!(read < FILE_BYTES as u64, "members have read {read} bytes off the disk of a primary");
+}
+
 #[test]
 fn a_copy_that_rots_is_found_without_a_reader_and_made_anew() {
     use std::os::unix::fs::FileExt;
