@@ -122,8 +122,7 @@ struct One {
 
 impl One {
     fn new() -> One {
-        let config =
-            StoreConfig { extent_segment_bytes: 1 << 26, ahead_bytes: 1 << 20, ..StoreConfig::default() };
+        let config = StoreConfig { extent_segment_bytes: 1 << 26, ..StoreConfig::default() };
         let first = first_checkpoint(&config);
         let recovered = recover(config, &mut |file, offset, len| {
             let mut out = vec![0; len as usize];
@@ -163,8 +162,8 @@ impl One {
                                 file[offset as usize..offset as usize + data.len()].copy_from_slice(&data);
                                 Bytes::new()
                             }
-                            DiskKind::Allocate { offset, len, .. } => {
-                                file.resize((offset + len) as usize, 0);
+                            DiskKind::Allocate { len } => {
+                                file.resize(len as usize, 0);
                                 Bytes::new()
                             }
                             DiskKind::Sync => Bytes::new(),

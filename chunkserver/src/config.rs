@@ -1,8 +1,7 @@
 //! The chunkserver's configuration: a TOML file, every field checked.
 
 use common::limits::{
-    CHUNK_BYTES_MAX, EXTENT_SEGMENT_BYTES, EXTENTS_AHEAD_BYTES, LOG_GROUP_BYTES_MAX, LOG_SEGMENT_BYTES,
-    SCRUB_PERIOD_S,
+    CHUNK_BYTES_MAX, EXTENT_SEGMENT_BYTES, LOG_GROUP_BYTES_MAX, LOG_SEGMENT_BYTES, SCRUB_PERIOD_S,
 };
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -46,9 +45,6 @@ pub struct Config {
     /// Bytes of a segment of the log; fixed when a directory is made.
     #[serde(default = "default_log_segment")]
     pub log_segment_bytes: u64,
-    /// Free bytes that are zero-filled ahead of need.
-    #[serde(default = "default_ahead")]
-    pub ahead_bytes: u64,
     /// Every byte is read and verified once in so many seconds.
     #[serde(default = "default_scrub")]
     pub scrub_period_s: u64,
@@ -63,10 +59,6 @@ fn default_bind() -> IpAddr {
 
 fn default_segment() -> u64 {
     EXTENT_SEGMENT_BYTES
-}
-
-fn default_ahead() -> u64 {
-    EXTENTS_AHEAD_BYTES
 }
 
 fn default_scrub() -> u64 {

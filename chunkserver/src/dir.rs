@@ -64,6 +64,14 @@ pub fn try_lock(file: &File) -> bool {
     done == 0
 }
 
+/// Makes durable whatever was written to the file system on which this file lies, of all its files.
+fn flush_all(file: &File) -> std::io::Result<()> {
+    #[expect(unsafe_code, reason = "syncfs has no safe door in std")]
+    // SAFETY: the descriptor is open for the whole call, which touches no memory.
+    let done = unsafe { libc::syncfs(file.as_raw_fd()) };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
 /// Takes the lock; whoever only looks whether it is free holds it for a moment.
 fn lock_within(file: &File) -> bool {
     const TRIES: u32 = 100;
@@ -107,7 +115,7 @@ pub fn open(path: &Path, config: &Config) -> anyhow::Result<DataDir> {
         bail!("writes of the process that served it before are still under way");
     }
     // They may be in the disk's cache alone; what recovery finds is told to others as durable.
-    log.sync_data().context("flush the disk")?;
+    flush_all(&log).context("flush the disk")?;
     let (total, free) = space(path)?;
     let used = used_bytes(path)?;
     let room = (free + used).min(total) * 15 / 16;
@@ -122,7 +130,6 @@ pub fn open(path: &Path, config: &Config) -> anyhow::Result<DataDir> {
         log_segments: LOG_SEGMENTS,
         extent_segment_bytes: meta.segment_bytes,
         segments_max: (capacity / meta.segment_bytes).clamp(1, u32::MAX as u64) as u32,
-        ahead_bytes: config.ahead_bytes,
         scrub_period_s: config.scrub_period_s,
     };
     let recovered = read_all(path, store)?;
@@ -197,8 +204,7 @@ fn format(path: &Path, config: &Config) -> anyhow::Result<Meta> {
         log_segment_bytes: config.log_segment_bytes,
     };
     for slot in 0..LOG_SEGMENTS as u32 {
-        allocate(path, FileRef::Log(slot), 0..meta.log_segment_bytes, meta.log_segment_bytes)
-            .context("make the log")?;
+        allocate(path, FileRef::Log(slot), meta.log_segment_bytes).context("make the log")?;
     }
     let store = StoreConfig { tag: uuid as u64, ..StoreConfig::default() };
     let checkpoint = first_checkpoint(&store);

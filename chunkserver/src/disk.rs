@@ -11,7 +11,6 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -79,39 +78,50 @@ pub fn path_of(dir: &Path, file: FileRef) -> PathBuf {
     }
 }
 
-/// Writes a part of a file of zeros that shall have so many bytes: from the first on it is there, from
-/// the last on durable, and its name with it.
-pub fn allocate(dir: &Path, file: FileRef, part: Range<u64>, whole: u64) -> io::Result<()> {
-    const STRIDE: u64 = 1024 * 1024;
+/// Makes a file of zeros that has so many bytes, durably, its name included. The log's are written: a durable write
+/// to it shall touch nothing but these bytes. Extents take their room, and are written once.
+pub fn allocate(dir: &Path, file: FileRef, len: u64) -> io::Result<()> {
     let path = path_of(dir, file);
-    let first = part.start == 0;
-    if first {
-        let (capacity, free) = space(dir)?;
-        if free < whole + DISK_RESERVE_BYTES.min(capacity / 8) {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-        }
+    let (capacity, free) = space(dir)?;
+    if free < len + DISK_RESERVE_BYTES.min(capacity / 8) {
+        return Err(io::Error::from_raw_os_error(libc::ENOSPC));
     }
     let open = OpenOptions::new()
         .write(true)
-        .create(first)
-        .truncate(first)
+        .create(true)
+        .truncate(true)
         .custom_flags(libc::O_DIRECT)
         .open(&path)?;
-    let mut zeros = AlignedBuf::new(STRIDE as usize);
-    zeros.fill(0);
-    for offset in part.clone().step_by(STRIDE as usize) {
-        let n = STRIDE.min(part.end - offset) as usize;
-        if let Err(e) = open.write_all_at(&zeros[..n], offset) {
-            // It takes room, and is of no use.
-            let _ = std::fs::remove_file(&path);
-            return Err(e);
-        }
-    }
-    if part.end < whole {
-        return Ok(());
+    let made = match file {
+        FileRef::Extents(_) => match take_room(&open, len) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => write_zeros(&open, len),
+            taken => taken,
+        },
+        FileRef::Log(_) | FileRef::Checkpoint(_) => write_zeros(&open, len),
+    };
+    if let Err(e) = made {
+        // It takes room, and is of no use.
+        let _ = std::fs::remove_file(&path);
+        return Err(e);
     }
     open.sync_all()?;
     File::open(path.parent().expect("in a directory"))?.sync_all()
+}
+
+fn take_room(file: &File, len: u64) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "fallocate has no safe door in std")]
+    // SAFETY: the descriptor is open for the length of the call, which touches no memory.
+    let done = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len as libc::off_t) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn write_zeros(file: &File, len: u64) -> io::Result<()> {
+    const STRIDE: usize = 1024 * 1024;
+    let mut zeros = AlignedBuf::new(STRIDE);
+    zeros.fill(0);
+    (0..len)
+        .step_by(STRIDE)
+        .try_for_each(|at| file.write_all_at(&zeros[..STRIDE.min((len - at) as usize)], at))
 }
 
 /// Bytes of the file system in all, and free.
@@ -167,9 +177,9 @@ impl Disk {
 
     async fn try_perform(&self, file: FileRef, kind: DiskKind) -> io::Result<Bytes> {
         match kind {
-            DiskKind::Allocate { offset, len, whole } => {
+            DiskKind::Allocate { len } => {
                 let dir = self.dir.clone();
-                blocking(move || allocate(&dir, file, offset..offset + len, whole)).await?;
+                blocking(move || allocate(&dir, file, len)).await?;
                 Ok(Bytes::new())
             }
             DiskKind::Sync => {

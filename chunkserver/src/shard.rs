@@ -300,7 +300,7 @@ impl Shard {
                 self.disk_ops.borrow_mut().insert(op.token, now());
                 let shard = self.clone();
                 tokio::task::spawn_local(async move {
-                    // Zero-filling ahead of need takes as long as it takes.
+                    // Room ahead of need takes as long as it takes.
                     if matches!(op.kind, chunkserver_core::io::DiskKind::Allocate { .. }) {
                         shard.disk_ops.borrow_mut().remove(&op.token);
                     }

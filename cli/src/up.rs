@@ -59,7 +59,7 @@ pub fn up(args: Up) -> anyhow::Result<()> {
     }
     let mut extra = String::new();
     if let Some(bytes) = args.segment_bytes {
-        extra += &format!("segment_bytes = {bytes}\nahead_bytes = {bytes}\n");
+        extra += &format!("segment_bytes = {bytes}\n");
     }
     if let Some(bytes) = args.log_segment_bytes {
         extra += &format!("log_segment_bytes = {bytes}\n");

@@ -83,8 +83,6 @@ pub const LOG_SEGMENTS: u64 = 4;
 pub const LOG_GROUP_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes of a segment of extents, by default.
 pub const EXTENT_SEGMENT_BYTES: u64 = 256 * 1024 * 1024;
-/// Free bytes of extents that a store zero-fills ahead of need, by default.
-pub const EXTENTS_AHEAD_BYTES: u64 = 3 * EXTENT_SEGMENT_BYTES;
 /// Free bytes of extents that a store keeps for writes that a primary has admitted (a quarter of a segment,
 /// if that is less): its disk may be found full at any time.
 pub const PROMISED_BYTES_MAX: u64 = 64 * 1024 * 1024;

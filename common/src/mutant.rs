@@ -21,6 +21,8 @@ mutants! {
     AckBeforeFlush,
     /// A group that names extents is a durable write without a flush.
     NoFlushOfExtents,
+    /// Of several segments of extents with writes that are to be made durable, one is forgotten.
+    OneSegmentSynced,
     /// The primary counts its own copy before it is durable.
     SelfAckEarly,
     /// A write is committed when the fastest member holds it.

@@ -50,8 +50,7 @@ impl Spec {
             chunkservers,
             racks: 3.min(chunkservers),
             bind: [127, 0, 0, 1].into(),
-            chunkserver_extra:
-                "segment_bytes = 33554432\nahead_bytes = 33554432\nlog_segment_bytes = 8388608\n".into(),
+            chunkserver_extra: "segment_bytes = 33554432\nlog_segment_bytes = 8388608\n".into(),
             time_scale: 1,
         }
     }

@@ -162,9 +162,7 @@ impl Drill {
     fn spec(&self) -> Spec {
         Spec {
             chunkserver_extra: format!(
-                "segment_bytes = 67108864\nahead_bytes = {}\nlog_segment_bytes = 16777216\ncapacity_bytes = {}\n",
-                // One put must find its room zero-filled, or that is what the gap shows.
-                if self.long_puts() { 768 << 20 } else { 64 << 20 },
+                "segment_bytes = 67108864\nlog_segment_bytes = 16777216\ncapacity_bytes = {}\n",
                 match self.hit {
                     Hit::Grow => grow::CAPACITY,
                     Hit::Power => POWER_DISK_BYTES / 8,
@@ -248,9 +246,8 @@ async fn under_load(
     }
     cluster.start_all()?;
     cluster.healthy().await?;
-    // The grace after a start, in which members that have not registered are not removed; and time
-    // to zero-fill.
-    tokio::time::sleep(Duration::from_secs(if drill.long_puts() { 8 } else { 3 })).await;
+    // The grace after a start, in which members that have not registered are not removed.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     for round in 0..repeats {
         let done = one(drill, &spec, &mut cluster, disk.as_ref(), round, outcome).await;
         done.with_context(|| format!("round {round}"))?;

@@ -99,14 +99,13 @@ impl MemDisk {
                 Ok(Bytes::new())
             }
             DiskKind::Sync => {
-                self.sync();
+                self.sync(file);
                 Ok(Bytes::new())
             }
-            DiskKind::Allocate { offset, len, whole } => match (file, self.segments_max) {
+            DiskKind::Allocate { len } => match (file, self.segments_max) {
                 (FileRef::Extents(n), Some(max)) if n >= max => Err("no space left on device".into()),
-                _ if offset + len < whole => Ok(Bytes::new()),
                 _ => {
-                    let zeros = Sparse { len: whole, ..Sparse::default() };
+                    let zeros = Sparse { len, ..Sparse::default() };
                     self.files.insert(file, FileBytes { seen: zeros.clone(), durable: zeros });
                     Ok(Bytes::new())
                 }
@@ -133,8 +132,17 @@ impl MemDisk {
         }
     }
 
-    /// A flush.
-    pub fn sync(&mut self) {
+    /// Makes a file's writes durable; those of other files stay as loose as they were.
+    fn sync(&mut self, file: FileRef) {
+        let FileBytes { durable, .. } = self.files.entry(file).or_default();
+        for (_, offset, data) in self.loose.extract_if(.., |(of, ..)| *of == file) {
+            durable.put(offset, &data);
+        }
+        self.flushes += 1;
+    }
+
+    /// Makes everything durable.
+    pub fn sync_all(&mut self) {
         for (file, offset, data) in std::mem::take(&mut self.loose) {
             self.files.entry(file).or_default().durable.put(offset, &data);
         }

@@ -45,7 +45,6 @@ pub fn small_store(tag: u64, incarnation: u64) -> StoreConfig {
         log_segments: 4,
         extent_segment_bytes: 16 * 1024 * 1024,
         segments_max: 8,
-        ahead_bytes: 1024 * 1024,
         scrub_period_s: 1,
     }
 }
@@ -80,7 +79,7 @@ pub fn register(n: usize, store: Option<StoreId>, incarnation: u64) -> Register 
 
 /// Recovers a store from a disk, as a server does: what a killed process wrote is made durable first.
 pub fn open(config: StoreConfig, disk: &mut MemDisk) -> Result<Recovered, RecoverError> {
-    disk.sync();
+    disk.sync_all();
     recover(config, &mut |file, offset, len| Ok(disk.read(file, offset, len)))
 }
 

@@ -31,7 +31,7 @@ fn check(scenario: &str, default: u64) {
     println!(
         "{repairs} attempts to make a replica, {lost} chunks lost and said to be, {here} reads off disks"
     );
-    assert!(here > 0, "nobody on a store's machine has read its disk");
+    assert!(here > 0 || options.replicas == 1, "nobody on a store's machine has read its disk");
     assert!(lost == 0 || scenario == "beyond", "{lost} chunks were lost within the fault model");
     assert!(options.kills == 0 || options.replicas == 1 || repairs > 0, "nothing was ever repaired");
 }

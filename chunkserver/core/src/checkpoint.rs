@@ -5,7 +5,7 @@
 //! Steps, and what a crash after each leaves: (1) bytes are written home - nothing refers to
 //! them; (2) the cut: index and pages as of one position of the log are frozen in memory;
 //! (3) pages are written to the older of their twins - the other twin is good, and the log still
-//! has the new checksums; (4) sync; (5) the older checkpoint file is overwritten - the other is
+//! has the new checksums; (4) sync of each segment that was written to; (5) the older checkpoint file is overwritten - the other is
 //! good; (6) sync: from here on this one counts, and the log before the cut may be recycled.
 
 use crate::io::{FileRef, Outbox};
@@ -164,10 +164,12 @@ impl Node {
                         continue;
                     }
                     if *left == 0 {
-                        self.checkpoint.phase = Phase::PagesSync;
-                        self.checkpoint.pending = 1;
-                        self.store.checkpoint_sync(FileRef::Extents(0), out);
-                        return;
+                        self.checkpoint.pending = self.store.checkpoint_sync_extents(out);
+                        self.checkpoint.phase = match self.checkpoint.pending {
+                            0 => Phase::Index { done: false },
+                            _ => Phase::PagesSync,
+                        };
+                        continue;
                     }
                     if self.checkpoint.pending >= OPS_MAX {
                         return;
@@ -320,8 +322,10 @@ impl Node {
             }
             (CheckpointDone::Wrote, _) => self.checkpoint.pending -= 1,
             (CheckpointDone::Synced, Phase::PagesSync) => {
-                self.checkpoint.pending = 0;
-                self.checkpoint.phase = Phase::Index { done: false };
+                self.checkpoint.pending -= 1;
+                if self.checkpoint.pending == 0 {
+                    self.checkpoint.phase = Phase::Index { done: false };
+                }
             }
             (CheckpointDone::Synced, Phase::IndexSync) => {
                 // Step 6: this checkpoint counts.

@@ -240,18 +240,12 @@ pub enum DiskKind {
         /// Durable when done (this write only).
         durable: bool,
     },
-    /// Makes durable what was completed before, of this file and, as all files of a store are on
-    /// one device, of all of them.
+    /// Makes durable what was completed before, of this file.
     Sync,
-    /// Writes a part of a new file of zeros. The first part makes it, the last one makes it durable, its
-    /// name included.
+    /// Makes a new file, durably, its name included, and takes the room that its bytes will need; it reads as zeros.
     Allocate {
-        /// First byte of the part.
-        offset: u64,
-        /// Bytes of the part.
+        /// Its bytes.
         len: u64,
-        /// Bytes of the file.
-        whole: u64,
     },
 }
 

@@ -239,7 +239,7 @@ impl Node {
             return self.copy_round_ends(copy.handle, committed, length, out);
         };
         let Ok(blocks) = self.store.take(piece.len, Sort::New) else {
-            // No room now: zero-filling may be behind, so it asks for these bytes again. On a full disk
+            // No room now: the next segment may not be made yet, so it asks for these bytes again. On a full disk
             // it does so until the attempt's time is over; then the masters look for another place.
             return;
         };

@@ -191,8 +191,6 @@ pub struct Node {
     pub(crate) rotten: BTreeSet<ChunkHandle>,
     reported_failure: bool,
     held_check: Time,
-    /// When to look again whether segments can be zero-filled ahead.
-    fill_at: Option<Time>,
 }
 
 /// Pieces without a commit are looked for this often.
@@ -242,7 +240,6 @@ impl Node {
             rotten: BTreeSet::new(),
             reported_failure: false,
             held_check: Time(0),
-            fill_at: None,
         }
     }
 
@@ -297,7 +294,7 @@ impl Node {
         self.send_acks(out);
         self.drive_checkpoint(out);
         self.scrub(out);
-        self.fill_at = self.store.settle(self.now, out);
+        self.store.settle(self.now, out);
         if let Some(why) = self.store.failed().map(str::to_owned).filter(|_| !self.reported_failure) {
             self.reported_failure = true;
             self.session = None;
@@ -333,7 +330,7 @@ impl Node {
     pub fn deadline(&self) -> Option<Time> {
         let held = (self.held.bytes() > 0).then_some(self.held_check);
         let scrub = self.scrub.due();
-        self.timers.first().into_iter().chain(held).chain(self.fill_at).chain(scrub).min()
+        self.timers.first().into_iter().chain(held).chain(scrub).min()
     }
 
     /// The session, if it still holds.

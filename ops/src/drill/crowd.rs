@@ -156,10 +156,7 @@ pub(super) async fn run(
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
     std::fs::create_dir_all(home)?;
-    let spec = Spec {
-        chunkserver_extra: "segment_bytes = 268435456\nahead_bytes = 268435456\n".into(),
-        ..Spec::small(3, 3)
-    };
+    let spec = Spec { chunkserver_extra: "segment_bytes = 268435456\n".into(), ..Spec::small(3, 3) };
     let mut cluster = Cluster::open(&home.join("cluster"), &spec, binary)?;
     cluster.start_all()?;
     let client = cluster.healthy().await?;

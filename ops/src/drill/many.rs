@@ -79,10 +79,7 @@ pub(super) async fn run(
     repeats: u32,
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
-    let spec = Spec {
-        chunkserver_extra: "segment_bytes = 268435456\nahead_bytes = 268435456\n".into(),
-        ..Spec::small(3, 3)
-    };
+    let spec = Spec { chunkserver_extra: "segment_bytes = 268435456\n".into(), ..Spec::small(3, 3) };
     let mut cluster = Cluster::open(home, &spec, binary)?;
     cluster.start_all()?;
     let client = cluster.healthy().await?;

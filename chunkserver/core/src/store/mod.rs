@@ -2,7 +2,6 @@
 
 pub mod alloc;
 pub mod crc;
-pub mod fill;
 pub mod format;
 pub mod index;
 pub mod log;
@@ -15,15 +14,13 @@ use alloc::{Alloc, Blocks};
 use bytes::Bytes;
 use common::Mutant;
 use common::limits::{
-    BLOCK_BYTES, EXTENT_SEGMENT_BYTES, EXTENTS_AHEAD_BYTES, LOG_SEGMENT_BYTES, LOG_SEGMENTS,
-    PROMISED_BYTES_MAX, SCRUB_PERIOD_S,
+    BLOCK_BYTES, EXTENT_SEGMENT_BYTES, LOG_SEGMENT_BYTES, LOG_SEGMENTS, PROMISED_BYTES_MAX, SCRUB_PERIOD_S,
 };
 use common::wire::chunk_chunk::{CopyId, LogPoint};
 use common::wire::chunk_master::Order;
 use common::wire::client_chunk::Place;
 use common::{ChunkHandle, Code, Epoch, RequestId, Serial, Span, Time};
 use crc::CrcTable;
-use fill::{Fill, Next};
 use format::{PAGE_PAIR_BYTES, Page, Record};
 use index::{Extent, Home};
 use log::Log;
@@ -35,8 +32,7 @@ use std::sync::Arc;
 /// of 100,000 a second. What is left counts 16 million lives.
 const JOB_BITS: u32 = 40;
 
-/// What a store is made with. All but `capacity`, `ahead_bytes` and the scrub's
-/// period are fixed at creation.
+/// What a store is made with. All but `capacity` and the scrub's period are fixed at creation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreConfig {
     /// Low bits of the directory's uuid: stamped on every group.
@@ -51,8 +47,6 @@ pub struct StoreConfig {
     pub extent_segment_bytes: u64,
     /// Segments of extents at most.
     pub segments_max: u32,
-    /// Free bytes that are zero-filled ahead of need.
-    pub ahead_bytes: u64,
     /// Everything is read and verified once in so many seconds.
     pub scrub_period_s: u64,
 }
@@ -66,7 +60,6 @@ impl Default for StoreConfig {
             log_segments: LOG_SEGMENTS,
             extent_segment_bytes: EXTENT_SEGMENT_BYTES,
             segments_max: u32::MAX,
-            ahead_bytes: EXTENTS_AHEAD_BYTES,
             scrub_period_s: SCRUB_PERIOD_S,
         }
     }
@@ -152,11 +145,16 @@ pub enum CheckpointDone {
 
 #[derive(Clone, Debug)]
 enum Op {
-    LogWrite { then_sync: bool },
-    LogSync,
+    /// A part of making the log's group under way durable: the group itself, or a sync of extents that it names.
+    Group,
     Piece(PieceTicket),
-    ReadData { job: u64, part: usize },
-    ReadPage { key: crc::PageKey },
+    ReadData {
+        job: u64,
+        part: usize,
+    },
+    ReadPage {
+        key: crc::PageKey,
+    },
     Allocate,
     CheckpointPageRead(crc::PageKey),
     CheckpointWrite,
@@ -185,18 +183,22 @@ pub struct Store {
     /// Checksums.
     pub crcs: CrcTable,
     next_token: Token,
-    ops: BTreeMap<Token, Op>,
+    ops: BTreeMap<Token, (FileRef, Op)>,
     next_job: u64,
     reads: BTreeMap<u64, ReadJob>,
     page_waiters: PageWaiters,
     /// Pages that were written after their read began: it is read again.
     outdated: BTreeSet<crc::PageKey>,
     limbo: VecDeque<Limbo>,
-    fill: Fill,
+    /// Segments of extents with completed writes that no completed sync covers: the first token that was not
+    /// given when the last of them was done.
+    loose: BTreeMap<u32, Token>,
+    /// Operations of the group under way that are not done.
+    group_ops: usize,
     /// Since when a group with writes is under way to the disk.
     flushing: Option<(Time, bool)>,
-    /// A piece was written since the last look.
-    wrote: bool,
+    /// A new segment of extents is being made.
+    allocating: bool,
     full: bool,
     failed: Option<String>,
 }
@@ -217,9 +219,10 @@ impl Store {
             page_waiters: BTreeMap::new(),
             outdated: BTreeSet::new(),
             limbo: VecDeque::new(),
-            fill: Fill::default(),
+            loose: BTreeMap::new(),
+            group_ops: 0,
             flushing: None,
-            wrote: false,
+            allocating: false,
             full: false,
             failed: None,
         }
@@ -335,7 +338,6 @@ impl Store {
     pub fn write_piece(&mut self, at: Blocks, data: Bytes, ticket: PieceTicket, out: &mut Outbox) {
         let offset = at.block as u64 * BLOCK_BYTES as u64;
         let kind = DiskKind::Write { offset, data, durable: false };
-        self.wrote = true;
         self.submit(FileRef::Extents(at.segment), kind, Op::Piece(ticket), out);
     }
 
@@ -451,65 +453,67 @@ impl Store {
         self.submit(file, kind, Op::CheckpointWrite, out);
     }
 
-    /// For the checkpoint: makes what was written durable.
+    /// For the checkpoint: makes its file durable.
     pub fn checkpoint_sync(&mut self, file: FileRef, out: &mut Outbox) {
         self.submit(file, DiskKind::Sync, Op::CheckpointSync, out);
+    }
+
+    /// For the checkpoint: makes durable what was written into extents; with so many syncs.
+    pub fn checkpoint_sync_extents(&mut self, out: &mut Outbox) -> usize {
+        self.sync_extents(Op::CheckpointSync, out)
+    }
+
+    /// A sync of each segment of extents that has writes which may not be durable: how many.
+    fn sync_extents(&mut self, op: Op, out: &mut Outbox) -> usize {
+        let segments: Vec<u32> = self.loose.keys().copied().collect();
+        let skipped = (Mutant::OneSegmentSynced.on() && segments.len() > 1) as usize;
+        for segment in &segments[skipped..] {
+            self.submit(FileRef::Extents(*segment), DiskKind::Sync, op.clone(), out);
+        }
+        segments.len() - skipped
     }
 
     fn submit(&mut self, file: FileRef, kind: DiskKind, op: Op, out: &mut Outbox) {
         let token = self.next_token;
         self.next_token += 1;
-        self.ops.insert(token, op);
+        self.ops.insert(token, (file, op));
         out.push(Output::Disk(DiskOp { token, file, kind }));
     }
 
-    /// Starts what can be started: the next group of the log, the next segment of extents. Gives
-    /// the time at which to look again: zero-filling ahead of need waits for a quiet moment.
-    pub fn settle(&mut self, now: Time, out: &mut Outbox) -> Option<Time> {
+    /// Starts what can be started: the next group of the log, the next segment of extents, when less than half
+    /// of one is free.
+    pub fn settle(&mut self, now: Time, out: &mut Outbox) {
         if self.failed.is_some() {
-            return None;
+            return;
         }
         if let Some(group) = self.log.next_group() {
-            let durable = !group.has_extents || Mutant::NoFlushOfExtents.on();
+            let durable = !Mutant::AckBeforeFlush.on();
             let kind = DiskKind::Write { offset: group.offset, data: group.data, durable };
             let writes = self.log.under_way().iter().any(|t| matches!(t, Ticket::Write(..)));
             self.flushing = writes.then_some((now, group.has_extents));
-            self.submit(group.file, kind, Op::LogWrite { then_sync: !durable }, out);
-        }
-        if std::mem::take(&mut self.wrote) {
-            self.fill.busy(now);
-        }
-        if self.is_full() {
-            return None;
-        }
-        let (segment, free) = (self.config.extent_segment_bytes, self.free_for_new());
-        match self.fill.next(now, free, self.config.ahead_bytes.max(segment / 4), segment) {
-            Next::Step { offset, len } => {
-                let kind = DiskKind::Allocate { offset, len, whole: segment };
-                self.submit(FileRef::Extents(self.alloc.segments()), kind, Op::Allocate, out);
-                None
+            self.submit(group.file, kind, Op::Group, out);
+            self.group_ops = 1;
+            if group.has_extents && !Mutant::NoFlushOfExtents.on() {
+                self.group_ops += self.sync_extents(Op::Group, out);
             }
-            Next::At(at) => Some(at),
-            Next::Nothing => None,
+        }
+        let len = self.config.extent_segment_bytes;
+        if !self.allocating && !self.is_full() && self.free_for_new() < len / 2 {
+            self.allocating = true;
+            let segment = FileRef::Extents(self.alloc.segments());
+            self.submit(segment, DiskKind::Allocate { len }, Op::Allocate, out);
         }
     }
 
     /// An operation is done: what the node should know.
     pub fn done(&mut self, now: Time, done: DiskDone, out: &mut Outbox) -> Vec<Event> {
-        let op = self.ops.remove(&done.token).expect("an operation is done once");
+        let (file, op) = self.ops.remove(&done.token).expect("an operation is done once");
         if let Op::Allocate = op {
+            self.allocating = false;
             match done.result {
-                Ok(_) => {
-                    let free = self.free_for_new();
-                    if self.fill.stepped(now, free, self.config.extent_segment_bytes) {
-                        self.alloc.add_segment();
-                    }
-                }
+                Ok(_) => self.alloc.add_segment(),
                 // No room on the device is no failure of it: the store is full.
-                Err(_) => {
-                    self.fill.give_up();
-                    self.full = true;
-                }
+                Err(_) => self.full = true,
             }
             return vec![];
         }
@@ -526,12 +530,24 @@ impl Store {
         if self.failed.is_some() {
             return vec![];
         }
-        match op {
-            Op::LogWrite { then_sync: true } if !Mutant::AckBeforeFlush.on() => {
-                self.submit(FileRef::Log(0), DiskKind::Sync, Op::LogSync, out);
-                vec![]
+        match (file, &op) {
+            (FileRef::Extents(segment), Op::Piece(_) | Op::CheckpointWrite) => {
+                self.loose.insert(segment, self.next_token);
             }
-            Op::LogWrite { .. } | Op::LogSync => {
+            // What was done after the sync was asked for has a later token.
+            (FileRef::Extents(segment), Op::Group | Op::CheckpointSync)
+                if self.loose.get(&segment).is_some_and(|last| *last <= done.token) =>
+            {
+                self.loose.remove(&segment);
+            }
+            _ => {}
+        }
+        match op {
+            Op::Group => {
+                self.group_ops -= 1;
+                if self.group_ops > 0 {
+                    return vec![];
+                }
                 let flushed = self.flushing.take().map(|(at, bulk)| Event::Flushed(now.since(at), bulk));
                 flushed.into_iter().chain(self.log.durable().into_iter().map(Event::Durable)).collect()
             }
