@@ -4,6 +4,7 @@
 use crate::groups::Groups;
 use crate::locks::Locks;
 use crate::raft::network::Acknowledged;
+use crate::raft::spare::Spares;
 use crate::raft::state_machine::Shared;
 use crate::raft::{Logged, Raft, TypeConfig};
 use common::limits::{ELECTION_MS_MAX, NAMELESS_MS, SESSION_MS};
@@ -76,6 +77,7 @@ pub struct Leader {
     wake: Notify,
     proposals: mpsc::Sender<Proposal>,
     acknowledged: Arc<Acknowledged>,
+    spares: Arc<Spares>,
     /// For how long an acknowledgement by a quorum stands for a ReadIndex round.
     lease: Duration,
     /// In this term leadership was offered to another master: there is no lease in it.
@@ -96,6 +98,7 @@ impl Leader {
         raft: Raft,
         state: Shared,
         acknowledged: Arc<Acknowledged>,
+        spares: Arc<Spares>,
         time_scale: u64,
     ) -> io::Result<Arc<Leader>> {
         let (proposals, queue) = mpsc::channel(PROPOSALS_MAX);
@@ -110,6 +113,7 @@ impl Leader {
             wake: Notify::new(),
             proposals,
             acknowledged,
+            spares,
             lease: Duration::from_millis(READ_LEASE_MS * time_scale),
             offered: AtomicU64::new(0),
         });
@@ -213,6 +217,11 @@ impl Leader {
         }
         if entries.is_empty() {
             return;
+        }
+        {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            self.spares.voters(metrics.id, metrics.membership_config.membership().get_joint_config());
         }
         let Ok(mut written) = self.raft.client_write_many(entries).await else {
             // Raft has stopped. Who waits hears of it by its answer being dropped.

@@ -14,6 +14,7 @@ use config::Config;
 use openraft::BasicNode;
 use raft::log::LogStore;
 use raft::network::{Acknowledged, Network};
+use raft::spare::Spares;
 use raft::state_machine::StateMachine;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -43,10 +44,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let state = state_machine.shared();
     let cluster = config.cluster_id();
     let acknowledged = Arc::new(Acknowledged::default());
-    let network = Network { id: config.id, cluster, acknowledged: acknowledged.clone() };
+    let spares = Arc::new(Spares::default());
+    let network =
+        Network { id: config.id, cluster, acknowledged: acknowledged.clone(), spares: spares.clone() };
     let raft =
         openraft::Raft::new(config.id, raft::config(config.time_scale), network, log, state_machine).await?;
-    let leader = leader::Leader::start(raft.clone(), state, acknowledged, config.time_scale)?;
+    let leader = leader::Leader::start(raft.clone(), state, acknowledged, spares, config.time_scale)?;
     let rpc = Arc::new(rpc::Rpc {
         leader: leader.clone(),
         id: config.id,

@@ -2,6 +2,7 @@
 
 pub mod log;
 pub mod network;
+pub mod spare;
 pub mod state_machine;
 
 use common::limits::{ELECTION_MS_MAX, ELECTION_MS_MIN, RAFT_HEARTBEAT_MS};

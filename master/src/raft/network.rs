@@ -1,5 +1,6 @@
 //! Raft between masters, over the framed connections: calls are pipelined, each has a deadline.
 
+use super::spare::{HOLD, HOLD_ENTRIES_MAX, Spares};
 use super::state_machine::Parts;
 use super::{Raft, Snapshot, SnapshotMeta, TypeConfig, Vote, from_bytes, to_bytes};
 use bincode::{Decode, Encode};
@@ -105,6 +106,8 @@ pub struct Network {
     pub cluster: ClusterId,
     /// What was acknowledged.
     pub acknowledged: Arc<Acknowledged>,
+    /// Who gets entries a little later.
+    pub spares: Arc<Spares>,
 }
 
 /// A connection to another master, made when it is needed.
@@ -117,6 +120,7 @@ pub struct Client {
     /// When a connection could last not be made.
     failed: Option<tokio::time::Instant>,
     acknowledged: Arc<Acknowledged>,
+    spares: Arc<Spares>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -131,6 +135,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             conn: None,
             failed: None,
             acknowledged: self.acknowledged.clone(),
+            spares: self.spares.clone(),
         }
     }
 }
@@ -233,25 +238,31 @@ impl RaftNetworkV2<TypeConfig> for Client {
         async move {
             let limit = option.soft_ttl().max(Duration::from_millis(300));
             let conn = self.conn(limit).await.map_err(|e| unreachable(&e))?;
-            let sent = with_entries(input).then(move |request| {
+            let (target, spares) = (self.target, self.spares.clone());
+            let sent = with_entries(input, target, spares.clone()).then(move |request| {
                 // Sent here, one after another: the order on the connection is the log's.
-                let conn = conn.clone();
+                let (conn, spares) = (conn.clone(), spares.clone());
                 async move {
                     let (term, now) = (request.vote.leader_id.term, Instant::now());
                     let first = request.prev_log_id;
                     let last = request.entries.last().map(|e| e.log_id).or(first);
                     let payload = vec![to_bytes(&request).into()];
+                    spares.sent(target, now);
                     let answer = conn.send(&Call::Append, 0, payload).await;
                     (conn, (first, last), (term, now), answer)
                 }
             });
-            let (acknowledged, target) = (self.acknowledged.clone(), self.target);
+            let (acknowledged, spares) = (self.acknowledged.clone(), self.spares.clone());
             let answers = sent.map(move |(conn, (first, last), (term, sent), answer)| {
-                let acknowledged = acknowledged.clone();
+                let (acknowledged, spares) = (acknowledged.clone(), spares.clone());
                 async move {
-                    let answer = answer.map_err(|e| unreachable(&e))?;
-                    let (_, frame) =
-                        conn.answer::<Answer>(answer, APPEND_LIMIT).await.map_err(|e| unreachable(&e))?;
+                    let frame = match answer {
+                        Ok(answer) => conn.answer::<Answer>(answer, APPEND_LIMIT).await,
+                        Err(e) => Err(e),
+                    };
+                    let after = if frame.is_ok() { sent.elapsed() } else { APPEND_LIMIT };
+                    spares.answered(target, after, Instant::now());
+                    let (_, frame) = frame.map_err(|e| unreachable(&e))?;
                     let response: AppendEntriesResponse<TypeConfig> =
                         from_bytes(&frame.payload).ok_or_else(undecodable)?;
                     if accepts(&response) {
@@ -312,12 +323,17 @@ fn accepts(response: &AppendEntriesResponse<TypeConfig>) -> bool {
 }
 
 /// The same appends, without those that only tell the end of what is committed and are soon followed by another, which
-/// tells it too. The answer to that is taken as one to both.
-fn with_entries<S>(input: S) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>>
+/// tells it too. The answer to that is taken as one to both. Those to a spare follower are held, and what comes
+/// meanwhile goes with the next.
+fn with_entries<S>(
+    input: S,
+    target: u64,
+    spares: Arc<Spares>,
+) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
-    futures::stream::unfold(input.peekable(), |mut input| async move {
+    futures::stream::unfold((input.peekable(), spares), move |(mut input, spares)| async move {
         loop {
             let request = input.next().await?;
             let next = Pin::new(&mut input).peek();
@@ -326,7 +342,11 @@ where
             {
                 continue;
             }
-            return Some((request, input));
+            let held = 1..HOLD_ENTRIES_MAX;
+            if held.contains(&request.entries.len()) && spares.is_spare(target, Instant::now()) {
+                tokio::time::sleep(HOLD).await;
+            }
+            return Some((request, (input, spares)));
         }
     })
 }
@@ -500,7 +520,7 @@ mod tests {
         let node = BasicNode::new(gone.local_addr().expect("an address"));
         drop(gone);
         let acknowledged = Arc::new(Acknowledged::default());
-        let mut network = Network { id: 1, cluster: ClusterId(7), acknowledged };
+        let mut network = Network { id: 1, cluster: ClusterId(7), acknowledged, spares: Arc::default() };
         let mut client = network.new_client(2, &node).await;
         let began = Instant::now();
         for _ in 0..4 {
