@@ -239,6 +239,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
             let limit = option.soft_ttl().max(Duration::from_millis(300));
             let conn = self.conn(limit).await.map_err(|e| unreachable(&e))?;
             let (target, spares) = (self.target, self.spares.clone());
+            spares.begins(target);
             let sent = with_entries(input, target, spares.clone()).then(move |request| {
                 // Sent here, one after another: the order on the connection is the log's.
                 let (conn, spares) = (conn.clone(), spares.clone());

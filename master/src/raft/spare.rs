@@ -67,6 +67,13 @@ impl Spares {
         }
     }
 
+    /// A connection to a follower begins: what was under way on the last one is not waited for.
+    pub fn begins(&self, to: u64) {
+        let mut state = self.0.lock().expect("never poisoned");
+        let answers = state.answers.entry(to).or_default();
+        (answers.under_way, answers.since) = (0, None);
+    }
+
     /// Entries were sent to a follower.
     pub fn sent(&self, to: u64, now: Instant) {
         let mut state = self.0.lock().expect("never poisoned");
@@ -156,6 +163,16 @@ mod tests {
         assert!(!spares.is_spare(3, began + HOLD + 30 * MS));
         spares.answered(2, 60 * MS, began + HOLD + 60 * MS);
         assert!(spares.is_spare(2, began + HOLD + 60 * MS), "it has lost its place");
+    }
+
+    #[test]
+    fn what_was_under_way_when_a_connection_ended_makes_nobody_late() {
+        let (spares, now) = (Spares::default(), Instant::now());
+        spares.voters(1, &[group(&[1, 2, 3])]);
+        spares.sent(2, now);
+        spares.begins(2);
+        answers(&spares, 2, MS, now);
+        assert!(spares.is_spare(3, now + 60 * MS), "nothing is under way");
     }
 
     #[test]
