@@ -8,10 +8,10 @@ use chunkserver_core::io::FileRef;
 use chunkserver_core::store::recover::{ReadFn, first_checkpoint, recover};
 use chunkserver_core::store::{Recovered, StoreConfig};
 use common::limits::{BLOCK_BYTES, LOG_SEGMENTS};
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -58,18 +58,7 @@ pub struct DataDir {
 
 /// Takes an exclusive lock, or says that another has it.
 pub fn try_lock(file: &File) -> bool {
-    #[expect(unsafe_code, reason = "flock has no safe door here")]
-    // SAFETY: the descriptor is open for the whole call.
-    let done = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-    done == 0
-}
-
-/// Makes durable whatever was written to the file system on which this file lies, of all its files.
-fn flush_all(file: &File) -> std::io::Result<()> {
-    #[expect(unsafe_code, reason = "syncfs has no safe door in std")]
-    // SAFETY: the descriptor is open for the whole call, which touches no memory.
-    let done = unsafe { libc::syncfs(file.as_raw_fd()) };
-    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
 /// Takes the lock; whoever only looks whether it is free holds it for a moment.
@@ -115,7 +104,7 @@ pub fn open(path: &Path, config: &Config) -> anyhow::Result<DataDir> {
         bail!("writes of the process that served it before are still under way");
     }
     // They may be in the disk's cache alone; what recovery finds is told to others as durable.
-    flush_all(&log).context("flush the disk")?;
+    rustix::fs::syncfs(&log).context("flush the disk")?;
     let (total, free) = space(path)?;
     let used = used_bytes(path)?;
     let room = (free + used).min(total) * 15 / 16;

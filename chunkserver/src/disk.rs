@@ -7,6 +7,8 @@ use crate::ring;
 use bytes::Bytes;
 use chunkserver_core::io::{DiskKind, FileRef};
 use common::limits::{BLOCK_BYTES, DISK_RESERVE_BYTES};
+use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, retry_on_intr};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -93,10 +95,12 @@ pub fn allocate(dir: &Path, file: FileRef, len: u64) -> io::Result<()> {
         .custom_flags(libc::O_DIRECT)
         .open(&path)?;
     let made = match file {
-        FileRef::Extents(_) => match take_room(&open, len) {
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => write_zeros(&open, len),
-            taken => taken,
-        },
+        FileRef::Extents(_) => {
+            match retry_on_intr(|| rustix::fs::fallocate(&open, FallocateFlags::empty(), 0, len)) {
+                Err(Errno::OPNOTSUPP) => write_zeros(&open, len),
+                taken => taken.map_err(io::Error::from),
+            }
+        }
         FileRef::Log(_) | FileRef::Checkpoint(_) => write_zeros(&open, len),
     };
     if let Err(e) = made {
@@ -106,13 +110,6 @@ pub fn allocate(dir: &Path, file: FileRef, len: u64) -> io::Result<()> {
     }
     open.sync_all()?;
     File::open(path.parent().expect("in a directory"))?.sync_all()
-}
-
-fn take_room(file: &File, len: u64) -> io::Result<()> {
-    #[expect(unsafe_code, reason = "fallocate has no safe door in std")]
-    // SAFETY: the descriptor is open for the length of the call, which touches no memory.
-    let done = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len as libc::off_t) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn write_zeros(file: &File, len: u64) -> io::Result<()> {
@@ -126,17 +123,7 @@ fn write_zeros(file: &File, len: u64) -> io::Result<()> {
 
 /// Bytes of the file system in all, and free.
 pub fn space(dir: &Path) -> io::Result<(u64, u64)> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(dir.as_os_str().as_bytes())?;
-    #[expect(unsafe_code, reason = "statvfs has no safe door in std")]
-    // SAFETY: all-zero is a valid statvfs; `path` is a terminated string; both outlive the call.
-    let (done, stat) = unsafe {
-        let mut stat: libc::statvfs = std::mem::zeroed();
-        (libc::statvfs(path.as_ptr(), &mut stat), stat)
-    };
-    if done != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let stat = rustix::fs::statvfs(dir)?;
     Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
 }
 
@@ -276,10 +263,8 @@ impl Disk {
 /// another is asked for.
 pub fn open_cached(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).open(path)?;
-    #[expect(unsafe_code, reason = "posix_fadvise has no safe door in std")]
-    // SAFETY: the descriptor is open for the length of the call, which touches no memory.
-    let failed = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
-    if failed == 0 { Ok(file) } else { Err(io::Error::from_raw_os_error(failed)) }
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random)?;
+    Ok(file)
 }
 
 fn open_pair(direct: File, cached: File) -> Rc<Open> {

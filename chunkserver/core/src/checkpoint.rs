@@ -5,8 +5,9 @@
 //! Steps, and what a crash after each leaves: (1) bytes are written home - nothing refers to
 //! them; (2) the cut: index and pages as of one position of the log are frozen in memory;
 //! (3) pages are written to the older of their twins - the other twin is good, and the log still
-//! has the new checksums; (4) sync of each segment that was written to; (5) the older checkpoint file is overwritten - the other is
-//! good; (6) sync: from here on this one counts, and the log before the cut may be recycled.
+//! has the new checksums; (4) sync of each segment that was written to; (5) the older checkpoint file is
+//! overwritten - the other is good; (6) sync: from here on this one counts, and the log before the cut may be
+//! recycled.
 
 use crate::io::{FileRef, Outbox};
 use crate::node::Node;

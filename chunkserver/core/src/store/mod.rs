@@ -28,6 +28,9 @@ use read::{Part, ReadJob, ReadResult, blocks_of};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+/// The next segment of extents is made when less than one of so many parts of one is free.
+const AHEAD_PARTS: u64 = 2;
+
 /// Numbers of questions and reads that one life of a store's process can give out, in bits: four months
 /// of 100,000 a second. What is left counts 16 million lives.
 const JOB_BITS: u32 = 40;
@@ -480,8 +483,7 @@ impl Store {
         out.push(Output::Disk(DiskOp { token, file, kind }));
     }
 
-    /// Starts what can be started: the next group of the log, the next segment of extents, when less than half
-    /// of one is free.
+    /// Starts what can be started: the next group of the log, the next segment of extents.
     pub fn settle(&mut self, now: Time, out: &mut Outbox) {
         if self.failed.is_some() {
             return;
@@ -498,7 +500,7 @@ impl Store {
             }
         }
         let len = self.config.extent_segment_bytes;
-        if !self.allocating && !self.is_full() && self.free_for_new() < len / 2 {
+        if !self.allocating && !self.is_full() && self.free_for_new() < len / AHEAD_PARTS {
             self.allocating = true;
             let segment = FileRef::Extents(self.alloc.segments());
             self.submit(segment, DiskKind::Allocate { len }, Op::Allocate, out);
