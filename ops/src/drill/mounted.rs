@@ -178,7 +178,10 @@ fn read_along(path: &Path, program: &Program, phase: &AtomicU8, progress: &Progr
         let back = if read % 4 == 0 { read % synced.min(program.blocks) } else { 0 };
         let (first, slot) = (synced - 1 - back, (synced - 1 - back) % program.blocks);
         let file = File::open(path)?;
-        file.read_exact_at(&mut found, slot * program.block as u64)?;
+        file.read_exact_at(&mut found, slot * program.block as u64).with_context(|| {
+            let bytes = file.metadata().map(|m| m.len());
+            format!("{}: read block {slot}, of {synced} synced: it has {bytes:?} bytes", path.display())
+        })?;
         let begun = progress.begun.load(Ordering::Acquire);
         // It may have been overwritten meanwhile, in part, by what was begun by now.
         let mut fits = vec![false; program.block / PART];
