@@ -352,6 +352,31 @@ fn two_mounts_agree_on_what_was_closed_and_made() {
         let read = fs::read(there("longer")).unwrap();
         assert_eq!(read.len(), n * 100, "it was told a length of {seen}");
     }
+    // So is what has become longer since, though somebody who had opened it before was told so and read it; and what
+    // has become shorter in between.
+    for cut in [false, true] {
+        let name = format!("grows-{cut}");
+        let here = File::create(m.at(&name)).unwrap();
+        let write = |n: u8| {
+            here.write_all_at(&[n; 4096], u64::from(n) * 4096).unwrap();
+            here.sync_data().unwrap();
+        };
+        (0..2).for_each(write);
+        let opened = File::open(there(&name)).unwrap();
+        write(2);
+        until("its length is not told", || fs::metadata(there(&name)).unwrap().len() == 3 * 4096);
+        if cut {
+            here.set_len(2 * 4096).unwrap();
+        }
+        let mut found = [0; 3 * 4096];
+        let read = opened.read_at(&mut found, 0).unwrap();
+        assert_eq!(read, if cut { 2 } else { 3 } * 4096, "as long as was told, or is now");
+        write(2);
+        let mut found = [0; 4096];
+        let opened = File::open(there(&name)).unwrap();
+        opened.read_exact_at(&mut found, 2 * 4096).expect("what was synced before it was opened");
+        assert_eq!(found, [2; 4096]);
+    }
     // Times: they are told, and what was set stays.
     let here = fs::metadata(m.at("same")).unwrap();
     let mtime = |path: &Path| fs::metadata(path).unwrap().mtime_nsec();

@@ -224,18 +224,34 @@ impl Shared {
     /// What lies on the disk of a store on this machine needs no more than this, on the thread that was asked by
     /// the kernel.
     pub fn read_here(&self, ino: INodeNo, offset: u64, out: &mut [u8]) -> Option<usize> {
-        match self.cache {
-            Cache::Strict => None,
-            Cache::CloseToOpen => self.opened(ino).ok()?.try_read(offset, out),
+        if self.cache == Cache::Strict {
+            return None;
         }
+        let len = self.opened(ino).ok()?.try_read(offset, out)?;
+        let is_all = len == out.len() || !self.shown.is_longer(self.id(ino), offset + len as u64);
+        is_all.then_some(len)
     }
 
     pub async fn read(&self, ino: INodeNo, offset: u64, len: u32) -> Outcome<Vec<Bytes>> {
-        let file = self.opened(ino)?;
+        let (file, id) = (self.opened(ino)?, self.id(ino));
         if self.cache == Cache::Strict {
             file.revalidate(None).await;
         }
-        file.read(offset, len.into()).await.map_err(|e| errno(&e))
+        let read = async || file.read(offset, len.into()).await.map_err(|e| errno(&e));
+        let ends_early = |parts: &[Bytes]| {
+            let found: usize = parts.iter().map(Bytes::len).sum();
+            found < len as usize && self.shown.is_longer(id, offset + found as u64)
+        };
+        let mut parts = read().await?;
+        if ends_early(&parts) {
+            // It has grown since it was opened here, and the kernel knows.
+            file.revalidate(None).await;
+            parts = read().await?;
+            if ends_early(&parts) {
+                self.shown.ends_before(id, Instant::now());
+            }
+        }
+        Ok(parts)
     }
 
     /// Most writes of a stream need no more than this, on the thread that took them from the kernel.

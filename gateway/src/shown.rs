@@ -1,5 +1,6 @@
 //! Lengths of files that the kernel has been told and may still believe. It reads no further than that, so whoever opens
-//! a file that has become longer elsewhere would not see its end, though its bytes are asked for anew.
+//! a file that has become longer elsewhere would not see its end, though its bytes are asked for anew. And it takes an
+//! answer with fewer bytes than it asked for as the end of the file, whatever it was told before.
 
 use common::FileId;
 use std::collections::HashMap;
@@ -19,7 +20,8 @@ pub struct Shown(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    lengths: HashMap<FileId, (u64, Instant)>,
+    /// What was told, and when; nothing, if a read has ended before that: it may believe one or the other.
+    lengths: HashMap<FileId, (Option<u64>, Instant)>,
     /// All was forgotten.
     forgot: Option<Instant>,
 }
@@ -35,7 +37,18 @@ impl Shown {
             state.lengths.clear();
             state.forgot = Some(now);
         }
-        state.lengths.insert(file, (length, now));
+        state.lengths.insert(file, (Some(length), now));
+    }
+
+    /// Whether it was told that a file is longer than this.
+    pub fn is_longer(&self, file: FileId, length: u64) -> bool {
+        let state = self.0.lock().expect("never poisoned");
+        state.lengths.get(&file).is_some_and(|(told, _)| told.is_some_and(|told| told > length))
+    }
+
+    /// A read ends before what it was told.
+    pub fn ends_before(&self, file: FileId, now: Instant) {
+        self.0.lock().expect("never poisoned").lengths.insert(file, (None, now));
     }
 
     /// Whether it may believe another one.
@@ -43,7 +56,7 @@ impl Shown {
         let state = self.0.lock().expect("never poisoned");
         let believes = |at: Instant| now.duration_since(at) < BELIEVED;
         match state.lengths.get(&file) {
-            Some((told, at)) => *told != length && believes(*at),
+            Some((told, at)) => *told != Some(length) && believes(*at),
             None => state.forgot.is_some_and(believes),
         }
     }
@@ -61,6 +74,19 @@ mod tests {
         assert!(!shown.differs(FileId(1), 5, now));
         assert!(shown.differs(FileId(1), 6, now));
         assert!(!shown.differs(FileId(1), 6, now + BELIEVED));
+    }
+
+    #[test]
+    fn what_ended_before_what_was_told_differs_from_every_length() {
+        let (shown, now) = (Shown::default(), Instant::now());
+        assert!(!shown.is_longer(FileId(1), 0), "it was told nothing");
+        shown.told(FileId(1), 5, now);
+        assert!(shown.is_longer(FileId(1), 4) && !shown.is_longer(FileId(1), 5));
+        shown.ends_before(FileId(1), now);
+        assert!(!shown.is_longer(FileId(1), 4), "it is known to have ended");
+        assert!(shown.differs(FileId(1), 4, now) && shown.differs(FileId(1), 5, now));
+        shown.told(FileId(1), 5, now);
+        assert!(!shown.differs(FileId(1), 5, now));
     }
 
     #[test]
