@@ -105,7 +105,7 @@ fn codec(c: &mut Criterion) {
             for _ in 0..64 {
                 log.push(&record, Ticket::None);
             }
-            let group = log.next_group();
+            let group = log.next_group(common::Time(0));
             let tickets = log.durable();
             log.truncate(log.head());
             black_box((group, tickets))

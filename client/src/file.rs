@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 /// Pieces of a streaming read that are under way at a time.
 const READ_AHEAD: usize = 8;
 /// Writes of a stream that are under way at a time, at most.
-pub(crate) const WRITES_UNDER_WAY: usize = 6;
+pub(crate) const WRITES_UNDER_WAY: usize = 12;
 
 /// A file that is read.
 #[derive(Clone)]

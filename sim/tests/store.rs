@@ -325,8 +325,9 @@ fn what_nobody_writes_to_any_more_goes_home_by_itself() {
         one.step(Input::Wake);
         one.settle();
     };
-    // That the last one is committed goes to the log a moment later.
-    later(&mut one, 100);
+    // That the last one is committed is said a moment later, and goes to the log another moment later.
+    later(&mut one, 50);
+    later(&mut one, 50);
     later(&mut one, 4900);
     assert!(!is_located(&mut one), "somebody may go on");
     later(&mut one, 200);

@@ -330,7 +330,7 @@ impl Node {
     pub fn deadline(&self) -> Option<Time> {
         let held = (self.held.bytes() > 0).then_some(self.held_check);
         let scrub = self.scrub.due();
-        self.timers.first().into_iter().chain(held).chain(scrub).min()
+        self.timers.first().into_iter().chain(held).chain(scrub).chain(self.store.log.due()).min()
     }
 
     /// The session, if it still holds.
@@ -719,7 +719,11 @@ impl Node {
             self.store.free(freed.free);
         } else if !freed.free.is_empty() || overdue {
             chunk.logged_commit = serial;
-            self.store.record(&Record::Committed { handle, serial }, Ticket::Free(freed.free));
+            self.store.record_later(
+                &Record::Committed { handle, serial },
+                Ticket::Free(freed.free),
+                self.now,
+            );
         }
     }
 

@@ -433,6 +433,11 @@ impl Node {
         if lead.told >= committed || !matches!(lead.phase, Phase::Serving) {
             return;
         }
+        let due = lead.progress + Span::from_ms(IDLE_COMMIT_MS);
+        if self.now < due {
+            // More was committed since: what comes next may tell of it.
+            return self.timer(due, Timer::IdleCommit(handle));
+        }
         lead.told = committed;
         let epoch = chunk.state.config.epoch;
         for to in chunk.state.config.members.iter().copied().filter(|m| *m != me) {
@@ -445,7 +450,7 @@ impl Node {
         chunk.rest();
         if chunk.logged_commit < committed {
             chunk.logged_commit = committed;
-            self.store.record(&Record::Committed { handle, serial: committed }, Ticket::None);
+            self.store.record_later(&Record::Committed { handle, serial: committed }, Ticket::None, self.now);
         }
     }
 

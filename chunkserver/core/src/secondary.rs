@@ -447,9 +447,10 @@ impl Node {
         let now_committed = chunk.state.committed();
         chunk.rest();
         if chunk.state.tail.is_empty() && chunk.logged_commit < now_committed {
-            // Lazily: it rides with the next group, and spares the next start a question.
+            // It spares the next start a question.
             chunk.logged_commit = now_committed;
-            self.store.record(&Record::Committed { handle, serial: now_committed }, Ticket::None);
+            let record = Record::Committed { handle, serial: now_committed };
+            self.store.record_later(&record, Ticket::None, self.now);
         }
         if nonce > 0 {
             self.reads_told(handle, nonce, out);

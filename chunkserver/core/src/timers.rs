@@ -35,7 +35,7 @@ impl Timer {
     /// each set beside the one before, they would multiply.
     fn goes_on(self) -> bool {
         use Timer::*;
-        matches!(self, Answers(_) | AskAgain(_) | Hold(_) | Fork(_) | SendAgain(_))
+        matches!(self, Answers(_) | IdleCommit(_) | AskAgain(_) | Hold(_) | Fork(_) | SendAgain(_))
     }
 }
 

@@ -5,16 +5,21 @@ use crate::io::FileRef;
 use bytes::Bytes;
 use common::checksum::crc32c;
 use common::limits::LOG_GROUP_BYTES_MAX;
+use common::{Span, Time};
 use std::collections::VecDeque;
 
 /// Records that wait for the disk, in bytes; above it the node takes no new writes.
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A record that nobody waits for goes with others, or alone after so long.
+const LATER_MS: u64 = 20;
 
 #[derive(Clone, Debug)]
 struct Queued<T> {
     record: Vec<u8>,
     has_extents: bool,
     ticket: T,
+    /// Nobody waits for it before that.
+    later: Option<Time>,
 }
 
 /// The log of a store. `T` is what is handed back when a record is durable.
@@ -30,6 +35,8 @@ pub struct Log<T> {
     tail: u64,
     queue: VecDeque<Queued<T>>,
     queue_bytes: usize,
+    /// How many of them somebody waits for.
+    urgent: usize,
     /// Tickets of the group under way, and where it ends.
     flight: Option<(Vec<T>, u64)>,
 }
@@ -58,17 +65,27 @@ impl<T> Log<T> {
         head: u64,
     ) -> Log<T> {
         assert!(tail <= head);
-        let queue = VecDeque::new();
-        Log { segment_bytes, segments, tag, incarnation, head, tail, queue, queue_bytes: 0, flight: None }
+        let (queue, queue_bytes, urgent, flight) = (VecDeque::new(), 0, 0, None);
+        Log { segment_bytes, segments, tag, incarnation, head, tail, queue, queue_bytes, urgent, flight }
     }
 
     /// Queues a record; the ticket comes back when it is durable.
     pub fn push(&mut self, record: &Record, ticket: T) {
+        self.urgent += 1;
+        self.queued(record, ticket, None);
+    }
+
+    /// Queues a record that nobody waits for: it goes with the next that somebody does, or a little later.
+    pub fn push_later(&mut self, record: &Record, ticket: T, now: Time) {
+        self.queued(record, ticket, Some(now + Span::from_ms(LATER_MS)));
+    }
+
+    fn queued(&mut self, record: &Record, ticket: T, later: Option<Time>) {
         let has_extents = !record.runs().is_empty();
         let record = common::wire::to_vec(record);
         assert!(record.len() + 4 + GROUP_HEADER_BYTES <= LOG_GROUP_BYTES_MAX, "record too long");
         self.queue_bytes += record.len();
-        self.queue.push_back(Queued { record, has_extents, ticket });
+        self.queue.push_back(Queued { record, has_extents, ticket, later });
     }
 
     /// Position of the next group: all that is durable lies before it.
@@ -114,9 +131,15 @@ impl<T> Log<T> {
         self.flight.is_none() && self.queue.is_empty()
     }
 
-    /// The next group, if none is under way, something waits, and the ring has room.
-    pub fn next_group(&mut self) -> Option<GroupWrite> {
-        if self.flight.is_some() || self.queue.is_empty() {
+    /// When the next group is due, if nobody waits for it before and none is under way.
+    pub fn due(&self) -> Option<Time> {
+        let idle = self.flight.is_none() && self.urgent == 0;
+        self.queue.front().filter(|_| idle)?.later
+    }
+
+    /// The next group, if none is under way, one is due, and the ring has room.
+    pub fn next_group(&mut self, now: Time) -> Option<GroupWrite> {
+        if self.flight.is_some() || self.queue.is_empty() || self.due().is_some_and(|due| now < due) {
             return None;
         }
         let mut body_len = 0;
@@ -143,6 +166,7 @@ impl<T> Log<T> {
             // for a group again, so nothing is copied before this is known.
             return None;
         }
+        self.urgent -= next().filter(|q| q.later.is_none()).count();
         let (records, tickets): (Vec<_>, Vec<_>) =
             self.queue.drain(..count).map(|q| (q.record, q.ticket)).unzip();
         self.queue_bytes -= records.iter().map(Vec::len).sum::<usize>();
@@ -185,7 +209,7 @@ mod tests {
         while log.used() + 4096 <= log.capacity() {
             log.push(&Record::Committed { handle: ChunkHandle(1), serial: Serial(pushed) }, pushed);
             pushed += 1;
-            assert!(log.next_group().is_some());
+            assert!(log.next_group(Time(0)).is_some());
             told.extend(log.durable());
         }
         for n in pushed..pushed + 100 {
@@ -193,12 +217,35 @@ mod tests {
         }
         let waiting = log.queue_bytes;
         for _ in 0..3 {
-            assert!(log.next_group().is_none(), "there is no room");
+            assert!(log.next_group(Time(0)).is_none(), "there is no room");
             assert_eq!(log.queue_bytes, waiting);
         }
         log.truncate(segment);
-        assert!(log.next_group().is_some());
+        assert!(log.next_group(Time(0)).is_some());
         told.extend(log.durable());
         assert_eq!((told, log.queue_bytes), ((0..pushed + 100).collect(), 0));
+    }
+
+    /// What nobody waits for goes with what somebody does, in its order, or alone when its time has come.
+    #[test]
+    fn what_nobody_waits_for_goes_with_others() {
+        let mut log = Log::new(LOG_GROUP_BYTES_MAX as u64, 2, 7, 1, 0, 0);
+        let record = |n| Record::Committed { handle: ChunkHandle(1), serial: Serial(n) };
+        let at = |ms| Time(0) + Span::from_ms(ms);
+        log.push_later(&record(1), 1, at(0));
+        assert!(log.next_group(at(LATER_MS - 1)).is_none());
+        assert_eq!(log.due(), Some(at(LATER_MS)));
+        log.push_later(&record(2), 2, at(5));
+        log.push(&record(3), 3);
+        log.push_later(&record(4), 4, at(6));
+        assert_eq!(log.due(), None, "at once");
+        assert!(log.next_group(at(6)).is_some());
+        log.push_later(&record(5), 5, at(7));
+        assert_eq!(log.due(), None, "a group is under way");
+        assert_eq!(log.durable(), [1, 2, 3, 4]);
+        assert_eq!(log.due(), Some(at(7 + LATER_MS)));
+        assert!(log.next_group(at(7 + LATER_MS)).is_some());
+        assert_eq!(log.durable(), [5]);
+        assert!(log.is_idle() && log.due().is_none());
     }
 }

@@ -251,6 +251,14 @@ impl Store {
         self.log.push(record, ticket);
     }
 
+    /// Queues a record that nobody waits for. On a full disk somebody may wait for the blocks that it frees.
+    pub fn record_later(&mut self, record: &Record, ticket: Ticket, now: Time) {
+        match self.is_full() {
+            true => self.log.push(record, ticket),
+            false => self.log.push_later(record, ticket, now),
+        }
+    }
+
     /// Free bytes, but for those that only what was promised may have. They are kept back from the first
     /// segment on: when the disk is found to be full it is too late.
     fn free_for_new(&self) -> u64 {
@@ -488,7 +496,7 @@ impl Store {
         if self.failed.is_some() {
             return;
         }
-        if let Some(group) = self.log.next_group() {
+        if let Some(group) = self.log.next_group(now) {
             let durable = !Mutant::AckBeforeFlush.on();
             let kind = DiskKind::Write { offset: group.offset, data: group.data, durable };
             let writes = self.log.under_way().iter().any(|t| matches!(t, Ticket::Write(..)));
