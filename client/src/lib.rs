@@ -1,5 +1,6 @@
 //! The client library: everything a program does with a Cairn cluster. Runs wherever tokio runs.
 
+mod begin;
 mod chunk;
 mod clones;
 mod conns;
@@ -13,6 +14,7 @@ mod posix;
 mod reports;
 mod requests;
 
+pub use begin::begin;
 pub use clones::Copied;
 pub use common::wire::client_master::{
     Attr, ChunkInfo, DrainItem, Entry, FileKind, LockItem, Loss, MaintenanceItem, Owner, Policy, Quota,

@@ -4,19 +4,21 @@
 use crate::clones::may_clone;
 use crate::file::{Appender, WRITES_UNDER_WAY, read_here, read_spans};
 use crate::reports::nanos;
-use crate::{Client, Error, Result, Seen};
+use crate::{Client, Error, Result, Seen, begin};
 use bytes::{Bytes, BytesMut};
 use client_core::{Layout, Window};
-use common::limits::WRITE_BYTES_MAX;
+use common::limits::{INLINE_BYTES_MAX, WRITE_BYTES_MAX};
 use common::wire::ChunkConfig;
 use common::wire::client_master::{ChunkInfo, MasterReply, Mutation, Report};
 use common::{ChunkHandle, Code, FileId, Refusal};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{Mutex, Semaphore};
-use tokio::task::JoinSet;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Semaphore, oneshot};
 
 /// Bytes that are gathered at most, of all files of a client; what comes then is sent as it comes.
 const GATHERED_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -61,7 +63,7 @@ struct State {
     gathered: BytesMut,
     at: u64,
     /// Writes that are under way, and where.
-    under_way: JoinSet<Done>,
+    under_way: FuturesUnordered<oneshot::Receiver<Done>>,
     ranges: Vec<Range<u64>>,
     window: Window,
     /// What failed since the last `sync`.
@@ -493,15 +495,22 @@ impl OpenFile {
             let room = room.expect("it is never closed");
             state.ranges.push(range.clone());
             let (client, mut config) = (self.client.clone(), config);
-            state.under_way.spawn(async move {
+            let (tell, done) = oneshot::channel();
+            state.under_way.push(done);
+            let is_small = part.len() <= INLINE_BYTES_MAX;
+            let write = async move {
                 let began = Instant::now();
                 let written = client.write_chunk(&mut config, Some(within), part.clone()).await;
                 let took = began.elapsed();
                 drop(room);
                 // Only what failed is needed again.
                 let data = if written.is_ok() { Bytes::new() } else { part };
-                Done { took, range, data, outcome: written.map(|_| config) }
-            });
+                // Nobody waits for it if the file was closed without a sync.
+                let _ = tell.send(Done { took, range, data, outcome: written.map(|_| config) });
+            };
+            // A large one takes time to be sent: that is for another thread.
+            let runtime = Handle::current();
+            if is_small { begin(&runtime, write) } else { drop(runtime.spawn(write)) }
         }
         Ok(())
     }
@@ -571,11 +580,8 @@ impl OpenFile {
 
     /// Waits for one write. If its chunk was not there any more, it goes where the bytes belong now.
     async fn one_done(&self, state: &mut State) {
-        let Done { took, range, data, outcome } = match state.under_way.join_next().await {
-            Some(Ok(done)) => done,
-            Some(Err(join)) => std::panic::resume_unwind(join.into_panic()),
-            None => unreachable!("each range has its write"),
-        };
+        let done = state.under_way.next().await.expect("each range has its write");
+        let Done { took, range, data, outcome } = done.expect("a write that has begun tells how it ended");
         let known = state.ranges.iter().position(|r| *r == range);
         state.ranges.swap_remove(known.expect("it was under way"));
         state.window.done(took.as_millis() as u64);
@@ -611,7 +617,7 @@ impl State {
             layout,
             gathered: BytesMut::new(),
             at: 0,
-            under_way: JoinSet::new(),
+            under_way: FuturesUnordered::new(),
             ranges: vec![],
             window: Window::new(WRITES_UNDER_WAY),
             failed: None,

@@ -1,13 +1,12 @@
 //! What the kernel asks, translated.
 
 use crate::attr::{file_type, kind_of, nanos};
-use crate::begin::begin;
 use crate::caller::Caller;
 use crate::errno::errno;
 use crate::locks::Wanted;
 use crate::shared::{Outcome, Shared, name_changed, refuse};
 use crate::{BACKGROUND_MAX, Cache, REQUEST_BYTES_MAX};
-use client::{Attr, Changes, Error, FileKind, Gathered, Owner, SetTime};
+use client::{Attr, Changes, Error, FileKind, Gathered, Owner, SetTime, begin};
 use common::wire::client_master::Only;
 use common::wire::path::at;
 use common::{Code, LockRange, Lockable};

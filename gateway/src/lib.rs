@@ -9,7 +9,6 @@
 mod absent;
 mod asked;
 mod attr;
-mod begin;
 mod caller;
 mod directories;
 mod errno;

@@ -1,4 +1,4 @@
-//! What the kernel asks begins on the thread that was asked: until it first waits, nobody need be woken.
+//! What is asked begins on the thread that was asked: until it first waits, nobody need be woken.
 
 use std::future::Future;
 use std::pin::Pin;
