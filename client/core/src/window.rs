@@ -8,6 +8,10 @@ const FIRST: usize = 2;
 /// the other that there is one too many.
 const FAST_MS: u64 = 300;
 const SLOW_MS: u64 = 800;
+/// More than so many only where a write took less than this: it waits for disks, which take many at a time, not for a
+/// link that others share.
+const FEW: usize = 6;
+const NEAR_MS: u64 = 50;
 
 /// The bound of one stream.
 #[derive(Clone, Debug)]
@@ -30,8 +34,9 @@ impl Window {
 
     /// A write took so many milliseconds.
     pub fn done(&mut self, ms: u64) {
+        let most = if ms < NEAR_MS { self.most } else { self.most.min(FEW) };
         match ms {
-            ..FAST_MS => self.now = (self.now + 1).min(self.most),
+            ..FAST_MS => self.now = (self.now + 1).min(most),
             FAST_MS..=SLOW_MS => {}
             _ => self.now = (self.now - 1).max(1),
         }
@@ -52,5 +57,16 @@ mod tests {
         assert!(window.is_full(6) && !window.is_full(5));
         (0..10).for_each(|_| window.done(2000));
         assert!(window.is_full(1) && !window.is_full(0));
+    }
+
+    #[test]
+    fn many_are_under_way_only_where_nothing_is_far() {
+        let mut window = Window::new(12);
+        (0..20).for_each(|_| window.done(100));
+        assert!(window.is_full(6) && !window.is_full(5));
+        (0..20).for_each(|_| window.done(10));
+        assert!(window.is_full(12) && !window.is_full(11));
+        window.done(100);
+        assert!(window.is_full(6));
     }
 }
