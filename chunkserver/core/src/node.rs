@@ -330,7 +330,13 @@ impl Node {
     pub fn deadline(&self) -> Option<Time> {
         let held = (self.held.bytes() > 0).then_some(self.held_check);
         let scrub = self.scrub.due();
-        self.timers.first().into_iter().chain(held).chain(scrub).chain(self.store.log.due()).min()
+        self.timers
+            .first()
+            .into_iter()
+            .chain(held)
+            .chain(scrub)
+            .chain(self.store.log.next_due(self.now))
+            .min()
     }
 
     /// The session, if it still holds.

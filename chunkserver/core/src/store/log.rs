@@ -131,10 +131,16 @@ impl<T> Log<T> {
         self.flight.is_none() && self.queue.is_empty()
     }
 
-    /// When the next group is due, if nobody waits for it before and none is under way.
-    pub fn due(&self) -> Option<Time> {
+    /// When the next group is due, if nobody waits for it before and none is under way. In the past if the ring is full:
+    /// what makes room asks for a group again.
+    fn due(&self) -> Option<Time> {
         let idle = self.flight.is_none() && self.urgent == 0;
         self.queue.front().filter(|_| idle)?.later
+    }
+
+    /// When somebody should ask for a group that is not due yet.
+    pub fn next_due(&self, now: Time) -> Option<Time> {
+        self.due().filter(|due| *due > now)
     }
 
     /// The next group, if none is under way, one is due, and the ring has room.
@@ -212,6 +218,15 @@ mod tests {
             assert!(log.next_group(Time(0)).is_some());
             told.extend(log.durable());
         }
+        log.push_later(
+            &Record::Committed { handle: ChunkHandle(1), serial: Serial(pushed) },
+            pushed,
+            Time(0),
+        );
+        pushed += 1;
+        let late = Time(0) + Span::from_ms(LATER_MS);
+        assert!(log.next_due(Time(0)) == Some(late) && log.next_group(late).is_none(), "there is no room");
+        assert_eq!(log.next_due(late), None, "nobody need ask before there is");
         for n in pushed..pushed + 100 {
             log.push(&Record::Committed { handle: ChunkHandle(1), serial: Serial(n) }, n);
         }
