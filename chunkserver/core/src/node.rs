@@ -330,13 +330,8 @@ impl Node {
     pub fn deadline(&self) -> Option<Time> {
         let held = (self.held.bytes() > 0).then_some(self.held_check);
         let scrub = self.scrub.due();
-        self.timers
-            .first()
-            .into_iter()
-            .chain(held)
-            .chain(scrub)
-            .chain(self.store.log.next_due(self.now))
-            .min()
+        let log = self.store.log.next_due(self.now);
+        self.timers.first().into_iter().chain(held).chain(scrub).chain(log).min()
     }
 
     /// The session, if it still holds.
@@ -725,11 +720,8 @@ impl Node {
             self.store.free(freed.free);
         } else if !freed.free.is_empty() || overdue {
             chunk.logged_commit = serial;
-            self.store.record_later(
-                &Record::Committed { handle, serial },
-                Ticket::Free(freed.free),
-                self.now,
-            );
+            let record = Record::Committed { handle, serial };
+            self.store.record_later(&record, Ticket::Free(freed.free), self.now);
         }
     }
 
