@@ -11,6 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -161,6 +162,63 @@ fn history(path: &Path, seed: u64, steps: u32) {
     }
     drop(file);
     assert!(fs::read(path).unwrap() == model, "the end differs");
+}
+
+#[test]
+fn set_id_bits_go_when_a_file_is_written_cut_or_given_away() {
+    if !can_mount() {
+        return;
+    }
+    const SET: u32 = 0o6777;
+    let m = Mounted::start(1, 3, &["--allow-other"]);
+    let path = m.at("f");
+    let file = File::create(&path).unwrap();
+    fs::set_permissions(&m.point, fs::Permissions::from_mode(0o777)).unwrap();
+    let mode = || fs::metadata(m.at("f")).unwrap().mode() & 0o7777;
+    let set = || fs::set_permissions(m.at("f"), fs::Permissions::from_mode(SET)).unwrap();
+    let nobody = |script: &str| {
+        let mut shell = Command::new("sh");
+        let done = shell.args(["-ec", script, "sh"]).arg(m.at("f")).uid(65534).gid(65534).status().unwrap();
+        assert!(done.success(), "{script}");
+    };
+
+    // A new file that is only written goes past the kernel's pages; one that was opened later through them.
+    set();
+    file.write_all_at(b"root", 0).unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(mode(), SET, "root may");
+    drop(file);
+    for script in [
+        "printf more >> $1",
+        "dd if=/dev/zero of=$1 bs=5 count=1 seek=1 conv=notrunc 2>/dev/null",
+        ": > $1",
+        "truncate -s 5000 $1",
+        "fallocate -l 9000 $1",
+        "cp $1 $1.copy; cat $1.copy > $1",
+    ] {
+        set();
+        nobody(script);
+        assert_eq!(mode(), SET & 0o777, "after {script}");
+    }
+    let own = "umask 0; exec 3>$1.new; chmod 6777 $1.new; printf new >&3; exec 3>&-";
+    nobody(own);
+    assert_eq!(fs::metadata(m.at("f.new")).unwrap().mode() & 0o7777, 0o777, "who made it, too");
+    set();
+    nobody("cat $1 >/dev/null");
+    assert_eq!(mode(), SET, "who reads takes nothing away");
+    std::os::unix::fs::chown(&path, Some(1), None).unwrap();
+    assert_eq!(mode(), SET & 0o777, "it has another owner");
+
+    // Without the right to execute for the group, the bit is not one of set-id.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o2666)).unwrap();
+    std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+    nobody("printf more >> $1");
+    assert_eq!(mode(), 0o2666);
+    // Of a directory it says who owns what is made there.
+    fs::create_dir(m.at("d")).unwrap();
+    fs::set_permissions(m.at("d"), fs::Permissions::from_mode(0o2777)).unwrap();
+    std::os::unix::fs::chown(m.at("d"), Some(1), Some(1)).unwrap();
+    assert_eq!(fs::metadata(m.at("d")).unwrap().mode() & 0o7777, 0o2777);
 }
 
 #[test]

@@ -48,6 +48,12 @@ fn owner(req: &Request) -> Owner {
     Owner { uid: req.uid(), gid: req.gid() }
 }
 
+/// Whether a program may write to a file without its losing set-id bits: the kernel says it of a write; otherwise root
+/// counts as having `CAP_FSETID`, and nobody else.
+fn keeps_set_ids(req: &Request) -> bool {
+    req.uid() == 0
+}
+
 fn set_time(time: Option<TimeOrNow>) -> SetTime {
     match time {
         None => SetTime::Keep,
@@ -108,6 +114,7 @@ impl Filesystem for Gateway {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
         for flag in wanted {
             // An older kernel does without.
@@ -136,6 +143,7 @@ impl Filesystem for Gateway {
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
         let id = self.shared.id(ino);
         self.shared.told.lock().expect("never poisoned").remove(&id);
+        self.shared.set_ids.forget(id);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -159,7 +167,7 @@ impl Filesystem for Gateway {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -176,7 +184,8 @@ impl Filesystem for Gateway {
         reply: ReplyAttr,
     ) {
         let changes = Changes { mode, uid, gid, atime: set_time(atime), mtime: set_time(mtime) };
-        self.spawn(async move |shared| match shared.set_attr(ino, size, changes).await {
+        let has_right = keeps_set_ids(req);
+        self.spawn(async move |shared| match shared.set_attr(ino, size, changes, has_right).await {
             Ok(attr) => reply.attr(&shared.cache.ttl(), &attr),
             Err(e) => reply.error(e),
         });
@@ -387,7 +396,7 @@ impl Filesystem for Gateway {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
@@ -396,7 +405,12 @@ impl Filesystem for Gateway {
             return reply.error(e);
         }
         let len = data.len() as u32;
-        match self.shared.gather(ino, offset, data, flags) {
+        let has_right = !write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let gathered = match has_right || !self.shared.set_ids.loses(self.shared.id(ino)) {
+            true => self.shared.gather(ino, offset, data, flags),
+            false => Gathered::Not,
+        };
+        match gathered {
             Gathered::Taken => reply.written(len),
             Gathered::Full => self.spawn(async move |shared| match shared.send_gathered(ino).await {
                 Ok(()) => reply.written(len),
@@ -404,9 +418,15 @@ impl Filesystem for Gateway {
             }),
             Gathered::Not => {
                 let data = data.to_vec();
-                self.spawn(async move |shared| match shared.write(ino, offset, &data, flags).await {
-                    Ok(()) => reply.written(len),
-                    Err(e) => reply.error(e),
+                self.spawn(async move |shared| {
+                    let written = async {
+                        shared.lose_set_ids(ino, has_right).await?;
+                        shared.write(ino, offset, &data, flags).await
+                    };
+                    match written.await {
+                        Ok(()) => reply.written(len),
+                        Err(e) => reply.error(e),
+                    }
                 });
             }
         }
@@ -672,7 +692,7 @@ impl Filesystem for Gateway {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -680,12 +700,16 @@ impl Filesystem for Gateway {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.empty(reply, async move |shared| shared.allocate(ino, offset, length, mode).await);
+        let has_right = keeps_set_ids(req);
+        self.empty(reply, async move |shared| {
+            shared.lose_set_ids(ino, has_right).await?;
+            shared.allocate(ino, offset, length, mode).await
+        });
     }
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -700,8 +724,13 @@ impl Filesystem for Gateway {
             return reply.error(e);
         }
         let range = offset_in..offset_in.saturating_add(len.min(CLONE_BYTES_MAX));
+        let has_right = keeps_set_ids(req);
         self.spawn(async move |shared| {
-            match shared.clone_range(ino_in, range, ino_out, offset_out).await {
+            let cloned = async {
+                shared.lose_set_ids(ino_out, has_right).await?;
+                shared.clone_range(ino_in, range, ino_out, offset_out).await
+            };
+            match cloned.await {
                 // The kernel copies the bytes itself, through its pages.
                 Ok(0) => reply.error(Errno::EOPNOTSUPP),
                 Ok(len) => reply.written(len as u32),

@@ -15,6 +15,7 @@ mod errno;
 mod handles;
 mod kernel;
 mod locks;
+mod set_ids;
 mod shared;
 mod shown;
 

@@ -6,6 +6,7 @@ use crate::directories::Directories;
 use crate::errno::errno;
 use crate::handles::Handles;
 use crate::locks::Locks;
+use crate::set_ids::SetIds;
 use crate::shown::Shown;
 use crate::{Cache, Options, REQUEST_BYTES_MAX};
 use bytes::Bytes;
@@ -36,6 +37,7 @@ pub struct Shared {
     pub absent: Absent,
     pub directories: Directories,
     shown: Shown,
+    pub set_ids: SetIds,
     /// Tells the kernel what it must not believe any more.
     pub notifier: OnceLock<Notifier>,
     /// What is written past the kernel's pages makes it drop them.
@@ -73,6 +75,7 @@ impl Shared {
             absent: Absent::default(),
             directories: Directories::default(),
             shown: Shown::default(),
+            set_ids: SetIds::default(),
             notifier: OnceLock::new(),
             drops_direct: AtomicBool::new(false),
         }
@@ -91,6 +94,9 @@ impl Shared {
         let attr_of = file_attr(attr);
         if attr.kind == FileKind::File {
             self.shown.told(attr.file, attr.length, Instant::now());
+        }
+        if attr.kind != FileKind::Directory {
+            self.set_ids.told(attr.file, attr.mode);
         }
         if attr.file == self.root { FileAttr { ino: INodeNo::ROOT, ..attr_of } } else { attr_of }
     }
@@ -280,6 +286,19 @@ impl Shared {
         Ok(())
     }
 
+    /// A file that is written to by somebody without the right to leave them there loses its set-id bits before.
+    pub async fn lose_set_ids(&self, ino: INodeNo, has_right: bool) -> Outcome<()> {
+        let id = self.id(ino);
+        if let Some(left) = self.set_ids.left(id)
+            && !has_right
+        {
+            let changes = Changes { mode: Some(left), ..Changes::default() };
+            self.client.change(at(id), changes).await.map_err(|e| errno(&e))?;
+            self.set_ids.told(id, left);
+        }
+        Ok(())
+    }
+
     /// Copies a range between files that are open, as far as that needs no bytes to be moved: so many.
     pub async fn clone_range(&self, from: INodeNo, range: Range<u64>, to: INodeNo, at: u64) -> Outcome<u64> {
         let (from, to) = (self.opened(from)?, self.opened(to)?);
@@ -335,8 +354,19 @@ impl Shared {
         }
     }
 
-    pub async fn set_attr(&self, ino: INodeNo, size: Option<u64>, changes: Changes) -> Outcome<FileAttr> {
+    /// Changes attributes. `has_right`: whoever asks may write to a file and leave its set-id bits there.
+    pub async fn set_attr(
+        &self,
+        ino: INodeNo,
+        size: Option<u64>,
+        mut changes: Changes,
+        has_right: bool,
+    ) -> Outcome<FileAttr> {
         let id = self.id(ino);
+        self.lose_set_ids(ino, has_right || size.is_none()).await?;
+        if changes.uid.is_some() || changes.gid.is_some() {
+            changes.mode = changes.mode.or_else(|| self.set_ids.left(id));
+        }
         if let Some(size) = size {
             let truncated = match self.handles.get(id) {
                 Some(file) => file.truncate(size).await,
