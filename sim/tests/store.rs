@@ -300,6 +300,96 @@ fn every_size_and_offset_is_read_back_before_and_after_a_checkpoint_and_a_restar
     // Cases A and B: good groups, then none.
 }
 
+/// An operation for each would hold up whoever writes meanwhile.
+#[test]
+fn small_writes_of_several_chunks_go_home_side_by_side() {
+    let (mut one, mut models) = (fresh(), vec![vec![]; 4]);
+    let put = |one: &mut One, models: &mut Vec<Vec<u8>>, n: u64, at: u64, len: usize| {
+        let data = bytes(at + n, len);
+        one.write(n, Some(at), &data);
+        model_put(&mut models[n as usize], at as usize, &data);
+    };
+    // Two in three lie by themselves; one goes on where another ends, in the middle of a block.
+    for i in 0..40 {
+        for n in 1..=3 {
+            put(&mut one, &mut models, n, i * 12_288, 3000);
+            if i % 3 == 0 {
+                put(&mut one, &mut models, n, i * 12_288 + 3000, 3000);
+            }
+        }
+    }
+    one.stall = |file| matches!(file, FileRef::Extents(_));
+    one.checkpoint();
+    let lens = |ops: &VecDeque<DiskOp>| -> Vec<usize> {
+        let written = |op: &DiskOp| match &op.kind {
+            DiskKind::Write { data, .. } => data.len(),
+            other => panic!("{other:?}"),
+        };
+        ops.iter().map(written).collect()
+    };
+    let runs = 3 * (40 + 14) * 4096;
+    assert_eq!(lens(&one.stalled), [PIECE_BYTES_MAX, PIECE_BYTES_MAX, runs - 2 * PIECE_BYTES_MAX]);
+    // What is overwritten on its way stays what it is; what comes behind it waits for the next one.
+    put(&mut one, &mut models, 1, 0, 4096);
+    put(&mut one, &mut models, 2, 12_288 + 1000, 100);
+    one.stall = |_| false;
+    one.asks.append(&mut one.stalled);
+    one.settle();
+    for n in 1..=3 {
+        assert!(one.read_all(n).unwrap() == models[n as usize], "chunk {n}");
+    }
+    let in_memory = one.node.stats().log_bytes;
+    assert!(in_memory < 100_000, "{in_memory} bytes would be replayed");
+    let mut again = One::open(config(2), one.disk).expect("it opens");
+    for n in 1..=3 {
+        assert!(again.read_all(n).unwrap() == models[n as usize], "chunk {n} after a restart");
+    }
+}
+
+/// Room for one block here and there is room for all.
+#[test]
+fn small_writes_go_home_to_a_full_store_one_by_one() {
+    let (mut one, mut models) = (fresh(), vec![vec![]; 4]);
+    let is_full = |one: &mut One, n: u64, at: u64| {
+        let id = one.send_write(n, Some(at), &bytes(at + n, PIECE_BYTES_MAX));
+        one.settle();
+        let answer = one.replies.iter().find(|r| r.0 == id).map(|r| &r.1);
+        match answer.expect("an answer") {
+            ClientChunkReply::Written { .. } => false,
+            ClientChunkReply::Refused(r) if matches!(r.code, Code::DiskFull | Code::PieceMissing) => true,
+            other => panic!("{other:?}"),
+        }
+    };
+    'fill: for n in 1..=3 {
+        for at in (0..64 << 20).step_by(PIECE_BYTES_MAX) {
+            if is_full(&mut one, n, at) {
+                break 'fill;
+            }
+            model_put(&mut models[n as usize], at as usize, &bytes(at + n, PIECE_BYTES_MAX));
+        }
+    }
+    // Each takes a block of what lies together and is kept for the last, and leaves one behind that lies alone.
+    for i in 0..3000 {
+        let data = bytes(i, 4096);
+        one.write(1, Some(i * 12_288), &data);
+        model_put(&mut models[1], i as usize * 12_288, &data);
+        if i % 100 == 99 {
+            one.checkpoint();
+        }
+    }
+    one.replies.clear();
+    let msg = ClientChunk::Locate { handle: ChunkHandle(1), offset: 2950 * 12_288, len: 1 << 19 };
+    let (conn, request, epoch, snapshot, data) = (1, 7_000_000, Epoch(0), 0, Bytes::new());
+    one.step(Input::Client { conn, request, epoch, snapshot, msg, data });
+    one.settle();
+    let answer = one.replies.pop().expect("an answer").1;
+    assert!(matches!(answer, ClientChunkReply::Located { .. }), "not all is home: {answer:?}");
+    let mut again = One::open(config(2), one.disk).expect("it opens");
+    for n in 1..=3 {
+        assert!(again.read_all(n).unwrap_or_default() == models[n as usize], "chunk {n} after a restart");
+    }
+}
+
 /// What is in the log only, clients on the same machine cannot read there.
 #[test]
 fn what_nobody_writes_to_any_more_goes_home_by_itself() {

@@ -36,25 +36,61 @@ const INDEX_BYTES: u64 = 64;
 /// Floors in one entry.
 const FLOORS_PER_ENTRY: usize = 4096;
 
-/// Bytes on their way home.
+/// Blocks that are written home by one operation.
+const HOME_BLOCKS_MAX: u32 = (PIECE_BYTES_MAX / BLOCK_BYTES) as u32;
+
+/// Inline bytes that lie together in a chunk: one run on disk.
 #[derive(Clone, Debug)]
-struct Homing {
+struct Run {
     handle: ChunkHandle,
     from: u32,
     to: u32,
-    /// The extents that they replace, if those still stand.
+    /// The extents that it replaces, if those still stand.
     old: Vec<Extent>,
-    blocks: Blocks,
-    crcs: Vec<u32>,
+}
+
+impl Run {
+    fn blocks(&self) -> u32 {
+        (self.to - self.from).div_ceil(BLOCK_BYTES as u32)
+    }
+
+    /// Its bytes, at the end of those of others, as they will be on disk.
+    fn append_to(&self, bytes: &mut Vec<u8>) -> Vec<u32> {
+        let start = bytes.len();
+        for extent in &self.old {
+            let Home::Memory(inline) = &extent.home else { unreachable!("only inline extents are moved") };
+            let bad = first_mismatch(&inline.data, &inline.crcs);
+            assert_eq!(bad, None, "{}: memory does not match its checksum", self.handle);
+            bytes.extend_from_slice(&inline.data[extent.skip as usize..(extent.skip + extent.len) as usize]);
+        }
+        let crcs = slice_crcs(&bytes[start..]);
+        bytes.resize(start + self.blocks() as usize * BLOCK_BYTES, 0);
+        crcs
+    }
+}
+
+/// Runs on their way home, side by side: each begins with a block of its own.
+#[derive(Clone, Debug)]
+struct Homing {
+    runs: Vec<(Run, Blocks, Vec<u32>)>,
 }
 
 #[derive(Clone, Debug)]
 enum Phase {
     Idle,
-    Homing { chunks: VecDeque<ChunkHandle> },
-    Pages { todo: Vec<PageKey>, left: usize },
+    /// The chunks that are left, and how much of the first is done, in bytes.
+    Homing {
+        chunks: VecDeque<ChunkHandle>,
+        from: u32,
+    },
+    Pages {
+        todo: Vec<PageKey>,
+        left: usize,
+    },
     PagesSync,
-    Index { done: bool },
+    Index {
+        done: bool,
+    },
     IndexSync,
 }
 
@@ -147,16 +183,17 @@ impl Node {
                     if chunks.is_empty() && !self.store.log_moved() {
                         return;
                     }
-                    self.checkpoint.phase = Phase::Homing { chunks };
+                    self.checkpoint.phase = Phase::Homing { chunks, from: 0 };
                 }
-                Phase::Homing { chunks } => {
+                Phase::Homing { .. } => {
                     if self.checkpoint.homing.len() >= OPS_MAX {
                         return;
                     }
-                    match chunks.pop_front() {
-                        Some(handle) => self.move_home(handle, out),
-                        None if !self.checkpoint.homing.is_empty() => return,
-                        None => self.cut_checkpoint(),
+                    let runs = self.next_runs();
+                    match runs.is_empty() {
+                        false => self.move_home(runs, out),
+                        true if !self.checkpoint.homing.is_empty() => return,
+                        true => self.cut_checkpoint(),
                     }
                 }
                 Phase::Pages { todo, left } => {
@@ -221,68 +258,82 @@ impl Node {
         FileRef::Checkpoint(((self.checkpoint.sequence + 1) % 2) as u32)
     }
 
-    /// Step 1: the inline bytes of a chunk, run by run.
-    fn move_home(&mut self, handle: ChunkHandle, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get(&handle) else {
-            return;
-        };
-        let mut runs: Vec<Vec<Extent>> = vec![];
-        for extent in chunk.state.extents.iter().filter(|e| matches!(e.home, Home::Memory(_))) {
-            let joins = |run: &Vec<Extent>| {
-                let (first, last) = (&run[0], &run[run.len() - 1]);
-                let bytes = extent.offset + extent.len - first.offset;
-                last.offset + last.len == extent.offset && bytes as usize <= PIECE_BYTES_MAX
-            };
-            match runs.last_mut().filter(|run| joins(run)) {
-                Some(run) => run.push(extent.clone()),
-                None => runs.push(vec![extent.clone()]),
+    /// What is written home next, of one chunk or of several; nothing, if all was.
+    fn next_runs(&mut self) -> Vec<Run> {
+        let Phase::Homing { chunks, from } = &mut self.checkpoint.phase else { return vec![] };
+        let mut runs: Vec<Run> = vec![];
+        let mut blocks = 0;
+        while let Some(&handle) = chunks.front() {
+            let extents = self.chunks.get(&handle).into_iter().flat_map(|c| c.state.extents.iter_from(*from));
+            for extent in extents.filter(|e| matches!(e.home, Home::Memory(_))) {
+                let (offset, end) = (extent.offset, extent.offset + extent.len);
+                let joined = runs.pop_if(|run| run.handle == handle && run.to == offset);
+                let mut run = joined.unwrap_or(Run { handle, from: offset, to: offset, old: vec![] });
+                let before = run.blocks();
+                run.to = end;
+                let after = blocks - before + run.blocks();
+                if after > HOME_BLOCKS_MAX {
+                    run.to = offset;
+                    runs.extend((!run.old.is_empty()).then_some(run));
+                    *from = offset;
+                    return runs;
+                }
+                blocks = after;
+                run.old.push(extent.clone());
+                runs.push(run);
             }
+            chunks.pop_front();
+            *from = 0;
         }
-        for old in runs {
-            self.move_run_home(handle, old, out);
-        }
+        runs
     }
 
-    fn move_run_home(&mut self, handle: ChunkHandle, old: Vec<Extent>, out: &mut Outbox) {
-        let mut bytes = vec![];
-        for extent in &old {
-            let Home::Memory(inline) = &extent.home else { unreachable!("only inline extents are moved") };
-            assert_eq!(
-                first_mismatch(&inline.data, &inline.crcs),
-                None,
-                "{handle}: memory does not match its checksum"
-            );
-            bytes.extend_from_slice(&inline.data[extent.skip as usize..(extent.skip + extent.len) as usize]);
-        }
-        let crcs = slice_crcs(&bytes);
-        // No room: they stay in memory and go into the checkpoint as they are.
-        let Ok(blocks) = self.store.take(bytes.len() as u32, Sort::Promised) else {
+    /// Step 1: inline bytes go where there is room for them, together if it can be.
+    fn move_home(&mut self, mut runs: Vec<Run>, out: &mut Outbox) {
+        let count = runs.iter().map(Run::blocks).sum::<u32>();
+        let Ok(mut room) = self.store.take(count * BLOCK_BYTES as u32, Sort::Promised) else {
+            if runs.len() > 1 {
+                let rest = runs.split_off(runs.len() / 2);
+                self.move_home(runs, out);
+                self.move_home(rest, out);
+            }
+            // One that has no room stays in memory, and goes into the checkpoint as it is.
             return;
         };
+        let at = room;
+        let mut bytes = Vec::with_capacity(count as usize * BLOCK_BYTES);
+        let mut placed = vec![];
+        for run in runs {
+            let crcs = run.append_to(&mut bytes);
+            let blocks = Blocks { count: run.blocks(), ..room };
+            room.block += blocks.count;
+            placed.push((run, blocks, crcs));
+        }
         let number = self.checkpoint.next_homing;
         self.checkpoint.next_homing += 1;
-        let from = old[0].offset;
-        let to = from + bytes.len() as u32;
-        self.checkpoint.homing.insert(number, Homing { handle, from, to, old, blocks, crcs });
-        self.store.write_piece(blocks, bytes.into(), PieceTicket::Homed(number), out);
+        self.checkpoint.homing.insert(number, Homing { runs: placed });
+        self.store.write_piece(at, bytes.into(), PieceTicket::Homed(number), out);
     }
 
     /// Bytes are home: the index says so, unless they were overwritten meanwhile.
     pub(crate) fn homed(&mut self, number: u64) {
-        let Homing { handle, from, to, old, blocks, crcs } =
-            self.checkpoint.homing.remove(&number).expect("moved once");
-        let stands = self.chunks.get(&handle).is_some_and(|c| c.state.extents.range(from, to) == old);
-        let anyway = Mutant::HomeAnyway.on() && self.chunks.contains_key(&handle);
-        if !stands && !anyway {
-            return self.store.free(vec![blocks]);
+        let Homing { runs } = self.checkpoint.homing.remove(&number).expect("moved once");
+        for (Run { handle, from, to, old }, blocks, crcs) in runs {
+            let stands = self.chunks.get(&handle).is_some_and(|c| c.state.extents.range(from, to) == old);
+            let anyway = Mutant::HomeAnyway.on() && self.chunks.contains_key(&handle);
+            if !stands && !anyway {
+                self.store.free(vec![blocks]);
+                continue;
+            }
+            self.store.crcs.set(blocks.segment, blocks.block, &crcs);
+            let last = old.iter().map(|e| e.last).max().expect("something was moved");
+            let home = Home::Disk { segment: blocks.segment, block: blocks.block };
+            let extent = Extent { offset: from, len: to - from, skip: 0, run: to - from, home, last };
+            let mut freed = Freed::default();
+            let chunk = self.chunks.get_mut(&handle).expect("it stands");
+            chunk.state_mut().extents.put_one(extent, &mut freed);
+            assert!(freed == Freed::default() || Mutant::HomeAnyway.on(), "inline extents have no blocks");
         }
-        self.store.crcs.set(blocks.segment, blocks.block, &crcs);
-        let last = old.iter().map(|e| e.last).max().expect("something was moved");
-        let home = Home::Disk { segment: blocks.segment, block: blocks.block };
-        let extent = Extent { offset: from, len: to - from, skip: 0, run: to - from, home, last };
-        let mut freed = Freed::default();
-        self.chunks.get_mut(&handle).expect("it stands").state_mut().extents.put_one(extent, &mut freed);
-        assert!(freed == Freed::default() || Mutant::HomeAnyway.on(), "inline extents have no blocks");
     }
 
     /// Step 2: freezes what the checkpoint will say.

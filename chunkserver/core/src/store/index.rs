@@ -160,6 +160,11 @@ impl Extents {
         self.0.iter()
     }
 
+    /// Those that end beyond a byte, by offset.
+    pub fn iter_from(&self, from: u32) -> impl Iterator<Item = &Extent> {
+        self.0[self.0.partition_point(|e| e.end() <= from)..].iter()
+    }
+
     /// The parts of extents that lie in a range, by offset.
     pub fn range(&self, from: u32, to: u32) -> Vec<Extent> {
         let first = self.0.partition_point(|e| e.end() <= from);
