@@ -158,8 +158,9 @@ impl Disk {
 
     /// Performs one operation.
     pub async fn perform(&self, file: FileRef, kind: DiskKind) -> Result<Bytes, String> {
-        let about = format!("{} {}", verb(&kind), path_of(&self.dir, file).display());
-        self.try_perform(file, kind).await.map_err(|e| format!("{about}: {e}"))
+        let verb = verb(&kind);
+        let about = |e| format!("{verb} {}: {e}", path_of(&self.dir, file).display());
+        self.try_perform(file, kind).await.map_err(about)
     }
 
     async fn try_perform(&self, file: FileRef, kind: DiskKind) -> io::Result<Bytes> {

@@ -137,9 +137,27 @@ pub struct Freed {
     pub shared: Vec<(u32, u32)>,
 }
 
+/// Extents that are kept together: a write moves no more of them than these, and a split.
+const LEAF_MAX: usize = 128;
+
 /// The extents of a chunk, by offset, without overlap. A gap reads as zeros.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Extents(Vec<Extent>);
+#[derive(Clone, Debug, Default)]
+pub struct Extents {
+    /// In leaves, as one after another; none is empty, and most chunks have one.
+    leaves: Vec<Vec<Extent>>,
+}
+
+impl PartialEq for Extents {
+    fn eq(&self, other: &Extents) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Extents {}
+
+fn end_of(leaf: &[Extent]) -> u32 {
+    leaf.last().expect("no leaf is empty").end()
+}
 
 impl Extents {
     /// More extents, from a checkpoint; false if they are out of order or overlap.
@@ -147,28 +165,32 @@ impl Extents {
         for extent in list.into_iter().map(Extent::restore) {
             let sound =
                 extent.len > 0 && extent.skip.checked_add(extent.len).is_some_and(|end| end <= extent.run);
-            if !sound || self.0.last().is_some_and(|e| e.end() > extent.offset) {
+            if !sound || self.leaves.last().is_some_and(|leaf| end_of(leaf) > extent.offset) {
                 return false;
             }
-            self.0.push(extent);
+            match self.leaves.last_mut().filter(|leaf| leaf.len() < LEAF_MAX) {
+                Some(leaf) => leaf.push(extent),
+                None => self.leaves.push(vec![extent]),
+            }
         }
         true
     }
 
     /// All, by offset.
     pub fn iter(&self) -> impl Iterator<Item = &Extent> {
-        self.0.iter()
+        self.leaves.iter().flatten()
     }
 
     /// Those that end beyond a byte, by offset.
     pub fn iter_from(&self, from: u32) -> impl Iterator<Item = &Extent> {
-        self.0[self.0.partition_point(|e| e.end() <= from)..].iter()
+        let leaf = self.leaves.partition_point(|leaf| end_of(leaf) <= from);
+        let first = self.leaves.get(leaf).map_or(0, |leaf| leaf.partition_point(|e| e.end() <= from));
+        self.leaves[leaf..].iter().flatten().skip(first)
     }
 
     /// The parts of extents that lie in a range, by offset.
     pub fn range(&self, from: u32, to: u32) -> Vec<Extent> {
-        let first = self.0.partition_point(|e| e.end() <= from);
-        let inside = self.0[first..].iter().take_while(|e| e.offset < to);
+        let inside = self.iter_from(from).take_while(|e| e.offset < to);
         inside
             .map(|e| {
                 let e = if e.offset < from { e.rest(from - e.offset) } else { e.clone() };
@@ -180,9 +202,8 @@ impl Extents {
     /// The first bytes from `from` on that were written after a serial, at most `max` that lie
     /// together: from where to where.
     pub fn changed(&self, from: u32, since: Serial, max: u32) -> Option<(u32, u32)> {
-        let first = self.0.partition_point(|e| e.end() <= from);
         let mut found: Option<(u32, u32)> = None;
-        for extent in &self.0[first..] {
+        for extent in self.iter_from(from) {
             let changed = extent.last.1 > since;
             match &mut found {
                 None if changed => found = Some((extent.offset.max(from), extent.end())),
@@ -222,40 +243,58 @@ impl Extents {
 
     /// Puts one extent over whatever was there.
     pub fn put_one(&mut self, new: Extent, freed: &mut Freed) {
-        let first = self.0.partition_point(|e| e.end() <= new.offset);
-        let last = first + self.0[first..].partition_point(|e| e.offset < new.end());
-        let mut parts = vec![];
-        for old in &self.0[first..last] {
-            let left = (old.offset < new.offset).then(|| old.head(new.offset - old.offset));
-            let right = (old.end() > new.end()).then(|| old.rest(new.end() - old.offset));
-            account(old, left.as_ref(), right.as_ref(), freed);
-            parts.extend(left);
-            parts.extend(right);
+        // A leaf that it only touches may end, or begin, with one that goes on.
+        let mut from = self.leaves.partition_point(|leaf| end_of(leaf) < new.offset);
+        let mut to = from + self.leaves[from..].partition_point(|leaf| leaf[0].offset <= new.end());
+        if from == to {
+            from = from.saturating_sub(1);
+            to = self.leaves.len().min(from + 1);
         }
-        if self.0.is_empty() {
+        let mut leaf = match &mut self.leaves[from..to] {
             // Most chunks have one extent.
-            self.0.reserve_exact(1);
+            [] => Vec::with_capacity(1),
+            [leaf] => std::mem::take(leaf),
+            several => several.concat(),
+        };
+        put_among(&mut leaf, new, freed);
+        if leaf.len() <= LEAF_MAX {
+            self.leaves.splice(from..to, [leaf]);
+        } else {
+            let each = leaf.len().div_ceil(leaf.len().div_ceil(LEAF_MAX));
+            self.leaves.splice(from..to, leaf.chunks(each).map(<[Extent]>::to_vec));
         }
-        let at = parts.iter().take_while(|p| p.offset < new.offset).count();
-        parts.insert(at, new);
-        self.0.splice(first..last, parts);
-        self.merge_around(first.saturating_sub(1), first + at + 2);
     }
+}
 
-    fn merge_around(&mut self, from: usize, to: usize) {
-        let mut i = from;
-        let mut to = to;
-        while i + 1 < self.0.len() && i < to {
-            if self.0[i].is_followed_by(&self.0[i + 1]) {
-                let next = self.0.remove(i + 1);
-                let this = &mut self.0[i];
-                this.len += next.len;
-                this.run += next.run;
-                this.last = this.last.max(next.last);
-                to -= 1;
-            } else {
-                i += 1;
-            }
+fn put_among(extents: &mut Vec<Extent>, new: Extent, freed: &mut Freed) {
+    let first = extents.partition_point(|e| e.end() <= new.offset);
+    let last = first + extents[first..].partition_point(|e| e.offset < new.end());
+    let mut parts = vec![];
+    for old in &extents[first..last] {
+        let left = (old.offset < new.offset).then(|| old.head(new.offset - old.offset));
+        let right = (old.end() > new.end()).then(|| old.rest(new.end() - old.offset));
+        account(old, left.as_ref(), right.as_ref(), freed);
+        parts.extend(left);
+        parts.extend(right);
+    }
+    let at = parts.iter().take_while(|p| p.offset < new.offset).count();
+    parts.insert(at, new);
+    extents.splice(first..last, parts);
+    merge_around(extents, first.saturating_sub(1), first + at + 2);
+}
+
+fn merge_around(extents: &mut Vec<Extent>, from: usize, mut to: usize) {
+    let mut i = from;
+    while i + 1 < extents.len() && i < to {
+        if extents[i].is_followed_by(&extents[i + 1]) {
+            let next = extents.remove(i + 1);
+            let this = &mut extents[i];
+            this.len += next.len;
+            this.run += next.run;
+            this.last = this.last.max(next.last);
+            to -= 1;
+        } else {
+            i += 1;
         }
     }
 }

@@ -33,6 +33,44 @@ fn a_hole_punched_within_a_block_shares_it() {
     assert_eq!(extents.iter().count(), 3);
 }
 
+/// Every block of a chunk by itself, then all of them as one again.
+#[test]
+fn thousands_of_extents_come_and_go() {
+    const BLOCKS: u32 = 16_384;
+    let mut extents = Extents::default();
+    extents.put(0, &run(0, 8 << 20), point(1));
+    // In an order that comes to each once, and to no neighbours one after the other.
+    for n in 0..BLOCKS {
+        let i = n * 5003 % BLOCKS;
+        extents.put(i * BLOCK, &run(100_000 + (BLOCKS - i) * 2, BLOCK), point(2));
+    }
+    let check = |extents: &Extents| {
+        assert!(extents.leaves.iter().all(|leaf| (1..=LEAF_MAX).contains(&leaf.len())));
+        assert!(extents.iter().zip(extents.iter().skip(1)).all(|(a, b)| a.end() <= b.offset));
+    };
+    check(&extents);
+    assert_eq!(extents.iter().count(), BLOCKS as usize);
+    assert!(extents.leaves.len() <= BLOCKS as usize / LEAF_MAX * 3, "{} leaves", extents.leaves.len());
+    for at in [0, 1, BLOCK * 777 - 1, BLOCK * 777, BLOCKS * BLOCK - 1] {
+        assert_eq!(extents.iter_from(at).next().unwrap().offset, at / BLOCK * BLOCK);
+    }
+    assert!(extents.iter_from(BLOCKS * BLOCK).next().is_none());
+    let mut restored = Extents::default();
+    assert!(restored.restore(extents.iter().map(Extent::dump).collect()));
+    assert!(restored == extents);
+    check(&restored);
+    // A stream over all of it, and then one write.
+    for i in 0..BLOCKS {
+        extents.put(i * BLOCK, &run(200_000 + i, BLOCK), point(3));
+    }
+    check(&extents);
+    assert_eq!(extents.iter().count(), 8, "extents of 8 MiB");
+    assert_eq!(extents.leaves.len(), 1);
+    let freed = restored.put(BLOCK / 2, &run(300_000, (BLOCKS - 1) * BLOCK), point(4));
+    check(&restored);
+    assert_eq!((restored.iter().count(), freed.free.len()), (3, BLOCKS as usize - 2));
+}
+
 proptest! {
     /// Against a model of one owner a byte: every byte is found where it was put last, and every
     /// block is freed exactly when nothing refers to it.
