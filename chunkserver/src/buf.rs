@@ -14,9 +14,31 @@ use std::ptr::NonNull;
 const POOLED_MAX: usize = 128;
 /// Who needs more than this gets such a buffer.
 const POOLED_FROM: usize = PIECE_BYTES_MAX / 4 * 3;
+/// Of so many blocks at most ...
+const SMALL_BLOCKS: usize = 16;
+/// ... it keeps so many of each size: what most groups of the log take.
+const SMALL_MAX: usize = 4;
+
+/// Buffers that were used and are kept.
+struct Pool {
+    pieces: Vec<AlignedBuf>,
+    /// By their blocks, less one.
+    small: [Vec<AlignedBuf>; SMALL_BLOCKS],
+}
+
+impl Pool {
+    /// Where buffers of so many bytes are kept, and how many.
+    fn of(&mut self, capacity: usize) -> Option<(&mut Vec<AlignedBuf>, usize)> {
+        match capacity {
+            PIECE_BYTES_MAX => Some((&mut self.pieces, POOLED_MAX)),
+            _ => Some((self.small.get_mut((capacity / BLOCK_BYTES).checked_sub(1)?)?, SMALL_MAX)),
+        }
+    }
+}
 
 thread_local! {
-    static POOL: RefCell<Vec<AlignedBuf>> = const { RefCell::new(vec![]) };
+    static POOL: RefCell<Pool> =
+        const { RefCell::new(Pool { pieces: vec![], small: [const { vec![] }; SMALL_BLOCKS] }) };
 }
 
 /// Memory aligned to a block, all of it initialised.
@@ -34,13 +56,15 @@ impl AlignedBuf {
     /// At least `len` bytes; whole blocks. Recycled where possible: the content is arbitrary.
     pub fn new(len: usize) -> AlignedBuf {
         let capacity = len.max(1).next_multiple_of(BLOCK_BYTES);
-        if capacity <= PIECE_BYTES_MAX && capacity > POOLED_FROM {
-            if let Some(buf) = POOL.with_borrow_mut(|pool| pool.pop()) {
-                return buf;
-            }
-            return AlignedBuf::fresh(PIECE_BYTES_MAX);
-        }
-        AlignedBuf::fresh(capacity)
+        let is_piece = capacity <= PIECE_BYTES_MAX && capacity > POOLED_FROM;
+        let capacity = if is_piece { PIECE_BYTES_MAX } else { capacity };
+        let kept = POOL.with_borrow_mut(|pool| pool.of(capacity).and_then(|(list, _)| list.pop()));
+        kept.unwrap_or_else(|| AlignedBuf::fresh(capacity))
+    }
+
+    /// No bytes, and no memory.
+    pub fn none() -> AlignedBuf {
+        AlignedBuf { ptr: NonNull::dangling(), capacity: 0 }
     }
 
     fn fresh(capacity: usize) -> AlignedBuf {
@@ -79,7 +103,7 @@ impl AlignedBuf {
 impl Deref for AlignedBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: `capacity` bytes were allocated, zeroed, and are owned by this value.
+        // SAFETY: `capacity` bytes were allocated, zeroed, and are owned by this value; none need no memory.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.capacity) }
     }
 }
@@ -93,8 +117,10 @@ impl DerefMut for AlignedBuf {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        // SAFETY: allocated with just this layout, freed once.
-        unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.capacity)) }
+        if self.capacity > 0 {
+            // SAFETY: allocated with just this layout, freed once.
+            unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.capacity)) }
+        }
     }
 }
 
@@ -109,14 +135,12 @@ impl AsRef<[u8]> for Pooled {
 impl Drop for Pooled {
     fn drop(&mut self) {
         let buf = self.0.take().expect("dropped once");
-        if buf.capacity != PIECE_BYTES_MAX {
-            return;
-        }
         // The thread may be ending; then the memory is simply freed.
         let _ = POOL.try_with(|pool| {
-            let mut pool = pool.borrow_mut();
-            if pool.len() < POOLED_MAX {
-                pool.push(buf);
+            if let Some((list, max)) = pool.borrow_mut().of(buf.capacity)
+                && list.len() < max
+            {
+                list.push(buf);
             }
         });
     }

@@ -89,8 +89,7 @@ impl Reader {
             }
             (self.from, self.to) = (0, self.to - self.from);
             let end = (self.to + self.read.max(n)).min(self.buf.len());
-            let empty = AlignedBuf::new(1);
-            let buf = std::mem::replace(&mut self.buf, empty);
+            let buf = std::mem::replace(&mut self.buf, AlignedBuf::none());
             let (got, buf) = self.sock.recv(buf, (self.to, end), false).await;
             self.buf = buf;
             match got {

@@ -219,14 +219,12 @@ impl Run {
     }
 }
 
-/// The body of a group of these records.
-pub fn encode_records(records: &[Vec<u8>]) -> Vec<u8> {
-    let mut body = Vec::with_capacity(records.iter().map(|r| r.len() + 4).sum());
+/// The body of a group of these records, behind what is there.
+pub fn encode_records(records: &[Vec<u8>], out: &mut Vec<u8>) {
     for record in records {
-        body.extend_from_slice(&(record.len() as u32).to_le_bytes());
-        body.extend_from_slice(record);
+        out.extend_from_slice(&(record.len() as u32).to_le_bytes());
+        out.extend_from_slice(record);
     }
-    body
 }
 
 /// The records in the body of a group, or `None` if it is not one.

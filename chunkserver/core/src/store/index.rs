@@ -245,7 +245,8 @@ impl Extents {
     pub fn put_one(&mut self, new: Extent, freed: &mut Freed) {
         // A leaf that it only touches may end, or begin, with one that goes on.
         let mut from = self.leaves.partition_point(|leaf| end_of(leaf) < new.offset);
-        let mut to = from + self.leaves[from..].partition_point(|leaf| leaf[0].offset <= new.end());
+        let touched = |leaf: &&Vec<Extent>| leaf[0].offset <= new.end();
+        let mut to = from + self.leaves[from..].iter().take_while(touched).count();
         if from == to {
             from = from.saturating_sub(1);
             to = self.leaves.len().min(from + 1);
@@ -268,7 +269,7 @@ impl Extents {
 
 fn put_among(extents: &mut Vec<Extent>, new: Extent, freed: &mut Freed) {
     let first = extents.partition_point(|e| e.end() <= new.offset);
-    let last = first + extents[first..].partition_point(|e| e.offset < new.end());
+    let last = first + extents[first..].iter().take_while(|e| e.offset < new.end()).count();
     let mut parts = vec![];
     for old in &extents[first..last] {
         let left = (old.offset < new.offset).then(|| old.head(new.offset - old.offset));

@@ -176,14 +176,15 @@ impl<T> Log<T> {
         let (records, tickets): (Vec<_>, Vec<_>) =
             self.queue.drain(..count).map(|q| (q.record, q.ticket)).unzip();
         self.queue_bytes -= records.iter().map(Vec::len).sum::<usize>();
-        let body = encode_records(&records);
+        let mut data = Vec::with_capacity(len as usize);
+        data.resize(GROUP_HEADER_BYTES, 0);
+        encode_records(&records, &mut data);
+        let body = &data[GROUP_HEADER_BYTES..];
         assert_eq!(body.len(), header.body_len as usize, "as long as it was counted");
-        let header = GroupHeader { position, body_crc: crc32c(&body), ..header };
+        let header = GroupHeader { position, body_crc: crc32c(body), ..header };
         self.head = position + len;
         self.flight = Some((tickets, self.head));
-        let mut data = Vec::with_capacity(len as usize);
-        data.extend_from_slice(&header.encode());
-        data.extend_from_slice(&body);
+        data[..GROUP_HEADER_BYTES].copy_from_slice(&header.encode());
         data.resize(len as usize, 0);
         let (file, offset) = locate(position, self.segment_bytes, self.segments);
         Some(GroupWrite { file, offset, data: data.into(), has_extents: header.has_extents })

@@ -89,7 +89,8 @@ pub fn first_checkpoint(config: &StoreConfig) -> Vec<u8> {
 
 /// A block of a checkpoint.
 pub fn checkpoint_block(sequence: u64, index: u32, last: bool, entries: &[Vec<u8>]) -> Vec<u8> {
-    let body = super::format::encode_records(entries);
+    let mut body = vec![];
+    super::format::encode_records(entries, &mut body);
     assert!(body.len() <= CHECKPOINT_BLOCK_BYTES - CHECKPOINT_HEAD_BYTES);
     let head = CheckpointHead { sequence, index, len: body.len() as u32, last, crc: crc32c(&body) };
     let mut out = head.encode().to_vec();
