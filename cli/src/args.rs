@@ -30,9 +30,9 @@ pub enum Command {
     Up(Up),
     /// Stop the cluster that `up` started.
     Down {
-        /// Its directory.
-        #[arg(long, default_value = "./cairn-data")]
-        dir: PathBuf,
+        /// Its directory; if not given, that of --cluster, else ./cairn-data.
+        #[arg(long)]
+        dir: Option<PathBuf>,
     },
     /// Run a master.
     Master(Server),

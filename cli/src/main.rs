@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 fn run(args: Cairn) -> anyhow::Result<()> {
     match args.command {
         Command::Up(up) => up::up(up),
-        Command::Down { dir } => up::down(&dir),
+        Command::Down { dir } => up::down(&up::local_dir(dir, args.cluster)),
         Command::Master(server) => servers::master(server),
         Command::Chunkserver(server) => servers::chunkserver(server),
         Command::Completions { shell } => {

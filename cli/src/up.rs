@@ -164,6 +164,15 @@ fn detach(args: &Up) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where the cluster lives that is to be stopped: this directory, or that of a cluster named as for any other command.
+pub fn local_dir(dir: Option<PathBuf>, cluster: Option<String>) -> PathBuf {
+    let named = dir.or(cluster.map(PathBuf::from)).unwrap_or(DEFAULT_DIR.into());
+    match named.parent() {
+        Some(parent) if named.is_file() => Path::new(".").join(parent),
+        _ => named,
+    }
+}
+
 pub fn down(dir: &Path) -> anyhow::Result<()> {
     let Some(pid) = cluster::running(dir)? else {
         println!("no cluster is running in {}", dir.display());

@@ -687,6 +687,33 @@ fn bad_configurations_and_directories_are_refused_with_a_sentence() {
 }
 
 #[test]
+fn what_up_started_is_stopped_by_the_name_that_every_command_takes() {
+    let dir = TempDir::new().unwrap();
+    let data = dir.path().join("data");
+    let cairn = |args: &[&str]| {
+        let mut cairn = Command::new(cairn());
+        cairn.env_remove("CAIRN_CLUSTER").current_dir(dir.path()).args(args).output().unwrap()
+    };
+    let data_dir = data.to_str().unwrap();
+    let small = ["--masters", "1", "--chunkservers", "1", "--racks", "1", "--log-segment-bytes", "8388608"];
+    for name in [data_dir, "data/cluster.toml"] {
+        let up = cairn(&[&["up", "--detach", "--dir", data_dir][..], &small].concat());
+        assert!(up.status.success(), "{up:?}");
+        let elsewhere = cairn(&["--cluster", "127.0.0.1:1", "down"]);
+        assert_eq!(elsewhere.status.code(), Some(1));
+        assert!(
+            String::from_utf8_lossy(&elsewhere.stderr).contains("there is no cluster in"),
+            "{elsewhere:?}"
+        );
+        let down = cairn(&["--cluster", name, "down"]);
+        assert!(String::from_utf8_lossy(&down.stdout).contains("stopped after"), "{down:?}");
+    }
+    assert_eq!(cairn(&["down"]).status.code(), Some(1), "nothing was started in ./cairn-data");
+    let again = cairn(&["down", "--dir", data_dir]);
+    assert!(again.status.success(), "it does not run, as was wanted: {again:?}");
+}
+
+#[test]
 fn two_servers_cannot_share_a_directory() {
     let c = Running::start(1, 3);
     let out = Command::new(cairn())
