@@ -406,7 +406,7 @@ impl Filesystem for Gateway {
         }
         let len = data.len() as u32;
         let has_right = !write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let gathered = match has_right || !self.shared.set_ids.loses(self.shared.id(ino)) {
+        let gathered = match has_right || self.shared.set_ids.left(self.shared.id(ino)).is_none() {
             true => self.shared.gather(ino, offset, data, flags),
             false => Gathered::Not,
         };

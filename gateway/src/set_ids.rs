@@ -45,11 +45,6 @@ impl SetIds {
         self.count.store(modes.len(), Ordering::Release);
     }
 
-    /// Whether a file has something to lose.
-    pub fn loses(&self, file: FileId) -> bool {
-        self.left(file).is_some()
-    }
-
     /// The mode that a file has left, if it has something to lose.
     pub fn left(&self, file: FileId) -> Option<u32> {
         if self.count.load(Ordering::Acquire) == 0 {

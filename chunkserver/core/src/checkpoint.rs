@@ -16,6 +16,7 @@ use crate::store::alloc::Blocks;
 use crate::store::crc::PageKey;
 use crate::store::format::{
     CHECKPOINT_BLOCK_BYTES, CHECKPOINT_HEAD_BYTES, CheckpointEntry, FormatVersion, PAGE_PAIR_BYTES, Page,
+    Place, Run,
 };
 use crate::store::index::{Extent, Freed, Home};
 use crate::store::recover::checkpoint_block;
@@ -39,9 +40,9 @@ const FLOORS_PER_ENTRY: usize = 4096;
 /// Blocks that are written home by one operation.
 const HOME_BLOCKS_MAX: u32 = (PIECE_BYTES_MAX / BLOCK_BYTES) as u32;
 
-/// Inline bytes that lie together in a chunk: one run on disk.
+/// Inline bytes that lie together in a chunk, and become one run on disk.
 #[derive(Clone, Debug)]
-struct Run {
+struct Move {
     handle: ChunkHandle,
     from: u32,
     to: u32,
@@ -49,7 +50,7 @@ struct Run {
     old: Vec<Extent>,
 }
 
-impl Run {
+impl Move {
     fn blocks(&self) -> u32 {
         (self.to - self.from).div_ceil(BLOCK_BYTES as u32)
     }
@@ -67,12 +68,6 @@ impl Run {
         bytes.resize(start + self.blocks() as usize * BLOCK_BYTES, 0);
         crcs
     }
-}
-
-/// Runs on their way home, side by side: each begins with a block of its own.
-#[derive(Clone, Debug)]
-struct Homing {
-    runs: Vec<(Run, Blocks, Vec<u32>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -107,7 +102,8 @@ pub(crate) struct Checkpoint {
     sequence: u64,
     /// Operations under way.
     pending: usize,
-    homing: BTreeMap<u64, Homing>,
+    /// On their way home, and where to: side by side, each from a block of its own on.
+    homing: BTreeMap<u64, Vec<(Move, Run)>>,
     next_homing: u64,
     /// The cut: position of the log, chunks, floors.
     position: u64,
@@ -189,9 +185,9 @@ impl Node {
                     if self.checkpoint.homing.len() >= OPS_MAX {
                         return;
                     }
-                    let runs = self.next_runs();
-                    match runs.is_empty() {
-                        false => self.move_home(runs, out),
+                    let moves = self.next_moves();
+                    match moves.is_empty() {
+                        false => self.move_home(moves, out),
                         true if !self.checkpoint.homing.is_empty() => return,
                         true => self.cut_checkpoint(),
                     }
@@ -259,79 +255,76 @@ impl Node {
     }
 
     /// What is written home next, of one chunk or of several; nothing, if all was.
-    fn next_runs(&mut self) -> Vec<Run> {
+    fn next_moves(&mut self) -> Vec<Move> {
         let Phase::Homing { chunks, from } = &mut self.checkpoint.phase else { return vec![] };
-        let mut runs: Vec<Run> = vec![];
+        let mut moves: Vec<Move> = vec![];
         let mut blocks = 0;
         while let Some(&handle) = chunks.front() {
             let extents = self.chunks.get(&handle).into_iter().flat_map(|c| c.state.extents.iter_from(*from));
             for extent in extents.filter(|e| matches!(e.home, Home::Memory(_))) {
                 let (offset, end) = (extent.offset, extent.offset + extent.len);
-                let joined = runs.pop_if(|run| run.handle == handle && run.to == offset);
-                let mut run = joined.unwrap_or(Run { handle, from: offset, to: offset, old: vec![] });
-                let before = run.blocks();
-                run.to = end;
-                let after = blocks - before + run.blocks();
+                let joined = moves.pop_if(|last| last.handle == handle && last.to == offset);
+                let mut next = joined.unwrap_or(Move { handle, from: offset, to: offset, old: vec![] });
+                let before = next.blocks();
+                next.to = end;
+                let after = blocks - before + next.blocks();
                 if after > HOME_BLOCKS_MAX {
-                    run.to = offset;
-                    runs.extend((!run.old.is_empty()).then_some(run));
+                    next.to = offset;
+                    moves.extend((!next.old.is_empty()).then_some(next));
                     *from = offset;
-                    return runs;
+                    return moves;
                 }
                 blocks = after;
-                run.old.push(extent.clone());
-                runs.push(run);
+                next.old.push(extent.clone());
+                moves.push(next);
             }
             chunks.pop_front();
             *from = 0;
         }
-        runs
+        moves
     }
 
     /// Step 1: inline bytes go where there is room for them, together if it can be.
-    fn move_home(&mut self, mut runs: Vec<Run>, out: &mut Outbox) {
-        let count = runs.iter().map(Run::blocks).sum::<u32>();
-        let Ok(mut room) = self.store.take(count * BLOCK_BYTES as u32, Sort::Promised) else {
-            if runs.len() > 1 {
-                let rest = runs.split_off(runs.len() / 2);
-                self.move_home(runs, out);
+    fn move_home(&mut self, mut moves: Vec<Move>, out: &mut Outbox) {
+        let count = moves.iter().map(Move::blocks).sum::<u32>();
+        let Ok(room) = self.store.take(count * BLOCK_BYTES as u32, Sort::Promised) else {
+            if moves.len() > 1 {
+                let rest = moves.split_off(moves.len() / 2);
+                self.move_home(moves, out);
                 self.move_home(rest, out);
             }
             // One that has no room stays in memory, and goes into the checkpoint as it is.
             return;
         };
-        let at = room;
         let mut bytes = Vec::with_capacity(count as usize * BLOCK_BYTES);
         let mut placed = vec![];
-        for run in runs {
-            let crcs = run.append_to(&mut bytes);
-            let blocks = Blocks { count: run.blocks(), ..room };
-            room.block += blocks.count;
-            placed.push((run, blocks, crcs));
+        for next in moves {
+            let block = room.block + (bytes.len() / BLOCK_BYTES) as u32;
+            let crcs = next.append_to(&mut bytes);
+            let run = Run { segment: room.segment, block, len: next.to - next.from, crcs };
+            placed.push((next, run));
         }
         let number = self.checkpoint.next_homing;
         self.checkpoint.next_homing += 1;
-        self.checkpoint.homing.insert(number, Homing { runs: placed });
-        self.store.write_piece(at, bytes.into(), PieceTicket::Homed(number), out);
+        self.checkpoint.homing.insert(number, placed);
+        self.store.write_piece(room, bytes.into(), PieceTicket::Homed(number), out);
     }
 
     /// Bytes are home: the index says so, unless they were overwritten meanwhile.
     pub(crate) fn homed(&mut self, number: u64) {
-        let Homing { runs } = self.checkpoint.homing.remove(&number).expect("moved once");
-        for (Run { handle, from, to, old }, blocks, crcs) in runs {
+        let placed = self.checkpoint.homing.remove(&number).expect("moved once");
+        for (Move { handle, from, to, old }, run) in placed {
             let stands = self.chunks.get(&handle).is_some_and(|c| c.state.extents.range(from, to) == old);
             let anyway = Mutant::HomeAnyway.on() && self.chunks.contains_key(&handle);
             if !stands && !anyway {
+                let blocks = Blocks { segment: run.segment, block: run.block, count: run.blocks() };
                 self.store.free(vec![blocks]);
                 continue;
             }
-            self.store.crcs.set(blocks.segment, blocks.block, &crcs);
+            self.store.crcs.set(run.segment, run.block, &run.crcs);
             let last = old.iter().map(|e| e.last).max().expect("something was moved");
-            let home = Home::Disk { segment: blocks.segment, block: blocks.block };
-            let extent = Extent { offset: from, len: to - from, skip: 0, run: to - from, home, last };
-            let mut freed = Freed::default();
             let chunk = self.chunks.get_mut(&handle).expect("it stands");
-            chunk.state_mut().extents.put_one(extent, &mut freed);
+            let freed = chunk.state_mut().extents.put(from, &Place::Runs(vec![run]), last);
             assert!(freed == Freed::default() || Mutant::HomeAnyway.on(), "inline extents have no blocks");
         }
     }
