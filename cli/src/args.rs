@@ -109,9 +109,9 @@ pub struct Mount {
     /// what one locks of a file that others do not lock costs a question of the masters the first time only.
     #[arg(long)]
     pub local_locks: bool,
-    /// Threads that take requests from the kernel.
-    #[arg(long, default_value_t = 8)]
-    pub threads: usize,
+    /// Threads that take requests from the kernel [default: one for each four cores, at most eight]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub threads: Option<u16>,
     /// KiB that are read ahead in a file that is read in sequence.
     #[arg(long, value_name = "KIB", default_value_t = 8192)]
     pub read_ahead: u32,

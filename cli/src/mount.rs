@@ -30,7 +30,7 @@ pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
         allow_other: args.allow_other,
         local_locks: args.local_locks,
         source: args.source.clone(),
-        threads: args.threads,
+        threads: args.threads.map_or_else(gateway::threads, usize::from),
         read_ahead_kib: args.read_ahead,
         mount: vec![],
     };

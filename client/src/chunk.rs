@@ -1,7 +1,7 @@
 //! Reads and writes of one chunk: routes, retries under one request id, verifies.
 
 use crate::conns::Class;
-use crate::local::Window;
+use crate::local::{Here, Uncached, Window};
 use crate::requests::Open;
 use crate::{Client, Error, Result};
 use bytes::Bytes;
@@ -383,7 +383,8 @@ impl Client {
         // A thread may wait for the disk.
         let read = move || {
             let mut out = vec![0; len as usize];
-            local.read(handle, offset, &mut out).then(|| Bytes::from(out))
+            let read = local.read(handle, offset, &mut out, Uncached::Wait);
+            matches!(read, Here::Read(_)).then(|| Bytes::from(out))
         };
         tokio::task::spawn_blocking(read).await.ok()?
     }

@@ -1,5 +1,6 @@
 //! Files: streaming reads and writes, record appends, positional writes.
 
+use crate::local::{Here, Uncached};
 use crate::reports::nanos;
 use crate::{Attr, Client, Error, Result};
 use bytes::{Bytes, BytesMut};
@@ -90,22 +91,29 @@ async fn read_span(client: &Client, layout: &Layout, span: Span) -> Result<Vec<B
 }
 
 /// A range off the disks of stores on this machine, on the calling thread; all of it, or nothing.
-pub(crate) fn read_here(client: &Client, layout: &Layout, offset: u64, out: &mut [u8]) -> bool {
+pub(crate) fn read_here(
+    client: &Client,
+    layout: &Layout,
+    offset: u64,
+    out: &mut [u8],
+    uncached: Uncached,
+) -> Here {
     if layout.snapshot() != 0 || !client.inner.config.reads_here {
-        return false;
+        return Here::Not;
     }
-    let mut rest = out;
-    layout.spans(offset, rest.len() as u64, u64::MAX).into_iter().all(|span| {
-        let (part, later) = std::mem::take(&mut rest).split_at_mut(span.len as usize);
+    let (len, mut rest) = (out.len(), out);
+    for span in layout.spans(offset, len as u64, u64::MAX) {
+        let (part, later) = rest.split_at_mut(span.len as usize);
         rest = later;
         match layout.chunks()[span.chunk].config.handle {
-            ChunkHandle::HOLE => {
-                part.fill(0);
-                true
-            }
-            handle => client.inner.local.read(handle, span.offset, part),
+            ChunkHandle::HOLE => part.fill(0),
+            handle => match client.inner.local.read(handle, span.offset, part, uncached) {
+                Here::Read(_) => {}
+                missed => return missed,
+            },
         }
-    })
+    }
+    Here::Read(len)
 }
 
 /// A range in parts; shorter at the end of the file.

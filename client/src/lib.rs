@@ -22,6 +22,7 @@ pub use common::wire::client_master::{
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
+pub use local::{Here, Uncached};
 pub use open::{Gathered, Moment, OpenFile};
 pub use posix::Changes;
 

@@ -12,6 +12,7 @@ use common::wire::local::{
     ANSWER_BYTES, HEAD_BYTES, Head, SLOT_BYTES, Wanted, slot_at, slot_of, socket_name,
 };
 use common::{ChunkHandle, ClusterId, SessionId, StoreId, Time};
+use rustix::io::{ReadWriteFlags, preadv2};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
@@ -104,6 +105,49 @@ enum Mark {
     Until(Instant),
 }
 
+/// What became of a read off a disk of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Here {
+    /// So many bytes were read.
+    Read(usize),
+    /// Not all of it is in memory, and the thread was not to wait for the disk.
+    Waits,
+    /// It has to be read over the wire.
+    Not,
+}
+
+/// What a thread that reads does about bytes that are not in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uncached {
+    /// It waits for the disk.
+    Wait,
+    /// It leaves them to another, since it has others to serve.
+    Leave,
+}
+
+/// Why bytes that lie on this machine were not had.
+enum Missed {
+    /// They are not in memory.
+    Waits,
+    /// They do not match, or their file cannot be read.
+    Bad,
+}
+
+/// Reads all of a buffer's bytes.
+fn read_file(file: &File, out: &mut [u8], at: u64, uncached: Uncached) -> Result<(), Missed> {
+    match uncached {
+        Uncached::Wait => file.read_exact_at(out, at).map_err(|_| Missed::Bad),
+        // Less than all, and what the system cannot tell without waiting, is for somebody who waits.
+        Uncached::Leave => {
+            let len = out.len();
+            match preadv2(file, &mut [IoSliceMut::new(out)], at, ReadWriteFlags::NOWAIT) {
+                Ok(read) if read == len => Ok(()),
+                _ => Err(Missed::Waits),
+            }
+        }
+    }
+}
+
 /// The machine's boot-time clock, as stores use it.
 fn now() -> Time {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -181,70 +225,76 @@ impl Window {
         end.is_some_and(|end| u64::from(end) <= u64::from(self.from) + u64::from(self.len))
     }
 
-    /// Reads a range that it covers; `None` if that failed, or the bytes do not match.
-    fn read(&self, from: u32, out: &mut [u8]) -> Option<()> {
+    /// Reads a range that it covers.
+    fn read(&self, from: u32, out: &mut [u8], uncached: Uncached) -> Result<(), Missed> {
         let (mut at, end) = (from, from + out.len() as u32);
         let first = self.places.partition_point(|p| p.offset + p.len <= from);
         for place in self.places[first..].iter().take_while(|p| p.offset < end) {
             let (start, stop) = (place.offset.max(from), (place.offset + place.len).min(end));
             out[(at - from) as usize..(start - from) as usize].fill(0);
-            self.read_place(place, start, &mut out[(start - from) as usize..(stop - from) as usize])?;
+            let part = &mut out[(start - from) as usize..(stop - from) as usize];
+            self.read_place(place, start, part, uncached)?;
             at = stop;
         }
         out[(at - from) as usize..].fill(0);
-        Some(())
+        Ok(())
     }
 
-    fn read_place(&self, place: &Place, from: u32, out: &mut [u8]) -> Option<()> {
+    fn read_place(&self, place: &Place, from: u32, out: &mut [u8], uncached: Uncached) -> Result<(), Missed> {
         let within = place.skip + (from - place.offset);
         let end = within + out.len() as u32;
         // Whole slices are verified.
         let (first, last) = (within / BLOCK, end.div_ceil(BLOCK));
         let (start, stop) = (first * BLOCK, (last * BLOCK).min(place.run));
         let crcs = &place.crcs[first as usize..last as usize];
-        let file = self.store.segment(place.segment)?;
+        let file = self.store.segment(place.segment).ok_or(Missed::Bad)?;
         let at = u64::from(place.block) * u64::from(BLOCK) + u64::from(start);
+        let read = |out: &mut [u8]| {
+            read_file(&file, out, at, uncached)?;
+            first_mismatch(out, crcs).map_or(Ok(()), |_| Err(Missed::Bad))
+        };
         if (start, stop) == (within, end) {
-            file.read_exact_at(out, at).ok()?;
-            return first_mismatch(out, crcs).is_none().then_some(());
+            return read(out);
         }
         let mut slices = vec![0; (stop - start) as usize];
-        file.read_exact_at(&mut slices, at).ok()?;
-        first_mismatch(&slices, crcs).is_none().then_some(())?;
+        read(&mut slices)?;
         out.copy_from_slice(&slices[(within - start) as usize..(end - start) as usize]);
-        Some(())
+        Ok(())
     }
 }
 
 impl Local {
     /// Reads a range of a chunk off a store's disk, if its place is known; all of it, or nothing.
-    pub fn read(&self, handle: ChunkHandle, offset: u64, out: &mut [u8]) -> bool {
+    pub fn read(&self, handle: ChunkHandle, offset: u64, out: &mut [u8], uncached: Uncached) -> Here {
         let (mut at, mut rest) = (offset, out);
         while !rest.is_empty() {
             let len =
                 (u64::from(LOCATED_BYTES_MAX) - at % u64::from(LOCATED_BYTES_MAX)).min(rest.len() as u64);
             let (part, later) = rest.split_at_mut(len as usize);
-            let Ok(from) = u32::try_from(at) else { return false };
-            let Some(window) = self.window(handle, from, part.len()) else { return false };
-            let read = window.read(from, part).is_some();
+            let Ok(from) = u32::try_from(at) else { return Here::Not };
+            let Some(window) = self.window(handle, from, part.len()) else { return Here::Not };
+            let read = window.read(from, part, uncached);
+            if matches!(read, Err(Missed::Waits)) {
+                return Here::Waits;
+            }
             if !window.store.says(&window) {
                 self.forget(&window);
-                return false;
+                return Here::Not;
             }
             if !window.store.is_alive() {
                 self.broken(&window.store);
-                return false;
+                return Here::Not;
             }
-            if !read {
+            if read.is_err() {
                 // The bytes have rotted, or the segment cannot be had: the store can tell, and mend it.
                 self.forget(&window);
                 self.not_now(handle, from);
-                return false;
+                return Here::Not;
             }
             (at, rest) = (at + len, later);
         }
         self.bytes.fetch_add(at - offset, Ordering::Relaxed);
-        true
+        Here::Read((at - offset) as usize)
     }
 
     /// Bytes that were read here so far.
@@ -381,5 +431,37 @@ impl Store {
     /// Which.
     pub fn id(&self) -> StoreId {
         self.id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Advice, fadvise, fstatfs};
+
+    /// Of file systems whose files are always in memory.
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+    #[test]
+    fn what_is_not_in_memory_is_left_by_who_does_not_wait_and_read_by_who_does() {
+        let path = std::env::temp_dir().join(format!("cairn-uncached-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..BLOCK).map(|i| i as u8).collect();
+        std::fs::write(&path, &bytes).expect("there is room");
+        let file = File::open(&path).expect("it is there");
+        std::fs::remove_file(&path).expect("it is there");
+        let read = |uncached| {
+            let mut out = vec![0; bytes.len()];
+            read_file(&file, &mut out, 0, uncached).map(|()| out)
+        };
+        file.sync_all().expect("it can be written");
+        fadvise(&file, 0, None, Advice::DontNeed).expect("it may be forgotten");
+        let left = read(Uncached::Leave);
+        if fstatfs(&file).expect("it is on some file system").f_type as u64 != TMPFS_MAGIC {
+            assert!(matches!(left, Err(Missed::Waits)));
+        }
+        assert!(read(Uncached::Wait).is_ok_and(|out| out == bytes));
+        assert!(read(Uncached::Leave).is_ok_and(|out| out == bytes));
+        let mut more = vec![0; bytes.len() + 1];
+        assert!(matches!(read_file(&file, &mut more, 0, Uncached::Wait), Err(Missed::Bad)));
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::clones::may_clone;
 use crate::file::{Appender, WRITES_UNDER_WAY, read_here, read_spans};
+use crate::local::{Here, Uncached};
 use crate::reports::nanos;
 use crate::{Client, Error, Result, Seen, begin};
 use bytes::{Bytes, BytesMut};
@@ -189,18 +190,19 @@ impl OpenFile {
         }
     }
 
-    /// Reads a range off the disk of a store on this machine, on the calling thread, if that can be done at once: how
-    /// many bytes there are; fewer than asked only at the end of the file.
-    pub fn try_read(&self, offset: u64, out: &mut [u8]) -> Option<usize> {
-        let layout = {
+    /// Reads a range off the disk of a store on this machine, on the calling thread, if nothing but the disk has to be
+    /// waited for: how many bytes there are; fewer than asked only at the end of the file.
+    pub fn try_read(&self, offset: u64, out: &mut [u8], uncached: Uncached) -> Here {
+        let layout = || {
             let state = self.state.try_lock().ok()?;
             let layout = state.layout.clone()?;
             let wanted = offset..offset.saturating_add(out.len() as u64);
             let grows = wanted.end > layout.len() && state.gathered_to() > layout.len();
-            (!grows && offset < layout.len() && !state.overlaps(&wanted)).then_some(layout)?
+            (!grows && offset < layout.len() && !state.overlaps(&wanted)).then_some(layout)
         };
+        let Some(layout) = layout() else { return Here::Not };
         let len = (layout.len() - offset).min(out.len() as u64) as usize;
-        read_here(&self.client, &layout, offset, &mut out[..len]).then_some(len)
+        read_here(&self.client, &layout, offset, &mut out[..len], uncached)
     }
 
     /// Takes what is written behind the last write, if that can be done at once and without a copy of its own.

@@ -4,9 +4,10 @@ use crate::attr::{file_type, kind_of, nanos};
 use crate::caller::Caller;
 use crate::errno::errno;
 use crate::locks::Wanted;
+use crate::readers::Readers;
 use crate::shared::{Outcome, Shared, name_changed, refuse};
 use crate::{BACKGROUND_MAX, Cache, REQUEST_BYTES_MAX};
-use client::{Attr, Changes, Error, FileKind, Gathered, Owner, SetTime, begin};
+use client::{Attr, Changes, Error, FileKind, Gathered, Here, Owner, SetTime, Uncached, begin};
 use common::wire::client_master::Only;
 use common::wire::path::at;
 use common::{Code, LockRange, Lockable};
@@ -33,6 +34,9 @@ const CAPABILITY: &[u8] = b"security.capability";
 /// Bytes of one answer to `copy_file_range`: programs ask again for the rest, and can be interrupted in between.
 const CLONE_BYTES_MAX: u64 = 1 << 30;
 
+/// Reads of more bytes are not for the threads that take requests, in memory or not: they take longer than to wake another.
+const QUICK_BYTES_MAX: u32 = 128 * 1024;
+
 thread_local! {
     /// Where a thread that is asked by the kernel reads to: pages that are new cost more than the bytes in them.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
@@ -42,6 +46,7 @@ thread_local! {
 pub struct Gateway {
     shared: Arc<Shared>,
     runtime: Handle,
+    readers: Readers,
 }
 
 fn owner(req: &Request) -> Owner {
@@ -64,8 +69,8 @@ fn set_time(time: Option<TimeOrNow>) -> SetTime {
 
 impl Gateway {
     /// Within a runtime, which carries out what has to wait.
-    pub fn new(shared: Arc<Shared>) -> Gateway {
-        Gateway { shared, runtime: Handle::current() }
+    pub fn new(shared: Arc<Shared>) -> io::Result<Gateway> {
+        Ok(Gateway { shared, runtime: Handle::current(), readers: Readers::new()? })
     }
 
     /// Carries something out; what it has to wait for does not hold up the thread that takes requests.
@@ -93,6 +98,45 @@ impl Gateway {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e),
         });
+    }
+}
+
+/// Bytes that the kernel wants.
+#[derive(Clone, Copy)]
+struct Range {
+    ino: INodeNo,
+    offset: u64,
+    size: u32,
+}
+
+impl Range {
+    /// Answers off a disk of this machine, on this thread, or gives back whom to answer, and why.
+    fn answer_here(
+        self,
+        shared: &Shared,
+        uncached: Uncached,
+        reply: ReplyData,
+    ) -> Result<(), (ReplyData, Here)> {
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.resize(buffer.len().max(self.size as usize), 0);
+            let out = &mut buffer[..self.size as usize];
+            match shared.read_here(self.ino, self.offset, out, uncached) {
+                Here::Read(len) => {
+                    reply.data(&out[..len]);
+                    Ok(())
+                }
+                missed => Err((reply, missed)),
+            }
+        })
+    }
+
+    /// Answers with what the cluster has.
+    async fn answer(self, shared: Arc<Shared>, reply: ReplyData) {
+        match shared.read(self.ino, self.offset, self.size).await {
+            Ok(parts) if parts.len() == 1 => reply.data(&parts[0]),
+            Ok(parts) => reply.data(&parts.concat()),
+            Err(e) => reply.error(e),
+        }
     }
 }
 
@@ -370,23 +414,23 @@ impl Filesystem for Gateway {
         if let Err(e) = self.shared.locks.check(fh.0) {
             return reply.error(e);
         }
-        let reply = BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(buffer.len().max(size as usize), 0);
-            let out = &mut buffer[..size as usize];
-            match self.shared.read_here(ino, offset, out) {
-                Some(len) => {
-                    reply.data(&out[..len]);
-                    None
-                }
-                None => Some(reply),
+        let wanted = Range { ino, offset, size };
+        let answered = match size > QUICK_BYTES_MAX {
+            true => Err((reply, Here::Waits)),
+            false => wanted.answer_here(&self.shared, Uncached::Leave, reply),
+        };
+        match answered {
+            Ok(()) => {}
+            Err((reply, Here::Waits)) => {
+                let (shared, runtime) = (self.shared.clone(), self.runtime.clone());
+                self.readers.spawn(move || {
+                    if let Err((reply, _)) = wanted.answer_here(&shared, Uncached::Wait, reply) {
+                        begin(&runtime, wanted.answer(shared, reply));
+                    }
+                });
             }
-        });
-        let Some(reply) = reply else { return };
-        self.spawn(async move |shared| match shared.read(ino, offset, size).await {
-            Ok(parts) if parts.len() == 1 => reply.data(&parts[0]),
-            Ok(parts) => reply.data(&parts.concat()),
-            Err(e) => reply.error(e),
-        });
+            Err((reply, _)) => self.spawn(|shared| wanted.answer(shared, reply)),
+        }
     }
 
     fn write(

@@ -15,6 +15,7 @@ mod errno;
 mod handles;
 mod kernel;
 mod locks;
+mod readers;
 mod set_ids;
 mod shared;
 mod shown;
@@ -34,6 +35,17 @@ const HOLD_EVERY: Duration = Duration::from_millis(common::limits::UNHELD_MS / 4
 const BACKGROUND_MAX: u16 = 64;
 /// What a write or a read of the kernel has at most, in bytes.
 const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
+
+/// Cores of the machine for each thread that takes requests from the kernel, and most of those.
+const CORES_A_THREAD: usize = 4;
+const THREADS_MAX: usize = 8;
+
+/// Threads that take requests from the kernel, unless somebody says how many. A thread that is done with one request takes
+/// the next without sleeping, and no core has to be woken for it; nothing they do waits for a disk or for a server.
+pub fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / CORES_A_THREAD).clamp(1, THREADS_MAX)
+}
 
 /// What the kernel may remember.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +103,7 @@ pub async fn mount(
     }
     let shared = Arc::new(Shared::new(client, root.file, &options, kernel::name(point)));
     let holding = tokio::spawn(hold(shared.clone()));
-    let gateway = Gateway::new(shared.clone());
+    let gateway = Gateway::new(shared.clone())?;
     let mut config = Config::default();
     config.mount_options = vec![MountOption::FSName(options.source), MountOption::DefaultPermissions];
     config.mount_options.extend(options.mount);

@@ -10,7 +10,9 @@ use crate::set_ids::SetIds;
 use crate::shown::Shown;
 use crate::{Cache, Options, REQUEST_BYTES_MAX};
 use bytes::Bytes;
-use client::{Attr, Changes, Client, Error, FileKind, Gathered, Known, Moment, OpenFile, Seen, SetTime};
+use client::{
+    Attr, Changes, Client, Error, FileKind, Gathered, Here, Known, Moment, OpenFile, Seen, SetTime, Uncached,
+};
 use common::wire::path::{at, name_in};
 use common::{Code, FileId, Refusal, Serial};
 use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Notifier, OpenFlags, RenameFlags};
@@ -227,15 +229,19 @@ impl Shared {
         Ok(self.open_file(seen, since, false).await)
     }
 
-    /// What lies on the disk of a store on this machine needs no more than this, on the thread that was asked by
-    /// the kernel.
-    pub fn read_here(&self, ino: INodeNo, offset: u64, out: &mut [u8]) -> Option<usize> {
-        if self.cache == Cache::Strict {
-            return None;
+    /// What lies on the disk of a store on this machine needs no more than this, on the calling thread.
+    pub fn read_here(&self, ino: INodeNo, offset: u64, out: &mut [u8], uncached: Uncached) -> Here {
+        match self.opened(ino) {
+            Ok(file) if self.cache != Cache::Strict => match file.try_read(offset, out, uncached) {
+                Here::Read(len)
+                    if len < out.len() && self.shown.is_longer(self.id(ino), offset + len as u64) =>
+                {
+                    Here::Not
+                }
+                here => here,
+            },
+            _ => Here::Not,
         }
-        let len = self.opened(ino).ok()?.try_read(offset, out)?;
-        let is_all = len == out.len() || !self.shown.is_longer(self.id(ino), offset + len as u64);
-        is_all.then_some(len)
     }
 
     pub async fn read(&self, ino: INodeNo, offset: u64, len: u32) -> Outcome<Vec<Bytes>> {
