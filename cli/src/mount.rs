@@ -48,7 +48,7 @@ pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
         }
     }
     let config = client::Config { reads_here: !args.no_local_reads, ..up::find(cluster)? };
-    crate::runtime()?.block_on(async {
+    gateway::runtime()?.block_on(async {
         let client = Client::connect(config).await?;
         let interrupted = tokio::spawn(async {
             let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

@@ -315,14 +315,9 @@ impl Client {
         let deadline = Instant::now() + self.inner.config.deadline;
         let mut config = config.clone();
         let mut pause = RETRY.0;
-        let mut first = (offset / u64::from(LOCATED_BYTES_MAX)) as usize + config.handle.0 as usize;
-        let rack = &self.inner.config.rack;
+        let mut tries = 0;
         loop {
-            let n = config.members.len();
-            let mut order: Vec<StoreId> = (0..n).map(|i| config.members[(first + i) % n]).collect();
-            if !rack.is_empty() {
-                order.sort_by_key(|s| self.inner.conns.rack(*s).as_ref() != Some(rack));
-            }
+            let mut order = self.order(&config, offset, tries);
             if self.inner.config.reads_here
                 && snapshot == 0
                 && let Some(data) = self.read_here(&config, &order, offset, len).await
@@ -342,8 +337,21 @@ impl Client {
             self.stores().await?;
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY.1);
-            first += 1;
+            tries += 1;
         }
+    }
+
+    /// In which order replicas are asked for a range: the first is another one for each range and for each try. Those on
+    /// this rack come before all others.
+    pub(crate) fn order(&self, config: &ChunkConfig, offset: u64, tries: usize) -> Vec<StoreId> {
+        let first = (offset / u64::from(LOCATED_BYTES_MAX)) as usize + config.handle.0 as usize + tries;
+        let n = config.members.len();
+        let mut order: Vec<StoreId> = (0..n).map(|i| config.members[(first + i) % n]).collect();
+        let rack = &self.inner.config.rack;
+        if !rack.is_empty() {
+            order.sort_by_key(|s| self.inner.conns.rack(*s).as_ref() != Some(rack));
+        }
+        order
     }
 
     /// Lets a replica go first that has much less to do for this client than the one whose turn it is. That one
@@ -359,6 +367,31 @@ impl Client {
         }
     }
 
+    /// Whether it is known where a range lies on the disk of a store on this machine; if there is one, it is asked for it.
+    pub(crate) async fn is_placed(
+        &self,
+        config: &ChunkConfig,
+        order: &[StoreId],
+        offset: u64,
+        len: u32,
+    ) -> bool {
+        let (handle, local, len) = (config.handle, &self.inner.local, len as usize);
+        if local.knows(handle, offset, len) {
+            return true;
+        }
+        if local.are_away(order) {
+            return false;
+        }
+        let Some(from) = local.wants(handle, offset, len) else { return false };
+        // One question at a time; the others wait for its answer.
+        let _turn = local.turn(handle, from).lock().await;
+        if !local.knows(handle, offset, len) {
+            let Some(from) = local.wants(handle, offset, len) else { return false };
+            self.locate(config, order, from).await;
+        }
+        local.knows(handle, offset, len)
+    }
+
     /// Reads a range off the disk of a store on this machine, if there is one and all of the range is there.
     async fn read_here(
         &self,
@@ -367,19 +400,10 @@ impl Client {
         offset: u64,
         len: u32,
     ) -> Option<Bytes> {
-        let (handle, local) = (config.handle, self.inner.local.clone());
-        if !local.knows(handle, offset, len as usize) {
-            if local.are_away(order) {
-                return None;
-            }
-            let from = local.wants(handle, offset, len as usize)?;
-            // One question at a time; the others wait for its answer.
-            let turn = local.turn(handle, from).lock().await;
-            if !local.knows(handle, offset, len as usize) {
-                self.locate(config, order, local.wants(handle, offset, len as usize)?).await;
-            }
-            drop(turn);
+        if !self.is_placed(config, order, offset, len).await {
+            return None;
         }
+        let (handle, local) = (config.handle, self.inner.local.clone());
         // A thread may wait for the disk.
         let read = move || {
             let mut out = vec![0; len as usize];

@@ -116,6 +116,23 @@ pub(crate) fn read_here(
     Here::Read(len)
 }
 
+/// Whether it is known where a range lies on disks of stores on this machine; they are asked for it.
+pub(crate) async fn are_placed(client: &Client, layout: &Layout, offset: u64, len: u64) -> bool {
+    if layout.snapshot() != 0 || !client.inner.config.reads_here {
+        return false;
+    }
+    for span in layout.spans(offset, len, u64::MAX) {
+        let config = &layout.chunks()[span.chunk].config;
+        let order = client.order(config, span.offset, 0);
+        if config.handle != ChunkHandle::HOLE
+            && !client.is_placed(config, &order, span.offset, span.len as u32).await
+        {
+            return false;
+        }
+    }
+    true
+}
+
 /// A range in parts; shorter at the end of the file.
 pub(crate) async fn read_spans(
     client: &Client,

@@ -2,7 +2,7 @@
 //! are large enough; `sync` waits until they are durable, and tells of what failed.
 
 use crate::clones::may_clone;
-use crate::file::{Appender, WRITES_UNDER_WAY, read_here, read_spans};
+use crate::file::{Appender, WRITES_UNDER_WAY, are_placed, read_here, read_spans};
 use crate::local::{Here, Uncached};
 use crate::reports::nanos;
 use crate::{Client, Error, Result, Seen, begin};
@@ -203,6 +203,19 @@ impl OpenFile {
         let Some(layout) = layout() else { return Here::Not };
         let len = (layout.len() - offset).min(out.len() as u64) as usize;
         read_here(&self.client, &layout, offset, &mut out[..len], uncached)
+    }
+
+    /// Whether it is known where a range lies on disks of this machine, so that it can be read there; who can tell is
+    /// asked for it.
+    pub async fn is_placed(&self, offset: u64, len: u64) -> bool {
+        let layout = self.layout(&mut *self.state.lock().await).await;
+        match layout {
+            Ok(layout) if offset < layout.len() => {
+                let len = len.min(layout.len() - offset);
+                are_placed(&self.client, &layout, offset, len).await
+            }
+            _ => false,
+        }
     }
 
     /// Takes what is written behind the last write, if that can be done at once and without a copy of its own.

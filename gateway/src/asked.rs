@@ -4,10 +4,10 @@ use crate::attr::{file_type, kind_of, nanos};
 use crate::caller::Caller;
 use crate::errno::errno;
 use crate::locks::Wanted;
-use crate::readers::Readers;
+use crate::reads::{self, Reads};
 use crate::shared::{Outcome, Shared, name_changed, refuse};
 use crate::{BACKGROUND_MAX, Cache, REQUEST_BYTES_MAX};
-use client::{Attr, Changes, Error, FileKind, Gathered, Here, Owner, SetTime, Uncached, begin};
+use client::{Attr, Changes, Error, FileKind, Gathered, Owner, SetTime, begin};
 use common::wire::client_master::Only;
 use common::wire::path::at;
 use common::{Code, LockRange, Lockable};
@@ -17,7 +17,6 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
@@ -34,19 +33,11 @@ const CAPABILITY: &[u8] = b"security.capability";
 /// Bytes of one answer to `copy_file_range`: programs ask again for the rest, and can be interrupted in between.
 const CLONE_BYTES_MAX: u64 = 1 << 30;
 
-/// Reads of more bytes are not for the threads that take requests, in memory or not: they take longer than to wake another.
-const QUICK_BYTES_MAX: u32 = 128 * 1024;
-
-thread_local! {
-    /// Where a thread that is asked by the kernel reads to: pages that are new cost more than the bytes in them.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
-}
-
 /// Answers the kernel.
 pub struct Gateway {
     shared: Arc<Shared>,
     runtime: Handle,
-    readers: Readers,
+    reads: Arc<Reads>,
 }
 
 fn owner(req: &Request) -> Owner {
@@ -70,7 +61,8 @@ fn set_time(time: Option<TimeOrNow>) -> SetTime {
 impl Gateway {
     /// Within a runtime, which carries out what has to wait.
     pub fn new(shared: Arc<Shared>) -> io::Result<Gateway> {
-        Ok(Gateway { shared, runtime: Handle::current(), readers: Readers::new()? })
+        let reads = Reads::new(shared.clone())?;
+        Ok(Gateway { shared, runtime: Handle::current(), reads })
     }
 
     /// Carries something out; what it has to wait for does not hold up the thread that takes requests.
@@ -98,45 +90,6 @@ impl Gateway {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(e),
         });
-    }
-}
-
-/// Bytes that the kernel wants.
-#[derive(Clone, Copy)]
-struct Range {
-    ino: INodeNo,
-    offset: u64,
-    size: u32,
-}
-
-impl Range {
-    /// Answers off a disk of this machine, on this thread, or gives back whom to answer, and why.
-    fn answer_here(
-        self,
-        shared: &Shared,
-        uncached: Uncached,
-        reply: ReplyData,
-    ) -> Result<(), (ReplyData, Here)> {
-        BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(buffer.len().max(self.size as usize), 0);
-            let out = &mut buffer[..self.size as usize];
-            match shared.read_here(self.ino, self.offset, out, uncached) {
-                Here::Read(len) => {
-                    reply.data(&out[..len]);
-                    Ok(())
-                }
-                missed => Err((reply, missed)),
-            }
-        })
-    }
-
-    /// Answers with what the cluster has.
-    async fn answer(self, shared: Arc<Shared>, reply: ReplyData) {
-        match shared.read(self.ino, self.offset, self.size).await {
-            Ok(parts) if parts.len() == 1 => reply.data(&parts[0]),
-            Ok(parts) => reply.data(&parts.concat()),
-            Err(e) => reply.error(e),
-        }
     }
 }
 
@@ -414,23 +367,7 @@ impl Filesystem for Gateway {
         if let Err(e) = self.shared.locks.check(fh.0) {
             return reply.error(e);
         }
-        let wanted = Range { ino, offset, size };
-        let answered = match size > QUICK_BYTES_MAX {
-            true => Err((reply, Here::Waits)),
-            false => wanted.answer_here(&self.shared, Uncached::Leave, reply),
-        };
-        match answered {
-            Ok(()) => {}
-            Err((reply, Here::Waits)) => {
-                let (shared, runtime) = (self.shared.clone(), self.runtime.clone());
-                self.readers.spawn(move || {
-                    if let Err((reply, _)) = wanted.answer_here(&shared, Uncached::Wait, reply) {
-                        begin(&runtime, wanted.answer(shared, reply));
-                    }
-                });
-            }
-            Err((reply, _)) => self.spawn(|shared| wanted.answer(shared, reply)),
-        }
+        self.reads.answer(reads::Wanted { ino, offset, size }, reply);
     }
 
     fn write(

@@ -15,7 +15,7 @@ mod errno;
 mod handles;
 mod kernel;
 mod locks;
-mod readers;
+mod reads;
 mod set_ids;
 mod shared;
 mod shown;
@@ -28,6 +28,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 
 /// Files that are open are held this often, in case they have no name any more.
 const HOLD_EVERY: Duration = Duration::from_millis(common::limits::UNHELD_MS / 4);
@@ -39,12 +40,24 @@ const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 /// Cores of the machine for each thread that takes requests from the kernel, and most of those.
 const CORES_A_THREAD: usize = 4;
 const THREADS_MAX: usize = 8;
+/// Cores of the machine for each thread that talks to servers.
+const CORES_A_WORKER: usize = 2;
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
 
 /// Threads that take requests from the kernel, unless somebody says how many. A thread that is done with one request takes
 /// the next without sleeping, and no core has to be woken for it; nothing they do waits for a disk or for a server.
 pub fn threads() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores / CORES_A_THREAD).clamp(1, THREADS_MAX)
+    (cores() / CORES_A_THREAD).clamp(1, THREADS_MAX)
+}
+
+/// A runtime for a mount. It has fewer threads than the machine has cores: each answer that comes would wake one more, to
+/// see whether it can help.
+pub fn runtime() -> io::Result<Runtime> {
+    let workers = (cores() / CORES_A_WORKER).max(1);
+    tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()
 }
 
 /// What the kernel may remember.

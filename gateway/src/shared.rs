@@ -244,6 +244,14 @@ impl Shared {
         }
     }
 
+    /// Whether it is known where a range lies on a disk of this machine; who can tell is asked for it.
+    pub async fn is_placed(&self, ino: INodeNo, offset: u64, len: u32) -> bool {
+        match self.opened(ino) {
+            Ok(file) if self.cache != Cache::Strict => file.is_placed(offset, len.into()).await,
+            _ => false,
+        }
+    }
+
     pub async fn read(&self, ino: INodeNo, offset: u64, len: u32) -> Outcome<Vec<Bytes>> {
         let (file, id) = (self.opened(ino)?, self.id(ino));
         if self.cache == Cache::Strict {
