@@ -123,10 +123,11 @@ pub(crate) async fn are_placed(client: &Client, layout: &Layout, offset: u64, le
     }
     for span in layout.spans(offset, len, u64::MAX) {
         let config = &layout.chunks()[span.chunk].config;
+        if config.handle == ChunkHandle::HOLE {
+            continue;
+        }
         let order = client.order(config, span.offset, 0);
-        if config.handle != ChunkHandle::HOLE
-            && !client.is_placed(config, &order, span.offset, span.len as u32).await
-        {
+        if !client.is_placed(config, &order, span.offset, span.len as u32).await {
             return false;
         }
     }

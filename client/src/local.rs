@@ -110,16 +110,16 @@ enum Mark {
 pub enum Here {
     /// So many bytes were read.
     Read(usize),
-    /// Not all of it is in memory, and the thread was not to wait for the disk.
+    /// Not all of it is in memory and its file open, and the thread was not to wait for that.
     Waits,
     /// It has to be read over the wire.
     Not,
 }
 
-/// What a thread that reads does about bytes that are not in memory.
+/// What a thread that reads does about bytes that are not in memory, or whose file is not open here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Uncached {
-    /// It waits for the disk.
+    /// It waits for the disk, and for the store's answer.
     Wait,
     /// It leaves them to another, since it has others to serve.
     Leave,
@@ -127,7 +127,7 @@ pub enum Uncached {
 
 /// Why bytes that lie on this machine were not had.
 enum Missed {
-    /// They are not in memory.
+    /// They are not in memory, or their file is not open.
     Waits,
     /// They do not match, or their file cannot be read.
     Bad,
@@ -190,14 +190,18 @@ impl Store {
         matches!((&self.life).read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
 
-    fn segment(&self, number: u32) -> Option<Arc<File>> {
+    /// A segment's file. The store is asked for one that is not open here, and may be slow to answer.
+    fn segment(&self, number: u32, uncached: Uncached) -> Result<Arc<File>, Missed> {
         if let Some(file) = self.segments.read().expect("never poisoned").get(&number) {
-            return Some(file.clone());
+            return Ok(file.clone());
         }
-        let (file, _) = ask(self.cluster, self.id, Wanted::Segment(number)).ok()?;
-        let file = Arc::new(file);
+        if uncached == Uncached::Leave {
+            return Err(Missed::Waits);
+        }
+        let asked = ask(self.cluster, self.id, Wanted::Segment(number));
+        let file = Arc::new(asked.map_err(|_| Missed::Bad)?.0);
         self.segments.write().expect("never poisoned").insert(number, file.clone());
-        Some(file)
+        Ok(file)
     }
 
     /// Whether the session held just now, and the slot has shown that stamp since.
@@ -247,7 +251,7 @@ impl Window {
         let (first, last) = (within / BLOCK, end.div_ceil(BLOCK));
         let (start, stop) = (first * BLOCK, (last * BLOCK).min(place.run));
         let crcs = &place.crcs[first as usize..last as usize];
-        let file = self.store.segment(place.segment).ok_or(Missed::Bad)?;
+        let file = self.store.segment(place.segment, uncached)?;
         let at = u64::from(place.block) * u64::from(BLOCK) + u64::from(start);
         let read = |out: &mut [u8]| {
             read_file(&file, out, at, uncached)?;
@@ -438,6 +442,36 @@ impl Store {
 mod tests {
     use super::*;
     use rustix::fs::{Advice, fadvise, fstatfs};
+
+    /// A store that stands still answers nobody: who has others to serve does not ask it for a file.
+    #[test]
+    fn a_file_that_is_not_open_is_asked_for_only_by_who_waits() {
+        let bytes = [7; BLOCK_BYTES];
+        let place = Place {
+            offset: 0,
+            len: BLOCK,
+            segment: 3,
+            block: 0,
+            skip: 0,
+            run: BLOCK,
+            crcs: common::checksum::slice_crcs(&bytes),
+        };
+        let path = std::env::temp_dir().join(format!("cairn-segment-{}", std::process::id()));
+        std::fs::write(&path, bytes).expect("there is room");
+        let open = || File::open(&path).expect("it is there");
+        let (life, _server) = UnixStream::pair().expect("there are descriptors");
+        let (id, cluster) = (StoreId(1), ClusterId(std::process::id().into()));
+        let store = Arc::new(Store { id, cluster, board: open(), life, segments: RwLock::default() });
+        let (handle, session, stamp) = (ChunkHandle(1), SessionId(1), 0);
+        let places = vec![place];
+        let window = Window { store, handle, session, stamp, from: 0, len: BLOCK, places };
+        let mut out = [0; BLOCK_BYTES];
+        assert!(matches!(window.read(0, &mut out, Uncached::Leave), Err(Missed::Waits)));
+        assert!(matches!(window.read(0, &mut out, Uncached::Wait), Err(Missed::Bad)), "nobody listens");
+        window.store.segments.write().expect("never poisoned").insert(3, Arc::new(open()));
+        std::fs::remove_file(&path).expect("it is there");
+        assert!(window.read(0, &mut out, Uncached::Wait).is_ok() && out == bytes);
+    }
 
     /// Of file systems whose files are always in memory.
     const TMPFS_MAGIC: u64 = 0x0102_1994;
