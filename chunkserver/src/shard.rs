@@ -7,16 +7,17 @@ use crate::links::{self, Class};
 use crate::local::Board;
 use crate::net::{self, Queue};
 use crate::now;
-use crate::sock::Listener;
+use crate::sock::{Listener, Sock};
 use anyhow::Context;
 use chunkserver_core::io::{ConnId, DiskDone, Input, MasterAsk, Output};
 use chunkserver_core::{Node, Stats};
 use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::{self, ChunkConfig, Message, StoreInfo};
 use common::{ChunkHandle, ClusterId, Epoch, Refusal, SessionId, StoreId, Time};
+use common_net::here;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -212,7 +213,7 @@ async fn run(
         deadline_moved: Notify::new(),
     });
     tokio::task::spawn_local(timer(shard.clone()));
-    tokio::task::spawn_local(accept(shard.clone(), listener, engine));
+    tokio::task::spawn_local(accept(shard.clone(), listener));
     shard.feed(Input::Wake);
     while let Some(message) = inbox.recv().await {
         match message {
@@ -350,18 +351,32 @@ async fn timer(shard: Rc<Shard>) {
     }
 }
 
-async fn accept(shard: Rc<Shard>, listener: std::net::TcpListener, engine: Engine) {
-    let listener = Listener::new(listener, engine).expect("a bound listener can be used");
-    loop {
-        match listener.accept(engine).await {
-            Ok(sock) if shard.conns.borrow().len() >= common::limits::CONNS_MAX => sock.close(),
-            Ok(sock) => {
-                tokio::task::spawn_local(net::serve(shard.clone(), sock));
-            }
-            Err(error) => {
-                tracing::debug!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+/// Takes connections as they come, those from this machine over a unix socket.
+async fn accept(shard: Rc<Shard>, listener: std::net::TcpListener) {
+    let here = listener.local_addr().ok().and_then(here::Listener::new);
+    let listener = Listener::new(listener, shard.engine).expect("a bound listener can be used");
+    let far = async {
+        loop {
+            admit(&shard, listener.accept().await).await;
+        }
+    };
+    let near = async {
+        loop {
+            admit(&shard, here::accept(&here).await).await;
+        }
+    };
+    tokio::join!(far, near);
+}
+
+async fn admit(shard: &Rc<Shard>, accepted: std::io::Result<TcpStream>) {
+    match accepted.and_then(|stream| Sock::new(stream, shard.engine)) {
+        Ok(sock) if shard.conns.borrow().len() >= common::limits::CONNS_MAX => sock.close(),
+        Ok(sock) => {
+            tokio::task::spawn_local(net::serve(shard.clone(), sock));
+        }
+        Err(error) => {
+            tracing::debug!(%error, "accept failed");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 }

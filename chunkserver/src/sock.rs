@@ -5,7 +5,7 @@ use crate::disk::Engine;
 use crate::ring;
 use bytes::Bytes;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 #[derive(Clone)]
 pub enum Sock {
     /// On the ring.
-    Ring(Rc<std::net::TcpStream>),
+    Ring(Rc<TcpStream>),
     /// On tokio.
     Tokio(Rc<tokio::net::TcpStream>),
 }
@@ -22,9 +22,14 @@ pub enum Sock {
 const PARTS_MAX: usize = 64;
 
 impl Sock {
-    fn new(stream: std::net::TcpStream, engine: Engine) -> io::Result<Sock> {
+    /// A connection that is made.
+    pub fn new(stream: TcpStream, engine: Engine) -> io::Result<Sock> {
         Ok(match engine {
-            Engine::Uring => Sock::Ring(Rc::new(stream)),
+            Engine::Uring => {
+                // The ring waits where a socket that does not block would give up.
+                stream.set_nonblocking(false)?;
+                Sock::Ring(Rc::new(stream))
+            }
             Engine::Threads => {
                 stream.set_nonblocking(true)?;
                 Sock::Tokio(Rc::new(tokio::net::TcpStream::from_std(stream)?))
@@ -32,8 +37,11 @@ impl Sock {
         })
     }
 
-    /// Connects within a time.
+    /// Connects within a time; over a unix socket if that is on this machine.
     pub async fn connect(addr: SocketAddr, limit: Duration, engine: Engine) -> io::Result<Sock> {
+        if let Some(stream) = common_net::here::connect(addr) {
+            return Sock::new(stream, engine);
+        }
         let dial = move || {
             let socket = common_net::socket(addr)?;
             socket.connect_timeout(&addr.into(), limit)?;
@@ -150,10 +158,10 @@ impl Listener {
     }
 
     /// The next connection.
-    pub async fn accept(&self, engine: Engine) -> io::Result<Sock> {
+    pub async fn accept(&self) -> io::Result<TcpStream> {
         match self {
-            Listener::Ring(listener) => Sock::new(ring::accept(listener.clone()).await?, engine),
-            Listener::Tokio(listener) => Sock::new(listener.accept().await?.0.into_std()?, engine),
+            Listener::Ring(listener) => ring::accept(listener.clone()).await,
+            Listener::Tokio(listener) => listener.accept().await?.0.into_std(),
         }
     }
 }

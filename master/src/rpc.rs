@@ -12,7 +12,7 @@ use common::limits::ELECTION_MS_MAX;
 use common::wire::chunk_master::StoreRequest;
 use common::wire::client_master::MasterRequest;
 use common::wire::frame::Kind;
-use common_net::{Frame, Handler, PeerInfo, Reply, Served};
+use common_net::{Frame, Handler, Reply, Served};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,11 +52,11 @@ pub struct Door(pub Arc<Rpc>);
 impl Handler for Door {
     type State = Inbound;
 
-    fn connected(&self, _peer: &PeerInfo) -> Inbound {
+    fn connected(&self) -> Inbound {
         Inbound::default()
     }
 
-    fn handle(&self, _peer: &PeerInfo, state: &mut Inbound, frame: Frame) -> Served {
+    fn handle(&self, state: &mut Inbound, frame: Frame) -> Served {
         let rpc = self.0.clone();
         let received = Instant::now();
         match frame.header.kind {

@@ -134,10 +134,13 @@ pub struct Conn {
     queue: mpsc::Sender<Queued>,
 }
 
-/// Connects to the first address of this name that answers.
+/// Connects to the first address of this name that answers; over a unix socket if that is on this machine.
 async fn connect(addr: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::other("the name has no address");
     for addr in tokio::net::lookup_host(addr).await? {
+        if let Some(stream) = crate::here::connect(addr) {
+            return TcpStream::from_std(stream);
+        }
         let socket: std::net::TcpStream = crate::socket(addr)?.into();
         socket.set_nonblocking(true)?;
         match TcpSocket::from_std_stream(socket).connect(addr).await {

@@ -2,13 +2,14 @@
 //! control ports; never for a shard's data port.
 
 mod conn;
+pub mod here;
 mod progress;
 mod serve;
 mod tune;
 
 pub use conn::{Conn, NetError, Payload};
 pub use progress::{Patience, Progress};
-pub use serve::{Handler, PeerInfo, Reply, Served, serve};
+pub use serve::{Handler, Reply, Served, serve};
 pub use tune::{listen, socket, time_namespace, tune};
 
 use bytes::Bytes;

@@ -1,12 +1,11 @@
 //! The answering side: accepts, greets, hands requests to a handler, writes its answers.
 
-use crate::{Frame, Payload, ReadFrame, read_frame};
+use crate::{Frame, Payload, ReadFrame, here, read_frame};
 use common::wire::frame::Kind;
-use common::wire::{self, Caller, Hello, HelloOk, Message};
+use common::wire::{self, Hello, HelloOk, Message};
 use common::{ClusterId, Code, Refusal};
 use socket2::SockRef;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,15 +19,6 @@ const IN_FLIGHT_MAX: usize = 1024;
 const CONNS_MAX: usize = 4096;
 /// A caller greets within this time.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
-
-/// Who is on the other side of a connection.
-#[derive(Clone, Debug)]
-pub struct PeerInfo {
-    /// Its address.
-    pub addr: SocketAddr,
-    /// Who it says it is.
-    pub caller: Caller,
-}
 
 /// An answer, encoded: what `Served::reply` makes.
 pub struct Reply {
@@ -66,27 +56,33 @@ pub trait Handler: Send + Sync + 'static {
     type State: Send;
 
     /// A connection begins.
-    fn connected(&self, peer: &PeerInfo) -> Self::State;
+    fn connected(&self) -> Self::State;
 
     /// A request. What is done before the future is returned is done in the order of the frames.
-    fn handle(&self, peer: &PeerInfo, state: &mut Self::State, frame: Frame) -> Served;
+    fn handle(&self, state: &mut Self::State, frame: Frame) -> Served;
 }
 
-/// Serves connections until the listener fails for good; it never does on its own.
+/// Serves connections, those from this machine over a unix socket, until the listener fails for good; it never does on
+/// its own.
 pub async fn serve<H: Handler>(listener: TcpListener, cluster: ClusterId, handler: Arc<H>) {
     if let Err(error) = crate::tune(SockRef::from(&listener)) {
         tracing::warn!(%error, "connections are not set up as they should be");
     }
+    let here = listener.local_addr().ok().and_then(here::Listener::new);
     let room = Arc::new(Semaphore::new(CONNS_MAX));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else {
             return;
         };
-        match listener.accept().await {
-            Ok((stream, addr)) => {
+        let accepted = tokio::select! {
+            far = listener.accept() => far.map(|(stream, _)| stream),
+            near = here::accept(&here) => near.and_then(TcpStream::from_std),
+        };
+        match accepted {
+            Ok(stream) => {
                 let handler = handler.clone();
                 tokio::spawn(async move {
-                    connection(stream, addr, cluster, handler).await;
+                    connection(stream, cluster, handler).await;
                     drop(permit);
                 });
             }
@@ -99,7 +95,7 @@ pub async fn serve<H: Handler>(listener: TcpListener, cluster: ClusterId, handle
     }
 }
 
-async fn connection<H: Handler>(stream: TcpStream, addr: SocketAddr, cluster: ClusterId, handler: Arc<H>) {
+async fn connection<H: Handler>(stream: TcpStream, cluster: ClusterId, handler: Arc<H>) {
     let (read, write) = stream.into_split();
     let mut read = BufReader::with_capacity(32 * 1024, read);
     let mut write = BufWriter::with_capacity(32 * 1024, write);
@@ -109,17 +105,18 @@ async fn connection<H: Handler>(stream: TcpStream, addr: SocketAddr, cluster: Cl
         Ok(ReadFrame::Closed) | Err(_) => return,
     };
     let first = match &hello {
-        Ok((_, version)) => wire::frame(cluster, 0, 0, &HelloOk { cluster, version: *version }, 0),
+        Ok(version) => wire::frame(cluster, 0, 0, &HelloOk { cluster, version: *version }, 0),
         Err(refusal) => wire::frame(cluster, 0, 0, refusal, 0),
     };
     if write.write_all(&first).await.is_err() || write.flush().await.is_err() {
         return;
     }
-    let Ok((caller, _)) = hello else { return };
-    let peer = PeerInfo { addr, caller };
+    if hello.is_err() {
+        return;
+    }
     let (answers, queue) = mpsc::channel::<(Vec<u8>, Payload)>(IN_FLIGHT_MAX);
     let writer = tokio::spawn(write_answers(write, queue));
-    let mut state = handler.connected(&peer);
+    let mut state = handler.connected();
     let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
     loop {
         let frame = match read_frame(&mut read).await {
@@ -138,7 +135,7 @@ async fn connection<H: Handler>(stream: TcpStream, addr: SocketAddr, cluster: Cl
             break;
         };
         let request = frame.header.request;
-        let served = handler.handle(&peer, &mut state, frame);
+        let served = handler.handle(&mut state, frame);
         let answers = answers.clone();
         tokio::spawn(async move {
             let Reply { kind_frame, payload, snapshot } = served.await;
@@ -151,7 +148,7 @@ async fn connection<H: Handler>(stream: TcpStream, addr: SocketAddr, cluster: Cl
     let _ = writer.await;
 }
 
-fn greet(frame: &Frame, cluster: ClusterId) -> Result<(Caller, u16), Refusal> {
+fn greet(frame: &Frame, cluster: ClusterId) -> Result<u16, Refusal> {
     if frame.header.kind != Kind::Hello {
         return Err(Code::Unexpected.into());
     }
@@ -160,8 +157,7 @@ fn greet(frame: &Frame, cluster: ClusterId) -> Result<(Caller, u16), Refusal> {
         return Err(Refusal::new(Code::WrongCluster, format!("caller is of {theirs}, this is {cluster}")));
     }
     let hello: Hello = wire::decode(&frame.body)?;
-    let version = hello.agree()?;
-    Ok((hello.caller, version))
+    hello.agree()
 }
 
 async fn refuse_connection(answers: &mpsc::Sender<(Vec<u8>, Payload)>, cluster: ClusterId, code: Code) {
