@@ -115,8 +115,8 @@ fn who_asks_and_does_not_listen_is_not_read_any_more() {
     let before: Vec<(u32, u64)> = pids(&servers).into_iter().map(|pid| (pid, resident(pid))).collect();
     let grown = || before.iter().map(|(pid, before)| resident(*pid).saturating_sub(*before)).max().unwrap();
     let len = limits::PIECE_BYTES_MAX as u32;
-    let ask = |_| {
-        let mut stream = TcpStream::connect(addr).unwrap();
+    let ask = |caller| {
+        let mut stream = dial(addr, caller % 2 == 0);
         stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
         let mut all = wire::frame(cluster, 0, 0, &Hello::new(Caller::Client), 0);
         for n in 0..QUESTIONS {
@@ -214,7 +214,7 @@ impl Hostile {
             true => bytes.extend(self.frame(LAST, &MasterRequest::Status, &[])),
             false => bytes.extend(self.frame(LAST, &ClientChunk::Stat { handle: ChunkHandle::HOLE }, &[])),
         }
-        let stream = TcpStream::connect(addr).unwrap();
+        let stream = dial(addr, self.flag());
         let mut writer = stream.try_clone().unwrap();
         // Answers are read while frames are still written: neither side's buffers fill up.
         let writer = std::thread::spawn(move || writer.write_all(&bytes));
@@ -225,7 +225,7 @@ impl Hostile {
 
     /// Bytes that are no message: the server hangs up, with or without a word.
     fn insult(&mut self, addr: SocketAddr, many: u64) {
-        let mut stream = TcpStream::connect(addr).unwrap();
+        let mut stream = dial(addr, self.flag());
         if self.rng.random_bool(0.9) {
             stream.write_all(&wire::frame(self.cluster, 0, 0, &Hello::new(Caller::Client), 0)).unwrap();
         }
@@ -723,6 +723,16 @@ impl Hostile {
         }
         frame
     }
+}
+
+/// Connects as those on the same machine do, or as all others.
+fn dial(addr: SocketAddr, near: bool) -> TcpStream {
+    if !near {
+        return TcpStream::connect(addr).unwrap();
+    }
+    let stream = common_net::here::connect(addr).expect("it listens for its own machine");
+    stream.set_nonblocking(false).unwrap();
+    stream
 }
 
 /// Reads answers until the one to the last question.

@@ -11,6 +11,8 @@ use tokio::sync::mpsc;
 pub const GROUP_MAX: usize = 512;
 /// A group waits at most so long for those that should come.
 const GATHER_MAX: Duration = Duration::from_millis(1);
+/// And at most so many times as long as the last one took: who makes a file and writes to it is back after two rounds.
+const GATHER_ROUNDS: u32 = 2;
 
 /// Gathers groups out of a queue, one after another: what comes while one is under way goes together. Clients that
 /// ask again as soon as they are answered would make two groups of halves in turn, each of which waits for the other, so a group
@@ -65,7 +67,7 @@ impl<T> Groups<T> {
     /// A group of so many is done.
     pub fn done(&mut self, len: usize) {
         self.expected = len + self.queue.len();
-        self.patience = self.began.elapsed().min(GATHER_MAX);
+        self.patience = (GATHER_ROUNDS * self.began.elapsed()).min(GATHER_MAX);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The calling side: one connection, many requests at a time.
 
+use crate::stream::{self, ReadHalf, WriteHalf};
 use crate::{Frame, Patience, Progress, ReadFrame, read_frame};
 use bytes::{Buf, Bytes};
 use common::wire::frame::Kind;
@@ -13,8 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWriteExt, BufReader, BufWriter, ReadBuf};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, oneshot};
 
 /// Bytes of a connection's read buffer: small messages come many to a system call.
@@ -66,7 +66,7 @@ type Pending = Mutex<Option<HashMap<u64, (oneshot::Sender<Frame>, Option<Progres
 
 /// The writing half of a connection, and what of a frame is yet to be written before any other.
 struct Out {
-    write: BufWriter<OwnedWriteHalf>,
+    write: BufWriter<WriteHalf>,
     rest: Option<Queued>,
 }
 
@@ -115,7 +115,7 @@ struct Shared {
 
 /// The reading half of a connection; says when bytes come.
 struct Hearing {
-    stream: OwnedReadHalf,
+    stream: ReadHalf,
     heard: Progress,
 }
 
@@ -135,16 +135,16 @@ pub struct Conn {
 }
 
 /// Connects to the first address of this name that answers; over a unix socket if that is on this machine.
-async fn connect(addr: &str) -> io::Result<TcpStream> {
+async fn connect(addr: &str) -> io::Result<std::net::TcpStream> {
     let mut last = io::Error::other("the name has no address");
     for addr in tokio::net::lookup_host(addr).await? {
         if let Some(stream) = crate::here::connect(addr) {
-            return TcpStream::from_std(stream);
+            return Ok(stream);
         }
         let socket: std::net::TcpStream = crate::socket(addr)?.into();
         socket.set_nonblocking(true)?;
         match TcpSocket::from_std_stream(socket).connect(addr).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return stream.into_std(),
             Err(e) => last = e,
         }
     }
@@ -184,7 +184,7 @@ impl Conn {
     ) -> Result<Conn, NetError> {
         let fail = |source| NetError::Dial { addr: addr.into(), source };
         let stream = connect(addr).await.map_err(fail)?;
-        let (stream, mut write) = stream.into_split();
+        let (stream, mut write) = stream::split(stream).map_err(fail)?;
         let heard = Progress::default();
         let mut read = BufReader::with_capacity(BUFFER_BYTES, Hearing { stream, heard: heard.clone() });
         let hello = wire::frame(cluster, 0, 0, &Hello::new(caller), 0);
@@ -468,12 +468,13 @@ async fn write_queued(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::here;
     use common::ChunkHandle;
     use common::limits::PIECE_BYTES_MAX;
     use common::wire::client_chunk::ClientChunk;
     use std::ops::Range;
     use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     const LIMIT: Duration = Duration::from_secs(30);
     /// Threads and tasks that send, and how many frames each.
@@ -490,10 +491,20 @@ mod tests {
         bytes
     }
 
+    /// Where connections come in, over a unix socket or TCP.
+    type Listeners = (TcpListener, Option<here::Listener>);
+
+    async fn listen(near: bool) -> (String, Listeners) {
+        let far = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = far.local_addr().expect("an address");
+        (addr.to_string(), (far, near.then(|| here::Listener::new(addr).expect("the name is free"))))
+    }
+
     /// The other side of a connection, which has answered the greeting.
-    async fn greet(listener: TcpListener) -> BufReader<TcpStream> {
-        let (stream, _) = listener.accept().await.expect("a connection");
-        let mut stream = BufReader::new(stream);
+    async fn greet((far, near): Listeners) -> BufReader<TcpStream> {
+        let stream = here::accept_any(&far, &near).await.expect("a connection");
+        stream.set_nonblocking(true).expect("it is a socket");
+        let mut stream = BufReader::new(TcpStream::from_std(stream).expect("it does not block"));
         let ReadFrame::Frame(_) = read_frame(&mut stream).await else { panic!("no greeting") };
         let hello = HelloOk { cluster: ClusterId(7), version: 0 };
         let greeting = wire::frame(ClusterId(7), 0, 0, &hello, 0);
@@ -505,11 +516,16 @@ mod tests {
     /// sender in order, also where the socket takes only a part.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn frames_stay_whole_and_in_order_whoever_writes_them() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addr = listener.local_addr().expect("an address").to_string();
+        for near in [false, true] {
+            frames_stay_whole_and_in_order(near).await;
+        }
+    }
+
+    async fn frames_stay_whole_and_in_order(near: bool) {
+        let (addr, listeners) = listen(near).await;
         let (read, may_read) = oneshot::channel();
         let other_side = tokio::spawn(async move {
-            let mut stream = greet(listener).await;
+            let mut stream = greet(listeners).await;
             may_read.await.expect("it is told");
             let mut next = [0; 2 * SENDERS as usize];
             for _ in 0..2 * SENDERS * FRAMES {
@@ -555,10 +571,9 @@ mod tests {
     /// What was queued and is not written yet is not overtaken, even if nobody holds the socket just then.
     #[tokio::test]
     async fn nothing_goes_past_what_is_queued() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addr = listener.local_addr().expect("an address").to_string();
+        let (addr, listeners) = listen(true).await;
         let (dialled, mut stream) =
-            tokio::join!(Conn::dial(&addr, Caller::Client, ClusterId(7), LIMIT), greet(listener));
+            tokio::join!(Conn::dial(&addr, Caller::Client, ClusterId(7), LIMIT), greet(listeners));
         let conn = dialled.expect("it answers");
         let ask = |n| ClientChunk::Stat { handle: ChunkHandle(n) };
         assert!(tokio::task::try_id().is_none(), "this is no task");

@@ -48,6 +48,17 @@ pub async fn accept(listener: &Option<Listener>) -> io::Result<TcpStream> {
     }
 }
 
+/// The next connection, from anywhere.
+pub(crate) async fn accept_any(
+    far: &tokio::net::TcpListener,
+    near: &Option<Listener>,
+) -> io::Result<TcpStream> {
+    tokio::select! {
+        far = far.accept() => far?.0.into_std(),
+        near = accept(near) => near,
+    }
+}
+
 /// Connects to the server of an address if it is in this network namespace; it does not wait.
 pub fn connect(addr: SocketAddr) -> Option<TcpStream> {
     dial(addr).ok().or_else(|| {

@@ -5,6 +5,7 @@ mod conn;
 pub mod here;
 mod progress;
 mod serve;
+mod stream;
 mod tune;
 
 pub use conn::{Conn, NetError, Payload};

@@ -1,5 +1,6 @@
 //! The answering side: accepts, greets, hands requests to a handler, writes its answers.
 
+use crate::stream::{self, ReadHalf, WriteHalf};
 use crate::{Frame, Payload, ReadFrame, here, read_frame};
 use common::wire::frame::Kind;
 use common::wire::{self, Hello, HelloOk, Message};
@@ -10,7 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufReader, BufWriter};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
 /// Requests of one connection that are handled at a time.
@@ -74,11 +75,7 @@ pub async fn serve<H: Handler>(listener: TcpListener, cluster: ClusterId, handle
         let Ok(permit) = room.clone().acquire_owned().await else {
             return;
         };
-        let accepted = tokio::select! {
-            far = listener.accept() => far.map(|(stream, _)| stream),
-            near = here::accept(&here) => near.and_then(TcpStream::from_std),
-        };
-        match accepted {
+        match here::accept_any(&listener, &here).await.and_then(stream::split) {
             Ok(stream) => {
                 let handler = handler.clone();
                 tokio::spawn(async move {
@@ -95,8 +92,7 @@ pub async fn serve<H: Handler>(listener: TcpListener, cluster: ClusterId, handle
     }
 }
 
-async fn connection<H: Handler>(stream: TcpStream, cluster: ClusterId, handler: Arc<H>) {
-    let (read, write) = stream.into_split();
+async fn connection<H: Handler>((read, write): (ReadHalf, WriteHalf), cluster: ClusterId, handler: Arc<H>) {
     let mut read = BufReader::with_capacity(32 * 1024, read);
     let mut write = BufWriter::with_capacity(32 * 1024, write);
     let hello = match tokio::time::timeout(HELLO_LIMIT, read_frame(&mut read)).await {
@@ -165,10 +161,7 @@ async fn refuse_connection(answers: &mpsc::Sender<(Vec<u8>, Payload)>, cluster: 
     let _ = answers.send((wire::frame(cluster, 0, 0, &Refusal::from(code), 0), vec![])).await;
 }
 
-async fn write_answers(
-    mut write: BufWriter<tokio::net::tcp::OwnedWriteHalf>,
-    mut queue: mpsc::Receiver<(Vec<u8>, Payload)>,
-) {
+async fn write_answers(mut write: BufWriter<WriteHalf>, mut queue: mpsc::Receiver<(Vec<u8>, Payload)>) {
     while let Some((head, payload)) = queue.recv().await {
         let mut done = write.write_all(&head).await;
         for part in payload {
