@@ -2,7 +2,8 @@
 //! socket says that there is room whenever the other side has read something, which would wake whoever only waits
 //! for answers (docs/perf/0011).
 
-use std::io::{self, IoSlice, Read, Write};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, TcpStream};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -55,10 +56,15 @@ impl AsyncRead for ReadHalf {
     }
 }
 
+/// Writes to a connection. That the other side is gone is an error and no signal, which would end a command whose output is a pipe.
+fn put(stream: &TcpStream, parts: &[IoSlice]) -> io::Result<usize> {
+    Ok(sendmsg(stream, parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?)
+}
+
 impl WriteHalf {
     /// Writes what there is room for, without waiting.
     pub(crate) fn try_write_vectored(&self, parts: &[IoSlice]) -> io::Result<usize> {
-        self.stream.as_ref().write_vectored(parts)
+        put(&self.stream, parts)
     }
 }
 
@@ -83,9 +89,7 @@ impl AsyncWrite for WriteHalf {
                 }
                 continue;
             };
-            if let Ok(done) =
-                ready!(room.poll_write_ready(cx))?.try_io(|s| s.get_ref().as_ref().write_vectored(parts))
-            {
+            if let Ok(done) = ready!(room.poll_write_ready(cx))?.try_io(|s| put(s.get_ref(), parts)) {
                 self.room = None;
                 return Poll::Ready(done);
             }
