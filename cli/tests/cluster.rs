@@ -913,3 +913,36 @@ fn a_leader_that_was_away_does_not_answer_from_what_it_knew() {
         }
     }
 }
+
+/// A server that has gone is an error to who writes to it; by a signal, a broken pipe ends commands, and a mount.
+#[test]
+fn a_server_that_hangs_up_ends_no_command_by_a_signal() {
+    const HANG_UPS: usize = 20;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = port.local_addr().unwrap();
+    // Over a unix socket the first write after it fails already.
+    let listener = runtime.block_on(async { common_net::here::Listener::new(addr) }).unwrap();
+    let mut command = Command::new(cairn())
+        .args(["--cluster", &addr.to_string(), "ls", "/"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    for _ in 0..HANG_UPS {
+        let accepted = runtime.block_on(async {
+            tokio::time::timeout(deadline.saturating_duration_since(Instant::now()), listener.accept()).await
+        });
+        let ended = command.try_wait().unwrap();
+        assert!(ended.is_none() && accepted.is_ok(), "it ended: {ended:?}");
+        let mut stream = accepted.unwrap().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        let mut head = [0; HEADER_BYTES];
+        stream.read_exact(&mut head).unwrap();
+        stream.read_exact(&mut vec![0; Header::decode(&head).unwrap().body_len as usize]).unwrap();
+        let greeting = common::wire::HelloOk { cluster: ClusterId(7), version: 0 };
+        stream.write_all(&wire::frame(ClusterId(7), 0, 0, &greeting, 0)).unwrap();
+    }
+    command.kill().unwrap();
+    command.wait().unwrap();
+}
