@@ -90,10 +90,7 @@ fn listen(cluster: ClusterId, store: StoreId) -> io::Result<UnixListener> {
 
 /// One connection, to its end.
 async fn answer(mut stream: UnixStream, dir: &Path, board: &Board) -> io::Result<()> {
-    let caller = stream.peer_cred()?.uid();
-    if caller != 0 && caller != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it runs as another user"));
-    }
+    common_net::here::check_user(&stream)?;
     let mut asked = [0; ASK_BYTES];
     tokio::time::timeout(ASK_LIMIT, stream.read_exact(&mut asked)).await.map_err(io::Error::from)??;
     let wanted = Wanted::decode(&asked).map_err(|code| io::Error::other(code.text()))?;

@@ -158,10 +158,7 @@ fn now() -> Time {
 fn ask(cluster: ClusterId, store: StoreId, wanted: Wanted) -> io::Result<(File, UnixStream)> {
     let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(socket_name(cluster, store))?)?;
     // Anybody can listen under a name; what comes from another user is not a store's word.
-    let server = rustix::net::sockopt::socket_peercred(&stream)?.uid;
-    if !server.is_root() && server != rustix::process::geteuid() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user listens there"));
-    }
+    common_net::here::check_user(&stream)?;
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     stream.write_all(&wanted.encode())?;
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -77,11 +77,17 @@ fn dial(addr: SocketAddr) -> io::Result<TcpStream> {
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name(addr).as_bytes())?)?;
     // Anybody can listen under a name; behind a port that a server has bound there is only that server.
-    let server = sockopt::socket_peercred(&socket)?.uid;
-    if !server.is_root() && server != rustix::process::geteuid() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user listens there"));
-    }
+    check_user(&socket)?;
     connected(socket)
+}
+
+/// Refuses a unix socket whose other side runs neither as root nor as the user of this process.
+pub fn check_user(socket: impl AsFd) -> io::Result<()> {
+    let user = sockopt::socket_peercred(socket)?.uid;
+    if user.is_root() || user == rustix::process::geteuid() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, "the other side runs as another user"))
 }
 
 /// A connection, as the type that stands for those over TCP: what is done with one - it is read, written, waited for and
@@ -128,5 +134,31 @@ mod tests {
         let any = TcpListener::bind("0.0.0.0:0").expect("a port").local_addr().expect("an address");
         let _listener = Listener::new(any).expect("the name is free");
         assert!(connect(SocketAddr::from(([192, 0, 2, 1], any.port()))).is_none());
+    }
+
+    /// Anybody may listen under the name of an address; only root's and our own word is taken for it.
+    #[test]
+    fn another_user_that_listens_is_not_the_server() {
+        use std::os::unix::process::CommandExt;
+        use std::process::{Command, Stdio};
+        if !rustix::process::geteuid().is_root() {
+            return println!("skipped: needs root");
+        }
+        const NOBODY: u32 = 65534;
+        const SCRIPT: &str = "use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0) or die; \
+            bind(S, pack('Sa*', AF_UNIX, qq(\\0$ARGV[0]))) or die; listen(S, 5) or die; syswrite(STDOUT, 'x'); <STDIN>;";
+        let port = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = port.local_addr().expect("an address");
+        for (user, trusted) in [(0, true), (NOBODY, false)] {
+            let mut squatter = Command::new("perl");
+            squatter.args(["-e", SCRIPT, &name(addr)]).uid(user).current_dir("/");
+            let mut squatter =
+                squatter.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("perl is there");
+            let told = squatter.stdout.as_mut().expect("a pipe").read_exact(&mut [0]);
+            assert!(told.is_ok(), "it does not listen");
+            assert_eq!(connect(addr).is_some(), trusted, "user {user}");
+            drop(squatter.stdin.take());
+            squatter.wait().expect("it ends");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Framed connections over tokio: dial, call, serve. For masters, clients and the chunkservers'
-//! control ports; never for a shard's data port.
+//! control ports; never for a shard's data port, of which only
+//! the sockets come from here.
 
 mod conn;
 pub mod here;

@@ -56,7 +56,8 @@ impl AsyncRead for ReadHalf {
     }
 }
 
-/// Writes to a connection. That the other side is gone is an error and no signal, which would end a command whose output is a pipe.
+/// Writes to a connection. That the other side is gone is an error and no signal: that ends commands, and mounts, which
+/// have it so for their output's sake.
 fn put(stream: &TcpStream, parts: &[IoSlice]) -> io::Result<usize> {
     Ok(sendmsg(stream, parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?)
 }
