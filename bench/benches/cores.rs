@@ -136,7 +136,7 @@ impl One {
             files: BTreeMap::new(),
             seq: 0,
         };
-        one.step(Input::Session { session: SessionId(1), until: Time::NEVER });
+        one.step(Input::Session { session: SessionId(1), until: Time::NEVER, next_chunk: ChunkHandle(0) });
         one
     }
 

@@ -364,7 +364,15 @@ async fn heartbeat(
             snapshot: report.stats.snapshot,
         };
         match masters.try_ask(&StoreRequest::Heartbeat(beat)).await {
-            Some(StoreReply::Renewed { session_ms, orders, repairs, table: version, stores, snapshot }) => {
+            Some(StoreReply::Renewed {
+                session_ms,
+                orders,
+                repairs,
+                table: version,
+                stores,
+                snapshot,
+                next_chunk,
+            }) => {
                 done.clear();
                 // Before the deadline moves: what is admitted after it comes after the snapshot.
                 if snapshot > report.stats.snapshot {
@@ -389,7 +397,7 @@ async fn heartbeat(
                 }
                 let _ = shard.to.send(ToShard::Repairs(repairs));
                 let held = Span::from_ms(session_ms * (100 - DRIFT_PERCENT) / 100);
-                let _ = shard.to.send(ToShard::Session(session, sent + held));
+                let _ = shard.to.send(ToShard::Session(session, sent + held, next_chunk));
             }
             Some(StoreReply::Lapsed) => return Ok(()),
             Some(StoreReply::Refused { refusal, .. }) => {

@@ -120,6 +120,7 @@ pub fn open(path: &Path, config: &Config) -> anyhow::Result<DataDir> {
         extent_segment_bytes: meta.segment_bytes,
         segments_max: (capacity / meta.segment_bytes).clamp(1, u32::MAX as u64) as u32,
         scrub_period_s: config.scrub_period_s,
+        ..StoreConfig::default()
     };
     let recovered = read_all(path, store)?;
     let stat = std::fs::metadata(path)?;

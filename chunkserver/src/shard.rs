@@ -33,7 +33,8 @@ pub enum ToShard {
     /// The stores and their addresses.
     Table(Vec<StoreInfo>),
     /// The session holds until then.
-    Session(SessionId, Time),
+    /// And the next chunk that the masters name has this handle or a later one.
+    Session(SessionId, Time, ChunkHandle),
     /// The last snapshot that was taken.
     Snapshot(u64),
     /// Whether a chunk must be forked.
@@ -222,7 +223,9 @@ async fn run(
                 *shard.table.borrow_mut() = stores.into_iter().map(|s| (s.store, s.addr)).collect();
                 shard.table_told.notify_waiters();
             }
-            ToShard::Session(session, until) => shard.feed(Input::Session { session, until }),
+            ToShard::Session(session, until, next_chunk) => {
+                shard.feed(Input::Session { session, until, next_chunk })
+            }
             ToShard::Snapshot(number) => shard.feed(Input::Snapshot(number)),
             ToShard::Fork(handle, epoch, to, snapshot) => {
                 shard.feed(Input::Fork { handle, epoch, to, snapshot })

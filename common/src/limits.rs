@@ -100,6 +100,9 @@ pub const SESSION_MS: u64 = 2100;
 pub const DRIFT_PERCENT: u64 = 5;
 /// Time between two batched ReadIndex rounds for renewals.
 pub const RENEWAL_BATCH_MS: u64 = 100;
+/// Of chunks that were named longer ago than this, in milliseconds, a store makes none on the word of a client or of
+/// another store, but asks the masters first; so it can forget which of them were deleted.
+pub const HORIZON_MS: u64 = 600_000;
 /// The lease of a chunk's primary, as told to clients.
 pub const CHUNK_LEASE_MS: u64 = 60_000;
 /// Raft's heartbeat.

@@ -175,6 +175,7 @@ fn hostile_bodies_do_no_harm() {
             table: 3,
             stores: None,
             snapshot: 6,
+            next_chunk: ChunkHandle(9),
         }),
         wire::encode(&StoreReply::Fork { to: Some(config.clone()), snapshot: 6 }),
     ]);

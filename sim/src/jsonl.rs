@@ -203,7 +203,7 @@ impl<W: Write> JsonNode<W> {
                 "an empty master takes every store"
             );
         }
-        self.step(Input::Session { session: SessionId(1), until: Time::NEVER })?;
+        self.step(Input::Session { session: SessionId(1), until: Time::NEVER, next_chunk: ChunkHandle(0) })?;
         self.say(src, json!({"type": "init_ok", "in_reply_to": msg_id}))
     }
 

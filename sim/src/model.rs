@@ -368,7 +368,10 @@ impl State {
         let repairs = self.masters.repairs_for(store);
         let session = self.servers[n].session;
         let orders = (!orders.is_empty()).then_some(Input::Orders(orders));
-        let rest = [Input::Repairs(repairs), Input::Session { session, until: FOR_EVER }];
+        let rest = [
+            Input::Repairs(repairs),
+            Input::Session { session, until: FOR_EVER, next_chunk: ChunkHandle(0) },
+        ];
         self.answers.entry(n).or_default().push_back(orders.into_iter().chain(rest).collect());
     }
 

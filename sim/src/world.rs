@@ -46,6 +46,7 @@ pub fn small_store(tag: u64, incarnation: u64) -> StoreConfig {
         extent_segment_bytes: 16 * 1024 * 1024,
         segments_max: 8,
         scrub_period_s: 1,
+        horizon_ms: 300,
     }
 }
 
@@ -155,6 +156,7 @@ enum Event {
         orders: Vec<Order>,
         repairs: Vec<RepairOrder>,
         snapshot: u64,
+        next_chunk: ChunkHandle,
     },
     Lapsed {
         store: usize,
@@ -265,6 +267,7 @@ struct Carrying {
     until: Time,
     repairs: Vec<RepairOrder>,
     snapshot: u64,
+    next_chunk: ChunkHandle,
 }
 
 /// A connection that does not deliver.
@@ -854,11 +857,12 @@ impl World {
                     self.heard(store, session, sent, confirmed, snapshot);
                 }
             }
-            Event::Renewed { store, session, until, orders, repairs, snapshot, .. } => self.renewed(
-                store,
-                Carrying { left: orders.len(), session, until, repairs, snapshot },
-                orders,
-            ),
+            Event::Renewed { store, session, until, orders, repairs, snapshot, next_chunk, .. } => self
+                .renewed(
+                    store,
+                    Carrying { left: orders.len(), session, until, repairs, snapshot, next_chunk },
+                    orders,
+                ),
             Event::Lapsed { store, session, .. } => {
                 if self.servers[store].session == session {
                     self.register(store);

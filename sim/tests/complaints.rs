@@ -56,7 +56,7 @@ fn run_chunks(
     let mut disk = empty_disk(&config);
     let mut node = Node::new(StoreId(1), open(config, &mut disk).expect("an empty store opens"));
     let (mut now, mut inputs) = (Time(1), vec![]);
-    inputs.push(Input::Session { session: SessionId(1), until: Time::NEVER });
+    inputs.push(Input::Session { session: SessionId(1), until: Time::NEVER, next_chunk: ChunkHandle(0) });
     let (mut accused_of, mut written, mut seq) = (vec![], 0, 0);
     while now < Time(Span::from_ms(SPAN_MS).0) {
         if seq < writes && seq * 30 < now.0 / 1_000_000 {

@@ -31,11 +31,20 @@ struct One {
     stall: fn(FileRef) -> bool,
     stalled: VecDeque<DiskOp>,
     replies: Vec<(u64, ClientChunkReply, Vec<u8>)>,
+    /// Chunks that the masters have deleted.
+    deleted: Vec<u64>,
+    /// How another store's writes were refused.
+    refused: Vec<Code>,
 }
 
 fn chunk(n: u64) -> ChunkConfig {
     let (handle, primary) = (ChunkHandle(n), StoreId(1));
     ChunkConfig { handle, epoch: Epoch::first(0), primary, members: vec![primary], sealed: None, wait_ms: 0 }
+}
+
+fn led_by_other(n: u64) -> ChunkConfig {
+    let other = StoreId(2);
+    ChunkConfig { primary: other, members: vec![StoreId(1), other], ..chunk(n) }
 }
 
 impl One {
@@ -53,8 +62,10 @@ impl One {
             stall: |_| false,
             stalled: VecDeque::new(),
             replies: vec![],
+            deleted: vec![],
+            refused: vec![],
         };
-        one.step(Input::Session { session: SessionId(1), until: Time::NEVER });
+        one.step(Input::Session { session: SessionId(1), until: Time::NEVER, next_chunk: ChunkHandle(0) });
         one.settle();
         Ok(one)
     }
@@ -70,6 +81,10 @@ impl One {
                 Output::Disk(op) => self.asks.push_back(op),
                 Output::Reply { request, msg, data, .. } => self.replies.push((request, msg, data.concat())),
                 // The masters know each chunk as it was made; a restart gives a new epoch.
+                Output::Master(ask) if self.deleted.contains(&ask.handle.0) => {
+                    let answer = Err(Refusal::new(Code::NoSuchChunk, ask.handle));
+                    self.step(Input::Master { handle: ask.handle, answer });
+                }
                 Output::Master(ask) => {
                     let now = self.node.chunk_view(ask.handle).map_or(chunk(ask.handle.0), |v| v.config);
                     let epoch = match ask.what {
@@ -86,6 +101,7 @@ impl One {
                     let answer = Ok(ChunkConfig { epoch, ..chunk(ask.handle.0) });
                     self.step(Input::Master { handle: ask.handle, answer });
                 }
+                Output::Peer { msg: Peer::ApplyRefused { code, .. }, .. } => self.refused.push(code),
                 Output::Failed(why) => panic!("{why}"),
                 _ => {}
             }
@@ -166,10 +182,15 @@ impl One {
         }
     }
 
-    /// Another store leads a chunk of which this one is a member, and has it written to.
+    /// Another store leads chunk 9, of which this one is a member, and has it written to.
     fn apply(&mut self, data: &[u8]) {
-        let (handle, epoch, other) = (ChunkHandle(9), Epoch::first(0), StoreId(2));
         self.applied = self.applied.next();
+        self.apply_to(9, data);
+    }
+
+    /// The same of any chunk, once more.
+    fn apply_to(&mut self, n: u64, data: &[u8]) {
+        let (handle, epoch, other) = (ChunkHandle(n), Epoch::first(0), StoreId(2));
         let origin = Origin { epoch, incarnation: 1 };
         let op = WriteOp {
             request: RequestId { client: ClientId(9), seq: self.applied.0 },
@@ -179,7 +200,7 @@ impl One {
             serial: self.applied,
             origin,
         };
-        let config = ChunkConfig { primary: other, members: vec![StoreId(1), other], ..chunk(handle.0) };
+        let config = led_by_other(n);
         let msg = Peer::Apply {
             handle,
             epoch,
@@ -775,4 +796,65 @@ fn garbage_is_freed() {
     assert!(one.replies.iter().any(|r| r.0 == id && matches!(r.1, ClientChunkReply::Refused(_))));
     let mut again = One::open(config(2), one.disk).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(again.read(1, 0, 10), Err(Code::NoSuchChunk));
+}
+
+/// The masters say twice, long enough one after the other, that chunks below a handle were named; then come two checkpoints.
+fn grow_old(one: &mut One, next: u64) {
+    let age = Span::from_ms(config(1).horizon_ms);
+    for _ in 0..3 {
+        let (session, until, next_chunk) = (SessionId(1), Time::NEVER, ChunkHandle(next));
+        one.step(Input::Session { session, until, next_chunk });
+        one.now = one.now + age;
+        one.write(50, Some(0), b"something for the log");
+        one.checkpoint();
+    }
+}
+
+/// What was deleted long ago takes no room in memory, and comes back all the same on nobody's word but the masters'.
+#[test]
+fn floors_are_forgotten_and_nothing_comes_back() {
+    let order = |n| Order { handle: ChunkHandle(n), epoch: Epoch::DELETED, discard: true };
+    let mut one = fresh();
+    one.write(1, Some(0), b"one");
+    one.apply(b"nine");
+    one.deleted = vec![1, 9];
+    one.step(Input::Orders(vec![order(1), order(9), order(10)]));
+    one.settle();
+    assert_eq!(one.node.stats().floors, 3);
+    grow_old(&mut one, 10);
+    assert_eq!(one.node.stats().floors, 1, "what was named lately could still be on its way");
+    for restart in [false, true] {
+        if restart {
+            let deleted = std::mem::take(&mut one.deleted);
+            one = One::open(config(2), one.disk).unwrap_or_else(|e| panic!("{e}"));
+            (one.deleted, one.applied) = (deleted, Serial(1));
+        }
+        let id = one.send_write(1, Some(0), b"zombie");
+        one.settle();
+        let refused = |r: &(u64, ClientChunkReply, Vec<u8>)| match &r.1 {
+            ClientChunkReply::Refused(why) => r.0 == id && why.code == Code::NoSuchChunk,
+            _ => false,
+        };
+        assert!(one.replies.iter().any(refused), "{:?}", one.replies);
+        one.refused.clear();
+        one.apply_to(9, b"nine");
+        assert_eq!(one.refused, [Code::Busy]);
+        let config = ChunkConfig { epoch: Epoch::first(0).next(), ..led_by_other(9) };
+        one.step(Input::Peer {
+            from: StoreId(2),
+            snapshot: 0,
+            msg: Peer::NewEpoch { config },
+            data: Bytes::new(),
+        });
+        one.settle();
+        one.apply_to(10, b"ten");
+        assert_eq!(one.refused, [Code::Busy, Code::StaleEpoch], "10 has its floor");
+        let there = |n| one.node.chunk_view(ChunkHandle(n)).is_some();
+        assert!(!there(1) && !there(9) && !there(10), "after a restart: {restart}");
+    }
+    // One that is only old is made when the masters have said so.
+    one.refused.clear();
+    one.apply_to(3, b"three");
+    assert_eq!(one.refused, [Code::Busy]);
+    assert!(one.node.chunk_view(ChunkHandle(3)).is_some());
 }

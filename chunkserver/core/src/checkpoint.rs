@@ -109,6 +109,7 @@ pub(crate) struct Checkpoint {
     position: u64,
     chunks: VecDeque<Arc<ChunkState>>,
     floors: VecDeque<(ChunkHandle, Epoch)>,
+    horizon: Option<ChunkHandle>,
     segments: u32,
     block_index: u32,
     /// Entries that did not fit into the last block.
@@ -129,6 +130,7 @@ impl Checkpoint {
             position: 0,
             chunks: VecDeque::new(),
             floors: VecDeque::new(),
+            horizon: None,
             segments: 0,
             block_index: 0,
             entries: VecDeque::new(),
@@ -144,6 +146,8 @@ impl Checkpoint {
         if self.entries.is_empty() {
             if let Some(chunk) = self.chunks.pop_front() {
                 self.entries = chunk.dump().iter().map(common::wire::to_vec).collect();
+            } else if let Some(horizon) = self.horizon.take() {
+                self.entries.push_back(common::wire::to_vec(&CheckpointEntry::Horizon(horizon)));
             } else if !self.floors.is_empty() {
                 let n = self.floors.len().min(FLOORS_PER_ENTRY);
                 let floors = CheckpointEntry::Floors(self.floors.drain(..n).collect());
@@ -167,7 +171,9 @@ impl Node {
         loop {
             match &mut self.checkpoint.phase {
                 Phase::Idle => {
-                    let due = self.store.log.used() > self.store.log.capacity() / 4 || self.is_quiet();
+                    let due = self.store.log.used() > self.store.log.capacity() / 4
+                        || self.floors.are_many()
+                        || self.is_quiet();
                     if !due && !std::mem::take(&mut self.checkpoint.wanted) {
                         return;
                     }
@@ -336,7 +342,10 @@ impl Node {
         checkpoint.position = self.store.log.head();
         let real = self.chunks.iter().map(|(_, c)| c).filter(|c| c.state.config.epoch.number() > 0);
         checkpoint.chunks = real.map(|c| c.state.clone()).collect();
-        checkpoint.floors = self.floors.iter().map(|(h, e)| (*h, *e)).collect();
+        let (queued, in_groups) = self.store.log.records();
+        self.floors.cut(queued, in_groups, |handle| self.chunks.contains_key(&handle));
+        checkpoint.floors = self.floors.all().collect();
+        checkpoint.horizon = Some(self.floors.horizon());
         checkpoint.segments = self.store.alloc.segments();
         checkpoint.block_index = 0;
         checkpoint.pending = 0;

@@ -128,7 +128,7 @@ impl Node {
         let (handle, to) = (*handle, to.clone());
         let made = self.chunks.get(&to.handle).filter(|fork| fork.config().epoch.number() > 0);
         let made = made.map(|fork| fork.state.length as u64);
-        let is_over = self.floors.contains_key(&to.handle);
+        let is_over = self.is_fork_over(to.handle);
         let chunk = self.chunks.get_mut(&handle).expect("led");
         let ours = chunk.config();
         // Only under the epoch that the masters named the fork with: what of it was made is the same then.
@@ -183,6 +183,8 @@ impl Node {
     /// The next step of a fork, or the same once more.
     pub(crate) fn fork_on(&mut self, handle: ChunkHandle, out: &mut Outbox) {
         let (me, now) = (self.id, self.now);
+        let forking = self.chunks.get(&handle).and_then(|c| c.lead.as_ref()?.forking.as_ref());
+        let is_over = forking.and_then(|f| f.to()).is_some_and(|to| self.is_fork_over(to));
         let Some(chunk) = self.chunks.get_mut(&handle) else { return };
         let Some(lead) = chunk.lead.as_mut().filter(|l| matches!(l.phase, Phase::Serving)) else { return };
         let Some(forking) = &mut lead.forking else { return };
@@ -190,7 +192,6 @@ impl Node {
         let at_rest = chunk.state.tail.is_empty() && lead.joining.is_none() && lead.sealing.is_empty();
         let mut again = ASK_AGAIN_MS;
         if matches!(forking.why, Why::Clone(_)) {
-            let is_over = forking.to().is_some_and(|to| self.floors.contains_key(&to));
             let late = now.since(forking.since) >= Span::from_ms(APPLY_TIMEOUT_MS);
             match &forking.step {
                 Step::Made(_) => {
@@ -205,6 +206,8 @@ impl Node {
         }
         match forking.step.clone() {
             Step::Asking => self.ask(handle, Ask::Fork { epoch }, out),
+            // Under a new epoch they name another.
+            Step::Resting(_) if is_over => self.ask(handle, Ask::Takeover { epoch }, out),
             Step::Resting(to) if at_rest || Mutant::ForkWithTail.on() => {
                 forking.since = now;
                 forking.step = Step::Making(to.clone(), chunk.state.config.members.iter().copied().collect());
@@ -259,8 +262,12 @@ impl Node {
         let Some(chunk) = self.chunks.get(&handle) else { return };
         let ours = chunk.config();
         let follows = ours.epoch == epoch && ours.primary == from && !chunk.state.removed;
-        if !follows || config.members != ours.members || self.floors.contains_key(&config.handle) {
+        if !follows || config.members != ours.members || self.floors.is_over(config.handle) {
             return;
+        }
+        if self.is_fork_over(config.handle) {
+            // Under a new epoch the masters name another.
+            return self.refuse_apply(from, handle, Code::NoSuchChunk, out);
         }
         self.advance(handle, point.1);
         let state = &self.chunks[&handle].state;
@@ -273,6 +280,12 @@ impl Node {
                 self.fork_durable(handle, epoch, to, out);
             }
         }
+    }
+
+    /// Whether a fork is not to be made any more. Nobody makes one that was named so long ago that its floor may be forgotten;
+    /// the masters do not know it yet, and cannot be asked.
+    fn is_fork_over(&self, to: ChunkHandle) -> bool {
+        self.floors.is_over(to) || self.floors.may_be_forgotten(to) && !self.chunks.contains_key(&to)
     }
 
     /// Makes a fork of a chunk that is at rest, or says once more that it is made.

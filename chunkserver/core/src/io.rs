@@ -63,6 +63,8 @@ pub enum Input {
         session: SessionId,
         /// Until when.
         until: Time,
+        /// The next chunk that the masters name has this handle or a later one.
+        next_chunk: ChunkHandle,
     },
     /// What the masters want; answered by `Output::Confirmed`.
     Orders(Vec<Order>),

@@ -93,7 +93,7 @@ impl Node {
         let handle = config.handle;
         let id = CopyId { handle, epoch: config.epoch, attempt };
         let sound = config.invalid().is_none() && !config.members.contains(&self.id);
-        let floor = self.floors.get(&handle).copied().unwrap_or_default();
+        let floor = self.floors.of(handle);
         if !sound || floor > config.epoch || self.learners.get(&handle).is_some_and(|l| l.id == id) {
             return;
         }

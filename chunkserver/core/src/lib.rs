@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod chunks;
+mod floors;
 mod fork;
 mod held;
 pub mod io;

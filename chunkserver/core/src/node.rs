@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::chunks::Chunks;
+use crate::floors::Floors;
 use crate::held::{HeldPieces, Upstream, piece_len};
 use crate::io::{Ask, ConnId, Input, MasterAsk, Outbox, Output};
 use crate::learner::Learner;
@@ -147,6 +148,8 @@ pub struct Stats {
     pub scrubs: u64,
     /// Checksum mismatches found on reads.
     pub corrupt: u64,
+    /// Floors: chunks that were here and are remembered for it.
+    pub floors: u64,
 }
 
 /// The node of one store.
@@ -163,7 +166,7 @@ pub struct Node {
     pub(crate) chunks: Chunks,
     /// What clients on this machine see.
     pub(crate) board: Board,
-    pub(crate) floors: BTreeMap<ChunkHandle, Epoch>,
+    pub(crate) floors: Floors,
     pub(crate) held: HeldPieces,
     pub(crate) reads: BTreeMap<u64, ReadFor>,
     pub(crate) checkpoint: Checkpoint,
@@ -206,7 +209,8 @@ impl Node {
 
     /// Whether a chunk that is not here was never here, either.
     pub(crate) fn is_new(&self, handle: ChunkHandle) -> bool {
-        self.first_chunk.is_none_or(|first| handle >= first) || Mutant::LedAsNew.on()
+        let made_before = self.first_chunk.is_some_and(|first| handle < first);
+        !made_before && !self.floors.may_be_forgotten(handle) || Mutant::LedAsNew.on()
     }
 
     /// A node on a recovered store.
@@ -221,7 +225,7 @@ impl Node {
             store: recovered.store,
             chunks,
             board: Board::default(),
-            floors: recovered.floors,
+            floors: Floors::recovered(recovered.floors, recovered.horizon),
             held: HeldPieces::default(),
             reads: BTreeMap::new(),
             checkpoint: Checkpoint::new(recovered.checkpoint),
@@ -263,7 +267,9 @@ impl Node {
             Input::PeerReset { peer } => self.peer_reset(peer, out),
             Input::PeerLost { peer } => self.peer_lost(peer, out),
             Input::Master { handle, answer } => self.master_answers(handle, answer, out),
-            Input::Session { session, until } => {
+            Input::Session { session, until, next_chunk } => {
+                let age = Span::from_ms(self.store.config().horizon_ms);
+                self.floors.next_chunk(self.now, next_chunk, age);
                 self.session = Some((session, until));
                 out.push(Output::Post(Post::Head(Head { session, until })));
             }
@@ -490,11 +496,18 @@ impl Node {
     /// The chunk, made as an empty one that has yet to be confirmed if it is not known here.
     /// A floor says that it may not be.
     pub(crate) fn unknown_chunk(&mut self, handle: ChunkHandle, ask: Waiting, out: &mut Outbox) {
-        if self.floors.get(&handle) == Some(&Epoch::DELETED) || handle == ChunkHandle::HOLE {
+        if self.floors.of(handle) == Epoch::DELETED || handle == ChunkHandle::HOLE {
             return refuse(&ask, Code::NoSuchChunk, out);
         }
-        self.placeholder(handle);
+        self.ask_before_making(handle, out);
         self.park(handle, ask, out);
+    }
+
+    /// The chunk may have been here once and been deleted: the masters know, and make it if it is not.
+    pub(crate) fn ask_before_making(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        if !self.chunks.contains_key(&handle) {
+            self.placeholder(handle);
+        }
         self.ask(handle, Ask::Confirm, out);
     }
 
@@ -566,7 +579,9 @@ impl Node {
             // Never created here: it is empty, whatever its epoch.
             let begins = config.primary == self.id && config.epoch.number() == 1 && self.is_new(handle);
             let others = config.members.clone();
-            self.create(config, Ticket::None);
+            // A primary that takes it over waits for what is here.
+            let ticket = Ticket::Config(handle, config.epoch);
+            self.create(config, ticket);
             let chunk = self.chunks.get_mut(&handle).expect("just made");
             chunk.confirmed = session;
             if begins {
@@ -621,8 +636,7 @@ impl Node {
     /// From this epoch on the store takes no part in the chunk; or the chunk is deleted.
     pub(crate) fn remove(&mut self, order: Order, ticket: Ticket, out: &mut Outbox) {
         let Order { handle, epoch, discard } = order;
-        let floor = self.floors.entry(handle).or_insert(epoch);
-        *floor = epoch.max(*floor);
+        self.floors.raise(handle, epoch);
         self.copy_overtaken(handle, epoch);
         let stays = self.chunks.get(&handle).is_some_and(|c| c.config().epoch >= epoch);
         let record = match discard && epoch != Epoch::DELETED {
@@ -756,6 +770,7 @@ impl Node {
             copy_rate: self.pace.rate().unwrap_or(0),
             scrubs: self.scrub.passes,
             corrupt: self.corrupt,
+            floors: self.floors.all().len() as u64,
         }
     }
 

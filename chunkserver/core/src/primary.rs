@@ -119,7 +119,7 @@ impl Node {
                     && c.epoch.number() == 1
                     && c.primary == self.id
                     && c.sealed.is_none()
-                    && !self.floors.contains_key(&handle)
+                    && !self.floors.is_over(handle)
             };
             let Some(config) = create.as_ref().filter(first).cloned() else {
                 return self.unknown_chunk(handle, ask, out);

@@ -138,11 +138,11 @@ impl Node {
         }
     }
 
-    fn refuse_apply(&self, to: StoreId, handle: ChunkHandle, code: Code, out: &mut Outbox) {
+    pub(crate) fn refuse_apply(&self, to: StoreId, handle: ChunkHandle, code: Code, out: &mut Outbox) {
         let chunk = self.chunks.get(&handle);
         let applied = chunk.map_or(Serial(0), |c| c.state.last_point().1);
         let known = chunk.map_or(Epoch(0), |c| c.config().epoch);
-        let epoch = known.max(self.floors.get(&handle).copied().unwrap_or_default());
+        let epoch = known.max(self.floors.of(handle));
         out.push(Output::Peer { to, msg: Peer::ApplyRefused { handle, epoch, applied, code }, data: vec![] });
     }
 
@@ -158,7 +158,7 @@ impl Node {
         out: &mut Outbox,
     ) {
         let from = apply.from;
-        if self.floors.get(&handle).is_some_and(|floor| epoch < *floor) {
+        if epoch < self.floors.of(handle) {
             return self.refuse_apply(from, handle, Code::StaleEpoch, out);
         }
         let exists = self.chunks.get(&handle).is_some_and(|c| c.config().epoch.number() > 0);
@@ -172,6 +172,10 @@ impl Node {
                     && c.members.contains(&self.id)
             };
             match create.filter(good) {
+                Some(_) if self.floors.may_be_forgotten(handle) => {
+                    self.ask_before_making(handle, out);
+                    return self.refuse_apply(from, handle, Code::Busy, out);
+                }
                 Some(config) => self.create(ChunkConfig { wait_ms: 0, ..config }, Ticket::None),
                 None => return self.refuse_apply(from, handle, Code::NoSuchChunk, out),
             }

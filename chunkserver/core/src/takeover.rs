@@ -170,13 +170,17 @@ impl Node {
         if config.invalid().is_some() || config.primary != from || !config.members.contains(&self.id) {
             return refuse(Code::BadArgument, Epoch(0), out);
         }
-        let floor = self.floors.get(&handle).copied().unwrap_or_default();
+        let floor = self.floors.of(handle);
         let known = self.chunks.get(&handle).map_or(Epoch(0), |c| c.config().epoch);
         if epoch < floor || epoch < known {
             return refuse(Code::StaleEpoch, floor.max(known), out);
         }
         let ticket = Ticket::Config(handle, epoch);
         let config = ChunkConfig { wait_ms: 0, ..config };
+        if known.number() == 0 && self.floors.may_be_forgotten(handle) {
+            // The primary says so again.
+            return self.ask_before_making(handle, out);
+        }
         if known.number() == 0 {
             self.create(config, ticket);
         } else if epoch > known {

@@ -43,7 +43,7 @@ impl Node {
     /// asks again when it does.
     fn teaches(&mut self, to: StoreId, copy: CopyId, out: &mut Outbox) -> bool {
         let CopyId { handle, epoch, .. } = copy;
-        if self.floors.get(&handle).is_some_and(|floor| *floor > epoch) {
+        if self.floors.of(handle) > epoch {
             self.refuse_copy(to, copy, Code::StaleEpoch, out);
             return false;
         }

@@ -220,6 +220,8 @@ pub enum StoreReply {
         stores: Option<Vec<StoreInfo>>,
         /// The last snapshot that was taken: what is written from now on comes after it.
         snapshot: u64,
+        /// Chunks that are named from now on have handles from this on.
+        next_chunk: ChunkHandle,
     },
     /// The session is over; register anew.
     Lapsed,

@@ -108,9 +108,14 @@ impl Metadata {
         Ok(handle)
     }
 
+    /// Chunks that are named from now on have this handle or a later one.
+    pub fn next_chunk(&self) -> ChunkHandle {
+        ChunkHandle::new(0, self.next_chunk)
+    }
+
     /// A name that no chunk ever had.
     pub(crate) fn name_chunk(&mut self) -> ChunkHandle {
-        let handle = ChunkHandle::new(0, self.next_chunk);
+        let handle = self.next_chunk();
         self.next_chunk += 1;
         handle
     }

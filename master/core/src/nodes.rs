@@ -156,7 +156,7 @@ impl Metadata {
         let state = StoreState::Up(session);
         self.stores.insert(id, Store { server, register, state, recent, recent_ns, doubted: false });
         self.table += 1;
-        let next_chunk = ChunkHandle::new(0, self.next_chunk);
+        let next_chunk = self.next_chunk();
         Ok(StoreReply::Registered { store: id, server, session, next_chunk })
     }
 

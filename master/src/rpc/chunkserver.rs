@@ -134,18 +134,18 @@ impl Rpc {
             }
             let (orders, all) = state.orders_for(store, ORDERS_MAX);
             let stores = (state.table_version() != table).then(|| state.store_table());
-            let last = (state.table_version(), state.last_snapshot());
+            let last = (state.table_version(), state.last_snapshot(), state.next_chunk());
             Ok(Some((orders, all, state.repairs_for(store), last, stores)))
         });
         match renewed.await {
             Err(reply) => reply,
             Ok(None) => StoreReply::Lapsed,
-            Ok(Some((orders, all, repairs, (table, snapshot), stores))) => {
+            Ok(Some((orders, all, repairs, (table, snapshot, next_chunk), stores))) => {
                 self.leader.knows_snapshot(store, session, known);
                 self.usage.0.lock().expect("never poisoned").insert(store, (capacity, used));
                 // With orders still to come the deadline does not move; the next heartbeat does it.
                 let session_ms = if all { SESSION_MS } else { 0 };
-                StoreReply::Renewed { session_ms, orders, repairs, table, stores, snapshot }
+                StoreReply::Renewed { session_ms, orders, repairs, table, stores, snapshot, next_chunk }
             }
         }
     }

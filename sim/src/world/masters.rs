@@ -182,7 +182,8 @@ impl World {
         let held = if all { SESSION_MS * (100 - DRIFT_PERCENT) / 100 } else { 0 };
         let until = sent + Span::from_ms(held);
         let snapshot = self.masters.state.last_snapshot();
-        self.later(Event::Renewed { store: n, life, session, until, orders, repairs, snapshot });
+        let next_chunk = self.masters.state.next_chunk();
+        self.later(Event::Renewed { store: n, life, session, until, orders, repairs, snapshot, next_chunk });
     }
 
     /// A store hears that its session goes on; first it carries out what it was told to.
@@ -199,10 +200,10 @@ impl World {
     }
 
     fn carried(&mut self, n: usize, renewal: Carrying) {
-        let Carrying { session, until, repairs, snapshot, .. } = renewal;
+        let Carrying { session, until, repairs, snapshot, next_chunk, .. } = renewal;
         self.step(n, Input::Snapshot(snapshot));
         self.step(n, Input::Repairs(repairs));
-        self.step(n, Input::Session { session, until });
+        self.step(n, Input::Session { session, until, next_chunk });
     }
 
     /// A store has carried out orders, durably.

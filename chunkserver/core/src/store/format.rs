@@ -376,6 +376,8 @@ pub enum CheckpointEntry {
     Tail(WriteOp, Place),
     /// Chunks that this store must not take part in below an epoch.
     Floors(Vec<(ChunkHandle, Epoch)>),
+    /// Below this handle the floors of chunks that are not here may have been forgotten.
+    Horizon(ChunkHandle),
 }
 
 /// A chunk in a checkpoint.

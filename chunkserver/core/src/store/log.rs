@@ -35,6 +35,8 @@ pub struct Log<T> {
     tail: u64,
     queue: VecDeque<Queued<T>>,
     queue_bytes: usize,
+    /// Records that were ever queued.
+    queued: u64,
     /// How many of them somebody waits for.
     urgent: usize,
     /// Tickets of the group under way, and where it ends.
@@ -65,32 +67,50 @@ impl<T> Log<T> {
         head: u64,
     ) -> Log<T> {
         assert!(tail <= head);
-        let (queue, queue_bytes, urgent, flight) = (VecDeque::new(), 0, 0, None);
-        Log { segment_bytes, segments, tag, incarnation, head, tail, queue, queue_bytes, urgent, flight }
+        let (queue, queue_bytes, queued, urgent, flight) = (VecDeque::new(), 0, 0, 0, None);
+        Log {
+            segment_bytes,
+            segments,
+            tag,
+            incarnation,
+            head,
+            tail,
+            queue,
+            queue_bytes,
+            queued,
+            urgent,
+            flight,
+        }
     }
 
     /// Queues a record; the ticket comes back when it is durable.
     pub fn push(&mut self, record: &Record, ticket: T) {
         self.urgent += 1;
-        self.queued(record, ticket, None);
+        self.enqueue(record, ticket, None);
     }
 
     /// Queues a record that nobody waits for: it goes with the next that somebody does, or a little later.
     pub fn push_later(&mut self, record: &Record, ticket: T, now: Time) {
-        self.queued(record, ticket, Some(now + Span::from_ms(LATER_MS)));
+        self.enqueue(record, ticket, Some(now + Span::from_ms(LATER_MS)));
     }
 
-    fn queued(&mut self, record: &Record, ticket: T, later: Option<Time>) {
+    fn enqueue(&mut self, record: &Record, ticket: T, later: Option<Time>) {
         let has_extents = !record.runs().is_empty();
         let record = common::wire::to_vec(record);
         assert!(record.len() + 4 + GROUP_HEADER_BYTES <= LOG_GROUP_BYTES_MAX, "record too long");
         self.queue_bytes += record.len();
+        self.queued += 1;
         self.queue.push_back(Queued { record, has_extents, ticket, later });
     }
 
     /// Position of the next group: all that is durable lies before it.
     pub fn head(&self) -> u64 {
         self.head
+    }
+
+    /// How many records were ever queued, and how many of them are in groups, which lie before the head.
+    pub fn records(&self) -> (u64, u64) {
+        (self.queued, self.queued - self.queue.len() as u64)
     }
 
     /// Position of the last checkpoint.

@@ -14,7 +14,8 @@ use alloc::{Alloc, Blocks};
 use bytes::Bytes;
 use common::Mutant;
 use common::limits::{
-    BLOCK_BYTES, EXTENT_SEGMENT_BYTES, LOG_SEGMENT_BYTES, LOG_SEGMENTS, PROMISED_BYTES_MAX, SCRUB_PERIOD_S,
+    BLOCK_BYTES, EXTENT_SEGMENT_BYTES, HORIZON_MS, LOG_SEGMENT_BYTES, LOG_SEGMENTS, PROMISED_BYTES_MAX,
+    SCRUB_PERIOD_S,
 };
 use common::wire::chunk_chunk::{CopyId, LogPoint};
 use common::wire::chunk_master::Order;
@@ -52,6 +53,8 @@ pub struct StoreConfig {
     pub segments_max: u32,
     /// Everything is read and verified once in so many seconds.
     pub scrub_period_s: u64,
+    /// Chunks that were named so long ago, in milliseconds, are made only if the masters know them.
+    pub horizon_ms: u64,
 }
 
 impl Default for StoreConfig {
@@ -64,6 +67,7 @@ impl Default for StoreConfig {
             extent_segment_bytes: EXTENT_SEGMENT_BYTES,
             segments_max: u32::MAX,
             scrub_period_s: SCRUB_PERIOD_S,
+            horizon_ms: HORIZON_MS,
         }
     }
 }
@@ -622,6 +626,8 @@ pub struct Recovered {
     pub chunks: BTreeMap<ChunkHandle, Arc<ChunkState>>,
     /// Epochs below which this store takes no part in a chunk.
     pub floors: BTreeMap<ChunkHandle, Epoch>,
+    /// Below this handle floors of what is not here may have been forgotten.
+    pub horizon: ChunkHandle,
     /// The checkpoint that was used.
     pub checkpoint: u64,
     /// Records that were replayed.

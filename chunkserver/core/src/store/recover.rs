@@ -78,6 +78,7 @@ struct Loaded {
     segments: u32,
     chunks: BTreeMap<ChunkHandle, ChunkState>,
     floors: BTreeMap<ChunkHandle, Epoch>,
+    horizon: ChunkHandle,
 }
 
 /// The blocks of an empty store's first checkpoint.
@@ -132,6 +133,7 @@ pub fn recover(config: StoreConfig, read: &mut ReadFn) -> Result<Recovered, Reco
         store: Store::new(config, log, alloc, crcs),
         chunks: loaded.chunks.into_iter().map(|(h, c)| (h, Arc::new(c))).collect(),
         floors: loaded.floors,
+        horizon: loaded.horizon,
         checkpoint: loaded.sequence,
         replayed: replayed.records,
     })
@@ -188,8 +190,9 @@ impl Reader<'_, '_> {
                         if store_tag != self.config.tag {
                             return Err(RecoverError::OtherStore);
                         }
+                        let (sequence, horizon) = (head.sequence, ChunkHandle(0));
                         let (chunks, floors) = (BTreeMap::new(), BTreeMap::new());
-                        loaded = Some(Loaded { sequence: head.sequence, position, segments, chunks, floors });
+                        loaded = Some(Loaded { sequence, position, segments, chunks, floors, horizon });
                     }
                     (CheckpointEntry::Chunk(dump), Some(loaded)) => {
                         of = dump.config.handle;
@@ -208,6 +211,7 @@ impl Reader<'_, '_> {
                         }
                     }
                     (CheckpointEntry::Floors(floors), Some(loaded)) => loaded.floors.extend(floors),
+                    (CheckpointEntry::Horizon(horizon), Some(loaded)) => loaded.horizon = horizon,
                     _ => return Ok(None),
                 }
             }
