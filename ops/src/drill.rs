@@ -84,6 +84,7 @@ pub const DRILLS: &[Drill] = &[
         "kill -9 of every process at once, and their file system forgets what was not synced",
     ),
     drill("disk-hang", Hit::Hang, "a chunkserver's disk completes no write for 6 s"),
+    drill("leader-disk-hang", Hit::LeaderHang, "the leading master's disk completes no write for 6 s"),
     drill("disk-slow", Hit::SlowDisk, "a chunkserver's disk does 20 writes a second, for 10 s"),
     drill("disk-pulled", Hit::Pulled, "a chunkserver's disk answers every request with an error"),
     drill("store-lost", Hit::Lost, "a chunkserver is killed and never comes back"),
@@ -231,25 +232,30 @@ async fn under_load(
     let spec = drill.spec();
     let net = if drill.needs_network() { Some(Net::new(spec.names())?) } else { None };
     std::fs::create_dir_all(home)?;
-    // Dropped after the cluster.
-    let disk = match drill.hit {
-        Hit::Power => Some(LoopDisk::new(&home.join("power"), POWER_DISK_BYTES)?),
+    let (bytes, on_disks) = match drill.hit {
+        Hit::Power => (POWER_DISK_BYTES, vec![spec.names()]),
         Hit::Pulled | Hit::Hang | Hit::SlowDisk => {
-            Some(LoopDisk::new(&home.join("disk"), pulled::DISK_BYTES)?)
+            (pulled::DISK_BYTES, vec![vec![pulled::VICTIM.to_owned()]])
         }
-        _ => None,
+        Hit::LeaderHang => {
+            let masters = spec.names().into_iter().filter(|name| name.starts_with('m'));
+            (pulled::MASTER_DISK_BYTES, masters.map(|name| vec![name]).collect())
+        }
+        _ => (0, vec![]),
     };
+    // Dropped after the cluster.
+    let new = |(n, _)| LoopDisk::new(&home.join(format!("disk{n}")), bytes);
+    let disks = on_disks.iter().enumerate().map(new).collect::<anyhow::Result<Vec<_>>>()?;
     let mut cluster = Cluster::open_on(&home.join("cluster"), &spec, binary, net)?;
-    if let Some(disk) = &disk {
-        let on_it = |name: &String| drill.hit == Hit::Power || name == pulled::VICTIM;
-        spec.names().iter().filter(|name| on_it(name)).try_for_each(|name| disk.hold(&cluster, name))?;
+    for (disk, names) in disks.iter().zip(&on_disks) {
+        names.iter().try_for_each(|name| disk.hold(&cluster, name))?;
     }
     cluster.start_all()?;
     cluster.healthy().await?;
     // The grace after a start, in which members that have not registered are not removed.
     tokio::time::sleep(Duration::from_secs(3)).await;
     for round in 0..repeats {
-        let done = one(drill, &spec, &mut cluster, disk.as_ref(), round, outcome).await;
+        let done = one(drill, &spec, &mut cluster, &disks, round, outcome).await;
         done.with_context(|| format!("round {round}"))?;
     }
     cluster.stop()
@@ -259,7 +265,7 @@ async fn one(
     drill: &Drill,
     spec: &Spec,
     cluster: &mut Cluster,
-    disk: Option<&LoopDisk>,
+    disks: &[LoopDisk],
     round: u32,
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
@@ -276,13 +282,20 @@ async fn one(
         load.mark();
     }
     let struck = Instant::now();
-    let down = match (drill.hit, disk) {
+    let down = match (drill.hit, disks.first()) {
         (Hit::Grow, _) => {
             outcome.notes.push(grow::run(cluster, spec, &client, round).await?);
             vec![]
         }
         (Hit::Hang, Some(disk)) => {
             pulled::hang(cluster, disk, &client).await?;
+            vec![]
+        }
+        (Hit::LeaderHang, _) => {
+            let leader = Scene { cluster, client: &client, load: &load }.leader().await?;
+            let its =
+                disks.iter().find(|disk| disk.holds(&leader)).context("the leader has a disk of its own")?;
+            outcome.notes.push(pulled::hang_leader(its, &client).await?);
             vec![]
         }
         (Hit::SlowDisk, Some(disk)) => {
@@ -296,7 +309,7 @@ async fn one(
         (hit, _) => Scene { cluster, client: &client, load: &load }.strike(hit).await?,
     };
     if drill.errors_allowed() {
-        if let Some(disk) = disk {
+        for disk in disks {
             disk.pull()?;
             disk.plug()?;
         }

@@ -6,6 +6,7 @@
 //! thread that has them, if nothing is queued, and spares the way to the writer's thread and back. A leader sends them
 //! to its followers meanwhile.
 
+use super::hung::Hung;
 use super::{LogId, RaftEntry, TypeConfig, Vote, from_bytes, to_bytes};
 use common::checksum::crc32c;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -100,6 +101,7 @@ struct Writer {
     /// A spare one was made, or could not be made, since the last segment was begun.
     prepared: bool,
     failed: Option<String>,
+    hung: Arc<Hung>,
     /// Twice the memory that is needed, so that an aligned part of it can be used.
     buffer: Vec<u8>,
 }
@@ -158,6 +160,7 @@ impl LogStore {
             spare: vec![],
             prepared: false,
             failed: None,
+            hung: Hung::watch(dir)?,
             buffer: vec![],
         };
         let (writer, queued) = (Arc::new(Mutex::new(writer)), Arc::new(AtomicUsize::new(0)));
@@ -326,7 +329,8 @@ impl Writer {
         if let Some(why) = &self.failed {
             return Err(why.clone());
         }
-        let result = self.write(batch).map_err(|e| format!("write the Raft log: {e}"));
+        let hung = self.hung.clone();
+        let result = hung.during(|| self.write(batch)).map_err(|e| format!("write the Raft log: {e}"));
         if let Err(why) = &result {
             // A failed write is never tried again: nobody can say what is durable.
             tracing::error!(%why, "the Raft log has failed");

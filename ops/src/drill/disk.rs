@@ -89,6 +89,11 @@ impl LoopDisk {
         std::os::unix::fs::symlink(&to, &from).with_context(|| format!("link {}", from.display()))
     }
 
+    /// Whether the data directory of a server lies on it.
+    pub fn holds(&self, name: &str) -> bool {
+        self.mount.join(name).exists()
+    }
+
     /// From now on every request is answered with an error, and what was not synced never gets to
     /// the disk (EXT4_IOC_SHUTDOWN, without a flush of the journal).
     pub fn pull(&self) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! The disk of one chunkserver hangs, or is slow; or it answers every request with an error: then the
-//! store goes out of service by itself, its chunks get new members, and it comes back when the disk does.
+//! store goes out of service by itself, its chunks get new members, and it comes back when the disk does. Or that of
+//! the leading master hangs: two others' disks are enough.
 
 use super::disk::LoopDisk;
 use super::load::Load;
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes of the disk.
 pub(super) const DISK_BYTES: u64 = 8 << 30;
+/// Bytes of a master's.
+pub(super) const MASTER_DISK_BYTES: u64 = 1 << 30;
 /// Whose disk it is.
 pub(super) const VICTIM: &str = "cs1";
 
@@ -42,6 +45,23 @@ pub(super) async fn hang(cluster: &Cluster, disk: &LoopDisk, client: &Client) ->
     let _frozen = disk.freeze()?;
     tokio::time::sleep(HANGS).await;
     Ok(())
+}
+
+/// Names go on meanwhile, or under another leader.
+pub(super) async fn hang_leader(disk: &LoopDisk, client: &Client) -> anyhow::Result<String> {
+    let _frozen = disk.freeze()?;
+    let (before, began) = (client.status().await?.leader, Instant::now());
+    let mut changed = None;
+    while began.elapsed() < HANGS {
+        if changed.is_none() && client.status().await?.leader != before {
+            changed = Some(began.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(match changed {
+        Some(after) => format!("another leads after {} ms", after.as_millis()),
+        None => "the same leads on, with its followers' disks".into(),
+    })
 }
 
 /// What is measured is what is felt of it once it should have been noticed.

@@ -29,6 +29,7 @@ pub(super) enum Hit {
     Power,
     Pulled,
     Hang,
+    LeaderHang,
     SlowDisk,
     Clients,
     Lost,
@@ -142,6 +143,7 @@ impl Scene<'_> {
             Hit::Grow
             | Hit::Pulled
             | Hit::Hang
+            | Hit::LeaderHang
             | Hit::SlowDisk
             | Hit::FullDisk
             | Hit::Storm
@@ -157,7 +159,8 @@ impl Scene<'_> {
         Ok(vec![])
     }
 
-    async fn leader(&self) -> anyhow::Result<String> {
+    /// The leading master's name.
+    pub async fn leader(&self) -> anyhow::Result<String> {
         let leader = self.client.status().await?.leader.context("nobody leads")?;
         Ok(format!("m{leader}"))
     }
