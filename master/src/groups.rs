@@ -47,8 +47,7 @@ impl<T> Groups<T> {
             {
                 group.push(more);
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if group.is_empty() || group.len() >= self.expected.min(GROUP_MAX) || left.is_zero() {
+            if group.is_empty() || group.len() >= self.expected.min(GROUP_MAX) || Instant::now() >= until {
                 break;
             }
             tokio::select! {
@@ -57,7 +56,7 @@ impl<T> Groups<T> {
                     Some(more) => group.push(more),
                     None => break,
                 },
-                () = self.pause.of(left) => break,
+                () = self.pause.until(until) => break,
             }
         }
         self.began = Instant::now();
@@ -72,7 +71,11 @@ impl<T> Groups<T> {
 }
 
 /// Pauses that are shorter than a tick of the runtime's timers, which is a millisecond.
-struct Pause(AsyncFd<OwnedFd>);
+struct Pause {
+    timer: AsyncFd<OwnedFd>,
+    /// For when it is set: a pause that is broken off and goes on costs no system call.
+    set: Option<Instant>,
+}
 
 impl Pause {
     fn new() -> io::Result<Pause> {
@@ -83,21 +86,27 @@ impl Pause {
             deprecated,
             reason = "what takes its place is unsafe, for what does not keep its descriptor"
         )]
-        AsyncFd::new(timer).map(Pause)
+        AsyncFd::new(timer).map(|timer| Pause { timer, set: None })
     }
 
-    async fn of(&self, time: Duration) {
+    async fn until(&mut self, end: Instant) {
         use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
-        let it_value = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
-        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
-        timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once).expect("the time is in range");
+        if self.set != Some(end) {
+            // No time at all would never come.
+            let time = end.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+            let it_value = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+            let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).expect("the time is in range");
+            self.set = Some(end);
+        }
         loop {
-            let mut ready = self.0.readable().await.expect("the runtime runs");
+            let mut ready = self.timer.readable().await.expect("the runtime runs");
             match ready.try_io(|fd| Ok(rustix::io::read(fd, &mut [0; 8])?)) {
                 Ok(read) => break assert_eq!(read.expect("a timer can be read"), 8),
                 Err(_not_yet) => {}
             }
         }
+        self.set = None;
     }
 }
 
