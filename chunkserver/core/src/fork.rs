@@ -207,7 +207,7 @@ impl Node {
         match forking.step.clone() {
             Step::Asking => self.ask(handle, Ask::Fork { epoch }, out),
             // Under a new epoch they name another.
-            Step::Resting(_) if is_over => self.ask(handle, Ask::Takeover { epoch }, out),
+            Step::Resting(_) | Step::Making(..) if is_over => self.ask(handle, Ask::Takeover { epoch }, out),
             Step::Resting(to) if at_rest || Mutant::ForkWithTail.on() => {
                 forking.since = now;
                 forking.step = Step::Making(to.clone(), chunk.state.config.members.iter().copied().collect());

@@ -174,7 +174,9 @@ impl Node {
             match create.filter(good) {
                 Some(_) if self.floors.may_be_forgotten(handle) => {
                     self.ask_before_making(handle, out);
-                    return self.refuse_apply(from, handle, Code::Busy, out);
+                    // Who cannot be answered is not to be waited for.
+                    let code = if self.in_session().is_some() { Code::Busy } else { Code::NoSuchChunk };
+                    return self.refuse_apply(from, handle, code, out);
                 }
                 Some(config) => self.create(ChunkConfig { wait_ms: 0, ..config }, Ticket::None),
                 None => return self.refuse_apply(from, handle, Code::NoSuchChunk, out),
