@@ -44,7 +44,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let state = state_machine.shared();
     let cluster = config.cluster_id();
     let acknowledged = Arc::new(Acknowledged::default());
-    let spares = Arc::new(Spares::default());
+    let spares = Arc::new(Spares::new(log.hung()));
     let network =
         Network { id: config.id, cluster, acknowledged: acknowledged.clone(), spares: spares.clone() };
     let raft =

@@ -1,11 +1,13 @@
-//! Says when the log's disk completes nothing: the threads that wait for it cannot. Nothing else follows from it. A leader's
-//! entries count when its followers have them, and who is needed and does not answer is needed no more (0027).
+//! For how long the log's disk has completed nothing. The threads that wait for it cannot say so, and others have to know: a
+//! leader whose own write is late needs all its followers (`spare`), and whoever runs it should look at its disk.
 
 use common::limits::DISK_HUNG_MS;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+const TOO_LONG: Duration = Duration::from_millis(DISK_HUNG_MS);
 
 /// When the write that is under way began.
 #[derive(Debug)]
@@ -15,10 +17,16 @@ pub struct Hung {
     began: AtomicU64,
 }
 
+impl Default for Hung {
+    fn default() -> Hung {
+        Hung { opened: Instant::now(), began: AtomicU64::new(0) }
+    }
+}
+
 impl Hung {
     /// Watches a log in this directory, on a thread of its own, until it is dropped.
     pub fn watch(dir: &Path) -> std::io::Result<Arc<Hung>> {
-        let hung = Arc::new(Hung { opened: Instant::now(), began: AtomicU64::new(0) });
+        let hung = Arc::new(Hung::default());
         let (watched, dir) = (Arc::downgrade(&hung), dir.to_owned());
         std::thread::Builder::new().name("raft-disk".into()).spawn(move || look(&watched, &dir))?;
         Ok(hung)
@@ -36,11 +44,12 @@ impl Hung {
         done
     }
 
-    /// For how long nothing has been completed that was under way, if that is too long.
-    fn stands_for(&self) -> Option<Duration> {
-        let began = self.began.load(Ordering::Relaxed);
-        let stands = self.now().saturating_sub(began);
-        (began > 0 && stands >= DISK_HUNG_MS).then_some(Duration::from_millis(stands))
+    /// For how long nothing has been completed that is under way; zero if nothing is. Exact to a millisecond.
+    pub fn stands_for(&self) -> Duration {
+        match self.began.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            began => Duration::from_millis(self.now().saturating_sub(began)),
+        }
     }
 }
 
@@ -50,11 +59,11 @@ fn look(watched: &Weak<Hung>, dir: &Path) {
         std::thread::sleep(Duration::from_millis(DISK_HUNG_MS / 2));
         let Some(hung) = watched.upgrade() else { return };
         match hung.stands_for() {
-            Some(for_) if !said => {
-                tracing::warn!(?for_, ?dir, "the disk of the Raft log completes no write; look at it");
+            since if since >= TOO_LONG && !said => {
+                tracing::warn!(?since, ?dir, "the disk of the Raft log completes no write; look at it");
                 said = true;
             }
-            None if said => {
+            since if since < TOO_LONG && said => {
                 tracing::info!(?dir, "the disk of the Raft log completes writes again");
                 said = false;
             }
@@ -69,15 +78,14 @@ mod tests {
 
     #[test]
     fn only_a_write_that_is_under_way_stands() {
-        let hung = Hung::watch(Path::new("none")).expect("a thread");
-        let past = Duration::from_millis(DISK_HUNG_MS);
-        assert_eq!(hung.stands_for(), None);
+        let (hung, pause) = (Hung::default(), Duration::from_millis(20));
+        std::thread::sleep(pause);
+        assert_eq!(hung.stands_for(), Duration::ZERO, "nothing is under way");
         hung.during(|| {
-            assert_eq!(hung.stands_for(), None, "it has just begun");
-            std::thread::sleep(past);
-            assert!(hung.stands_for().is_some_and(|stands| stands >= past));
+            let began = hung.stands_for();
+            std::thread::sleep(pause);
+            assert!(hung.stands_for() >= began + pause - Duration::from_millis(1));
         });
-        std::thread::sleep(past);
-        assert_eq!(hung.stands_for(), None);
+        assert_eq!(hung.stands_for(), Duration::ZERO);
     }
 }

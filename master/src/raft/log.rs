@@ -78,6 +78,7 @@ pub struct LogStore {
     /// Requests that were queued and are not done.
     queued: Arc<AtomicUsize>,
     writer: Arc<Mutex<Writer>>,
+    hung: Arc<Hung>,
 }
 
 struct Segment {
@@ -148,6 +149,7 @@ impl LogStore {
         let end = mirror.entries.keys().next_back().copied().unwrap_or(0).max(purged);
         let mirror = Arc::new(Mutex::new(mirror));
         let (queue, requests) = mpsc::sync_channel(QUEUE);
+        let hung = Hung::watch(dir)?;
         let writer = Writer {
             dir: dir.into(),
             mirror: mirror.clone(),
@@ -160,11 +162,11 @@ impl LogStore {
             spare: vec![],
             prepared: false,
             failed: None,
-            hung: Hung::watch(dir)?,
+            hung: hung.clone(),
             buffer: vec![],
         };
         let (writer, queued) = (Arc::new(Mutex::new(writer)), Arc::new(AtomicUsize::new(0)));
-        let log = LogStore { id, mirror, queue, queued: queued.clone(), writer: writer.clone() };
+        let log = LogStore { id, mirror, queue, queued: queued.clone(), writer: writer.clone(), hung };
         std::thread::Builder::new()
             .name("raft-log".into())
             .spawn(move || write_queued(requests, &queued, &writer))?;
@@ -199,6 +201,11 @@ impl LogStore {
         let (tell, told) = tokio::sync::oneshot::channel();
         self.send(Request { records: vec![(tag, bytes)], end, purge, done: Done::Told(tell) })?;
         told.await.map_err(io::Error::other)?
+    }
+
+    /// For how long its disk has completed nothing.
+    pub fn hung(&self) -> Arc<Hung> {
+        self.hung.clone()
     }
 
     /// Whether this log has ever seen a vote: a master without one is new.

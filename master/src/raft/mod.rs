@@ -1,6 +1,6 @@
 //! The only code that knows openraft: types, configuration, start.
 
-mod hung;
+pub mod hung;
 pub mod log;
 pub mod network;
 pub mod spare;

@@ -237,8 +237,9 @@ impl RaftNetworkV2<TypeConfig> for Client {
     {
         async move {
             let limit = option.soft_ttl().max(Duration::from_millis(300));
-            let conn = self.conn(limit).await.map_err(|e| unreachable(&e))?;
             let (target, spares) = (self.target, self.spares.clone());
+            spares.ends(target);
+            let conn = self.conn(limit).await.map_err(|e| unreachable(&e))?;
             spares.begins(target);
             let sent = with_entries(input, target, spares.clone()).then(move |request| {
                 // Sent here, one after another: the order on the connection is the log's.
@@ -263,7 +264,10 @@ impl RaftNetworkV2<TypeConfig> for Client {
                     };
                     let after = if frame.is_ok() { sent.elapsed() } else { APPEND_LIMIT };
                     spares.answered(target, after, Instant::now());
-                    let (_, frame) = frame.map_err(|e| unreachable(&e))?;
+                    let (_, frame) = frame.map_err(|e| {
+                        spares.ends(target);
+                        unreachable(&e)
+                    })?;
                     let response: AppendEntriesResponse<TypeConfig> =
                         from_bytes(&frame.payload).ok_or_else(undecodable)?;
                     if accepts(&response) {

@@ -3,11 +3,13 @@
 //! An entry counts when a majority has it, so of two followers one is enough. If both get each group of entries at once, the slower one
 //! costs messages, wake-ups and a durable write of its own for nothing but to be as far as the other. As long as those that
 //! answer fastest answer in time, the others are *spare*: what is for them is held for `HOLD`, and goes together. (The
-//! idea is "thrifty" of EPaxos, Moraru et al., SOSP 2013; there the others get nothing.) If one of the fast is late, nobody is
-//! spare, so a slow or dead follower costs a group `HOLD` at most. Safety does not depend on it: an append may always be late.
+//! idea is "thrifty" of EPaxos, Moraru et al., SOSP 2013; there the others get nothing.) If one of the fast is late, or the leader's
+//! own write is, nobody is spare: a slow disk or a dead follower costs a group `HOLD` at most. Safety does not depend on it: an
+//! append may always be late.
 
+use super::hung::Hung;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// What is for a spare follower is held for so long.
@@ -22,6 +24,8 @@ const FASTER: u32 = 2;
 /// How fast a follower answers.
 #[derive(Clone, Copy, Debug, Default)]
 struct Answers {
+    /// Whether there is a connection to it. Without one nothing is under way, and nothing comes of it.
+    connected: bool,
     mean: Duration,
     /// Appends under way, and since when there have been some without an answer to any.
     under_way: u32,
@@ -35,7 +39,10 @@ impl Answers {
     }
 
     fn waits(&self, now: Instant) -> Duration {
-        self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+        match self.connected {
+            true => self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
+            false => Duration::MAX,
+        }
     }
 }
 
@@ -50,12 +57,25 @@ struct State {
 
 /// A leader's knowledge of its followers.
 #[derive(Default)]
-pub struct Spares(Mutex<State>);
+pub struct Spares {
+    state: Mutex<State>,
+    /// Its own disk.
+    own: Arc<Hung>,
+}
 
 impl Spares {
+    /// For a master whose log is on this disk.
+    pub fn new(own: Arc<Hung>) -> Spares {
+        Spares { state: Mutex::default(), own }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("never poisoned")
+    }
+
     /// Who votes now. While voters change there are two groups, and nobody is spare.
     pub fn voters(&self, own: u64, groups: &[BTreeSet<u64>]) {
-        let mut state = self.0.lock().expect("never poisoned");
+        let mut state = self.state();
         let followers = match groups {
             [group] if group.contains(&own) => group.iter().copied().filter(|id| *id != own).collect(),
             _ => BTreeSet::new(),
@@ -69,14 +89,26 @@ impl Spares {
 
     /// A connection to a follower begins: what was under way on the last one is not waited for.
     pub fn begins(&self, to: u64) {
-        let mut state = self.0.lock().expect("never poisoned");
+        let mut state = self.state();
         let answers = state.answers.entry(to).or_default();
-        (answers.under_way, answers.since) = (0, None);
+        (answers.connected, answers.under_way, answers.since) = (true, 0, None);
+    }
+
+    /// There is none to it any more, or not yet.
+    pub fn ends(&self, to: u64) {
+        self.state().answers.entry(to).or_default().connected = false;
+    }
+
+    /// The follower that answers fastest, and how fast.
+    pub fn fastest(&self, now: Instant) -> Option<(u64, Duration)> {
+        let state = self.state();
+        let of = |id: &u64| state.answers.get(id).copied().unwrap_or_default().slowness(now);
+        state.followers.iter().map(|id| (*id, of(id))).min_by_key(|(_, slowness)| *slowness)
     }
 
     /// Entries were sent to a follower.
     pub fn sent(&self, to: u64, now: Instant) {
-        let mut state = self.0.lock().expect("never poisoned");
+        let mut state = self.state();
         let answers = state.answers.entry(to).or_default();
         answers.under_way += 1;
         answers.since.get_or_insert(now);
@@ -84,7 +116,7 @@ impl Spares {
 
     /// It answered after so long, or will not.
     pub fn answered(&self, by: u64, after: Duration, now: Instant) {
-        let mut state = self.0.lock().expect("never poisoned");
+        let mut state = self.state();
         let answers = state.answers.entry(by).or_default();
         answers.under_way = answers.under_way.saturating_sub(1);
         answers.since = (answers.under_way > 0).then_some(now);
@@ -93,7 +125,7 @@ impl Spares {
 
     /// Whether what is for this follower may be held.
     pub fn is_spare(&self, follower: u64, now: Instant) -> bool {
-        let mut state = self.0.lock().expect("never poisoned");
+        let mut state = self.state();
         if !state.followers.contains(&follower) || state.first.contains(&follower) {
             return false;
         }
@@ -102,12 +134,12 @@ impl Spares {
         let slowest = slowest.expect("who has a spare follower has others");
         let (needed, spare) = (of(&slowest).slowness(now), of(&follower));
         // Of whom nothing is known yet may be the slowest of all.
-        if spare.mean > Duration::ZERO && needed > spare.slowness(now) * FASTER {
+        if spare.mean > Duration::ZERO && needed > spare.slowness(now).saturating_mul(FASTER) {
             state.first.remove(&slowest);
             state.first.insert(follower);
             return false;
         }
-        of(&slowest).waits(now) < HOLD
+        of(&slowest).waits(now) < HOLD && self.own.stands_for() < HOLD
     }
 }
 
@@ -121,6 +153,12 @@ mod tests {
         ids.iter().copied().collect()
     }
 
+    /// These vote, and the first of them, which leads, has connections to the others.
+    fn vote(spares: &Spares, ids: &[u64]) {
+        spares.voters(ids[0], &[group(ids)]);
+        ids[1..].iter().for_each(|id| spares.begins(*id));
+    }
+
     fn answers(spares: &Spares, by: u64, after: Duration, now: Instant) {
         for _ in 0..64 {
             spares.sent(by, now);
@@ -132,14 +170,14 @@ mod tests {
     fn of_two_followers_the_faster_is_enough_and_of_four_the_two_fastest() {
         let (spares, now) = (Spares::default(), Instant::now());
         assert!(!spares.is_spare(2, now), "nobody is known");
-        spares.voters(1, &[group(&[1, 2, 3])]);
+        vote(&spares, &[1, 2, 3]);
         assert!(!spares.is_spare(2, now) && spares.is_spare(3, now));
         answers(&spares, 2, MS, now);
         answers(&spares, 3, MS * 3 / 4, now);
         assert!(spares.is_spare(3, now), "it is not much faster");
         answers(&spares, 3, MS / 4, now);
         assert!(!spares.is_spare(3, now) && spares.is_spare(2, now), "it is");
-        spares.voters(1, &[group(&[1, 2, 3, 4, 5])]);
+        vote(&spares, &[1, 2, 3, 4, 5]);
         let held = [2, 3, 4, 5].into_iter().filter(|id| spares.is_spare(*id, now)).count();
         assert_eq!(held, 2);
         answers(&spares, 4, MS, now);
@@ -151,7 +189,7 @@ mod tests {
     #[test]
     fn nobody_is_spare_while_one_that_is_needed_is_late_and_then_another_takes_its_place() {
         let (spares, began) = (Spares::default(), Instant::now());
-        spares.voters(1, &[group(&[1, 2, 3])]);
+        vote(&spares, &[1, 2, 3]);
         answers(&spares, 2, MS, began);
         answers(&spares, 3, 9 * MS, began);
         spares.sent(2, began);
@@ -166,9 +204,39 @@ mod tests {
     }
 
     #[test]
-    fn what_was_under_way_when_a_connection_ended_makes_nobody_late() {
+    fn nobody_is_spare_while_there_is_no_connection_to_one_that_is_needed() {
         let (spares, now) = (Spares::default(), Instant::now());
         spares.voters(1, &[group(&[1, 2, 3])]);
+        spares.begins(3);
+        assert!(!spares.is_spare(3, now), "there is none to the other");
+        assert_eq!(spares.fastest(now), Some((3, Duration::ZERO)));
+        answers(&spares, 3, MS, now);
+        assert!(!spares.is_spare(3, now));
+        spares.begins(2);
+        assert!(spares.is_spare(2, now), "it has lost its place");
+        answers(&spares, 2, MS, now);
+        spares.ends(3);
+        assert!(!spares.is_spare(2, now));
+        assert_eq!(spares.fastest(now).map(|(id, _)| id), Some(2));
+    }
+
+    #[test]
+    fn nobody_is_spare_while_the_leaders_own_write_is_late() {
+        let own = Arc::new(Hung::default());
+        let (spares, now) = (Spares::new(own.clone()), Instant::now());
+        vote(&spares, &[1, 2, 3]);
+        assert!(spares.is_spare(3, now));
+        own.during(|| {
+            std::thread::sleep(HOLD);
+            assert!(!spares.is_spare(3, now));
+        });
+        assert!(spares.is_spare(3, now));
+    }
+
+    #[test]
+    fn what_was_under_way_when_a_connection_ended_makes_nobody_late() {
+        let (spares, now) = (Spares::default(), Instant::now());
+        vote(&spares, &[1, 2, 3]);
         spares.sent(2, now);
         spares.begins(2);
         answers(&spares, 2, MS, now);
@@ -178,6 +246,7 @@ mod tests {
     #[test]
     fn nobody_is_spare_while_voters_change_or_where_all_are_needed() {
         let (spares, now) = (Spares::default(), Instant::now());
+        vote(&spares, &[1, 2, 3, 4]);
         let none = |groups: &[BTreeSet<u64>]| {
             spares.voters(1, groups);
             (1..6).all(|id| !spares.is_spare(id, now))
