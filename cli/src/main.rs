@@ -7,6 +7,7 @@ mod background;
 mod copy;
 mod explain;
 mod fs;
+mod log;
 mod mount;
 mod mount_helper;
 mod output;
@@ -29,17 +30,23 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let args = Cairn::parse();
-    if !matches!(args.command, Command::Up(_) | Command::Master(_) | Command::Chunkserver(_)) {
-        chunkserver::parent::end_on_broken_pipe();
-        servers::log(if matches!(args.command, Command::Mount(_)) { "warn" } else { "off" });
-    }
-    match run(args) {
+    match begin(&args.command).and_then(|_log| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cairn: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Servers have a log of their own kind.
+fn begin(command: &Command) -> anyhow::Result<Option<log::Log>> {
+    if matches!(command, Command::Up(_) | Command::Master(_) | Command::Chunkserver(_)) {
+        return Ok(None);
+    }
+    chunkserver::parent::end_on_broken_pipe();
+    let level = if matches!(command, Command::Mount(_)) { "warn" } else { "off" };
+    log::Log::start(level).context("start the log").map(Some)
 }
 
 fn run(args: Cairn) -> anyhow::Result<()> {

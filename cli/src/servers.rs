@@ -1,31 +1,18 @@
 //! `cairn master` and `cairn chunkserver`.
 
 use crate::args::Server;
+use crate::log::Log;
 use anyhow::{Context, bail};
 use chunkserver::parent;
 use std::process::Command;
 
-/// Starts the log of a server. One in which something asserts must end: with one of its tasks gone
-/// it would only look alive.
-fn begin() {
-    log(SERVER_LOG);
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        report(info);
-        std::process::abort();
-    }));
-}
-
 /// What servers log, unless told otherwise.
 const SERVER_LOG: &str = "info,openraft=error";
 
-/// Starts the log to standard error: as `CAIRN_LOG` says, else from this level on.
-pub fn log(otherwise: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("CAIRN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(otherwise));
-    // A log that cannot be written, on a full disk, ends nobody: to complain of it would be to write again, and panic.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    log.log_internal_errors(false).init();
+fn begin() -> std::io::Result<Log> {
+    let log = Log::start(SERVER_LOG)?;
+    log.ends_with_a_panic();
+    Ok(log)
 }
 
 fn read(server: &Server) -> anyhow::Result<String> {
@@ -45,7 +32,7 @@ pub fn master(server: Server) -> anyhow::Result<()> {
         print!("{}", toml::to_string(&config)?);
         return Ok(());
     }
-    begin();
+    let _log = begin()?;
     master::run(config)
 }
 
@@ -59,7 +46,7 @@ pub fn chunkserver(server: Server) -> anyhow::Result<()> {
         return Ok(());
     }
     if server.worker {
-        begin();
+        let _log = begin()?;
         return chunkserver::run(config);
     }
     let mut worker = Command::new(std::env::current_exe()?);

@@ -139,6 +139,8 @@ pub const HALT_MS: u64 = 500;
 pub const SCRUB_PERIOD_S: u64 = 14 * 24 * 3600;
 /// A disk operation older than this makes its store look hung.
 pub const DISK_HUNG_MS: u64 = 1000;
+/// A leading master whose disk has completed nothing for so long hands over, in milliseconds.
+pub const HANDOVER_MS: u64 = 300;
 /// A client gives up a request after this long, unless told otherwise.
 pub const CLIENT_DEADLINE_MS: u64 = 30_000;
 /// How long deleted files stay in the trash, by default.

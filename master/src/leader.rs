@@ -17,10 +17,9 @@ use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableRea
 use openraft::{BasicNode, ReadPolicy, ServerState};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// The log's time begins here: what counts as older than something is so in a new cluster, too.
 const FIRST_STAMP_NS: u64 = NAMELESS_MS * 1_000_000;
@@ -33,6 +32,9 @@ pub struct NotHere {
     /// The leader's address, if known.
     pub leader: Option<String>,
 }
+
+const UNAVAILABLE: NotHere = NotHere { code: Code::Unavailable, leader: None };
+const NOT_LEADER: NotHere = NotHere { code: Code::NotLeader, leader: None };
 
 /// An acknowledgement by a quorum that is not older stands for a round: half of the followers' lease, whatever
 /// their clocks do.
@@ -77,11 +79,12 @@ pub struct Leader {
     wake: Notify,
     proposals: mpsc::Sender<Proposal>,
     acknowledged: Arc<Acknowledged>,
-    spares: Arc<Spares>,
+    /// How fast followers answer.
+    pub spares: Arc<Spares>,
     /// For how long an acknowledgement by a quorum stands for a ReadIndex round.
     lease: Duration,
-    /// In this term leadership was offered to another master: there is no lease in it.
-    offered: AtomicU64,
+    /// In this term leadership was last offered, to this master: from here on it is another's.
+    offered: watch::Sender<(u64, u64)>,
 }
 
 /// A command that waits to be put into the log.
@@ -115,7 +118,7 @@ impl Leader {
             acknowledged,
             spares,
             lease: Duration::from_millis(READ_LEASE_MS * time_scale),
-            offered: AtomicU64::new(0),
+            offered: watch::Sender::default(),
         });
         tokio::spawn(leader.clone().rounds());
         tokio::spawn(leader.clone().groups(Groups::new(queue)?));
@@ -131,17 +134,52 @@ impl Leader {
         let groups = metrics.membership_config.membership().get_joint_config();
         metrics.state == ServerState::Leader
             && metrics.last_applied.is_some_and(|id| id.leader_id.term == term)
-            && self.offered.load(Ordering::Acquire) != term
+            && self.offered.borrow().0 != term
             && self.acknowledged.by_quorum(metrics.id, term, self.lease, groups)
     }
 
-    /// Offers leadership to another master, which need not wait until the lease is over: from here on every read
-    /// of this term takes a round.
+    /// Offers leadership to another master, which need not wait until the lease is over: from here on this one
+    /// answers nothing more in this term, and neither do those that wait for it.
     pub async fn offer(&self, to: u64) -> Result<(), Fatal<TypeConfig>> {
         if let Some(term) = self.term() {
-            self.offered.store(term, Ordering::Release);
+            self.offered.send_replace((term, to));
         }
         self.raft.trigger().transfer_leader(to).await
+    }
+
+    /// Who leads, as far as this master knows. It does not ask Raft, which may itself wait for a disk.
+    pub fn leads(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        match (metrics.state, *self.offered.borrow()) {
+            (ServerState::Leader, (term, to)) if term == metrics.current_term => Some(to),
+            (ServerState::Leader, _) => Some(metrics.id),
+            _ => metrics.current_leader.filter(|leader| *leader != metrics.id),
+        }
+    }
+
+    /// Where to go instead, if this master does not lead, or has offered leadership.
+    fn elsewhere(&self) -> Option<NotHere> {
+        let leads = self.leads();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if leads == Some(metrics.id) {
+            return None;
+        }
+        let node = leads.and_then(|id| metrics.membership_config.membership().get_node(&id));
+        Some(NotHere { code: Code::NotLeader, leader: node.map(|node| node.addr.clone()) })
+    }
+
+    /// Does something as leader, but not longer than this master is the leader by its own will.
+    async fn while_here<T>(&self, work: impl Future<Output = Result<T, NotHere>>) -> Result<T, NotHere> {
+        let mut offered = self.offered.subscribe();
+        if let Some(elsewhere) = self.elsewhere() {
+            return Err(elsewhere);
+        }
+        tokio::select! {
+            done = work => done,
+            _ = offered.changed() => Err(self.elsewhere().unwrap_or(NOT_LEADER)),
+        }
     }
 
     /// One ReadIndex round after another, each for all that came before it began.
@@ -152,12 +190,17 @@ impl Leader {
                 self.wake.notified().await;
                 continue;
             }
-            let round = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-            let outcome = match tokio::time::timeout(QUORUM_LIMIT, round).await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(f)))) => Err(not_leader(f)),
-                Ok(Err(_)) | Err(_) => Err(NotHere { code: Code::Unavailable, leader: None }),
+            let round = async {
+                let round = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+                match tokio::time::timeout(QUORUM_LIMIT, round).await {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(f)))) => {
+                        Err(not_leader(f))
+                    }
+                    Ok(Err(_)) | Err(_) => Err(UNAVAILABLE),
+                }
             };
+            let outcome = self.while_here(round).await;
             for waiter in waiting {
                 // Who gave up does not want to know.
                 let _ = waiter.send(outcome.clone());
@@ -173,7 +216,7 @@ impl Leader {
         let (tell, told) = oneshot::channel();
         self.waiting.lock().expect("never poisoned").push(tell);
         self.wake.notify_one();
-        told.await.unwrap_or(Err(NotHere { code: Code::Unavailable, leader: None }))
+        told.await.unwrap_or(Err(UNAVAILABLE))
     }
 
     /// Puts a command into the log and gives the answer of its application. With a term, only
@@ -186,7 +229,7 @@ impl Leader {
             answered.await.ok()
         };
         let done = tokio::time::timeout(QUORUM_LIMIT, proposed).await;
-        done.ok().flatten().unwrap_or(Err(NotHere { code: Code::Unavailable, leader: None }))
+        done.ok().flatten().unwrap_or_else(|| Err(self.elsewhere().unwrap_or(UNAVAILABLE)))
     }
 
     /// Puts what is proposed into the log.
@@ -208,7 +251,7 @@ impl Leader {
         for proposal in group {
             if proposal.term.is_some() && proposal.term != term {
                 // Who gave up does not want to know.
-                let _ = proposal.answer.send(Err(NotHere { code: Code::NotLeader, leader: None }));
+                let _ = proposal.answer.send(Err(NOT_LEADER));
                 continue;
             }
             let (stamp_ns, wall_ns, salt) = (self.stamp_ns(), wall_ns(), rand::random());
@@ -223,25 +266,29 @@ impl Leader {
             let metrics = metrics.borrow_watched();
             self.spares.voters(metrics.id, metrics.membership_config.membership().get_joint_config());
         }
-        let Ok(mut written) = self.raft.client_write_many(entries).await else {
-            // Raft has stopped. Who waits hears of it by its answer being dropped.
-            return;
+        let written = async {
+            let written = self.raft.client_write_many(entries).await;
+            let mut written = written.map_err(|_| UNAVAILABLE)?;
+            for answer in answers {
+                let done = match written.next().await {
+                    Some(Ok(Ok(done))) => Ok(done.response.0.expect("a command has an answer")),
+                    Some(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(not_leader(forward)),
+                    _ => Err(UNAVAILABLE),
+                };
+                let _ = answer.send(done);
+            }
+            Ok(())
         };
-        for answer in answers {
-            let done = match written.next().await {
-                Some(Ok(Ok(done))) => Ok(done.response.0.expect("a command has an answer")),
-                Some(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(not_leader(forward)),
-                _ => Err(NotHere { code: Code::Unavailable, leader: None }),
-            };
-            let _ = answer.send(done);
-        }
+        // If it comes to nothing, who waits hears of it by its answer being dropped.
+        let _ = self.while_here(written).await;
     }
 
-    /// The term in which this master leads, if it does.
+    /// The term in which this master leads, if it does, and has not offered to another to.
     pub fn term(&self) -> Option<u64> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        (metrics.state == ServerState::Leader).then_some(metrics.vote.leader_id.term)
+        let term = metrics.vote.leader_id.term;
+        (metrics.state == ServerState::Leader && self.offered.borrow().0 != term).then_some(term)
     }
 
     /// The log's time: it goes on from the last stamp by this machine's monotonic clock.

@@ -2,6 +2,7 @@
 
 pub mod config;
 mod groups;
+mod handover;
 mod leader;
 mod locks;
 pub mod raft;
@@ -44,7 +45,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let state = state_machine.shared();
     let cluster = config.cluster_id();
     let acknowledged = Arc::new(Acknowledged::default());
-    let spares = Arc::new(Spares::new(log.hung()));
+    let hung = log.hung();
+    let spares = Arc::new(Spares::new(hung.clone()));
     let network =
         Network { id: config.id, cluster, acknowledged: acknowledged.clone(), spares: spares.clone() };
     let raft =
@@ -59,6 +61,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         usage: rpc::Usage::default(),
     });
     tokio::spawn(common_net::serve(listener, cluster, Arc::new(rpc::Door(rpc.clone()))));
+    tokio::spawn(handover::watch(leader.clone(), hung, config.time_scale));
     tokio::spawn(steward::run(leader.clone(), steward::from(rpc)));
     // The lowest id founds a new cluster; the others wait to be told.
     let founds = config.initial.iter().map(|m| m.id).min() == Some(config.id);
@@ -69,7 +72,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!(id = config.id, listen = %config.listen, "master started");
     stopped(&raft).await?;
-    leave(&leader, config.id).await;
+    handover::leave(&leader).await;
     raft.shutdown().await.context("stop Raft")?;
     drop(lock);
     Ok(())
@@ -105,27 +108,5 @@ async fn stopped(raft: &raft::Raft) -> anyhow::Result<()> {
         _ = term.recv() => Ok(()),
         _ = tokio::signal::ctrl_c() => Ok(()),
         why = broken => bail!("Raft has stopped: {why}"),
-    }
-}
-
-/// A leader that stops hands over first, so that nobody waits for an election.
-async fn leave(leader: &leader::Leader, id: u64) {
-    use openraft::async_runtime::watch::WatchReceiver;
-    const LIMIT: Duration = Duration::from_millis(1000);
-    let metrics = leader.raft.metrics().borrow_watched().clone();
-    if metrics.current_leader != Some(id) {
-        return;
-    }
-    let mut others = metrics.membership_config.membership().voter_ids().filter(|v| *v != id);
-    if let Some(next) = others.next()
-        && leader.offer(next).await.is_ok()
-    {
-        let gone = async {
-            while leader.raft.is_leader() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        // If it does not work out, an election will do.
-        let _ = tokio::time::timeout(LIMIT, gone).await;
     }
 }

@@ -107,7 +107,7 @@ impl Rpc {
         let up = state.all_stores().filter(|(_, s)| s.session().is_some()).count() as u64;
         Status {
             id: self.id,
-            leader: metrics.current_leader,
+            leader: self.leader.leads(),
             term: metrics.current_term,
             applied: metrics.last_applied.map_or(0, |id| id.index),
             last_log: metrics.last_log_index.unwrap_or(0),

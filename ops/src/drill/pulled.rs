@@ -47,10 +47,10 @@ pub(super) async fn hang(cluster: &Cluster, disk: &LoopDisk, client: &Client) ->
     Ok(())
 }
 
-/// Names go on meanwhile, or under another leader.
+/// Another shall lead, long before anybody would hold an election, and go on while this one's disk hangs.
 pub(super) async fn hang_leader(disk: &LoopDisk, client: &Client) -> anyhow::Result<String> {
-    let _frozen = disk.freeze()?;
-    let (before, began) = (client.status().await?.leader, Instant::now());
+    let before = client.status().await?.leader;
+    let (_frozen, began) = (disk.freeze()?, Instant::now());
     let mut changed = None;
     while began.elapsed() < HANGS {
         if changed.is_none() && client.status().await?.leader != before {
@@ -58,10 +58,8 @@ pub(super) async fn hang_leader(disk: &LoopDisk, client: &Client) -> anyhow::Res
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    Ok(match changed {
-        Some(after) => format!("another leads after {} ms", after.as_millis()),
-        None => "the same leads on, with its followers' disks".into(),
-    })
+    let after = changed.context("the master whose disk hangs leads on")?;
+    Ok(format!("another leads after {} ms", after.as_millis()))
 }
 
 /// What is measured is what is felt of it once it should have been noticed.
