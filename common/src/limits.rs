@@ -108,7 +108,8 @@ pub const CHUNK_LEASE_MS: u64 = 60_000;
 /// Raft's heartbeat.
 pub const RAFT_HEARTBEAT_MS: u64 = 100;
 /// Shortest election timeout. A follower begins an election this long after the leader's lease
-/// (`ELECTION_MS_MAX`) has run out: so 750-900 ms after it last heard of a leader.
+/// (`ELECTION_MS_MAX`) has run out: so 750-900 ms after it last heard of a leader. If it sees that the leader's process has
+/// ended, it does not wait for this.
 pub const ELECTION_MS_MIN: u64 = 300;
 /// Longest election timeout, and the length of the Raft leader's lease.
 pub const ELECTION_MS_MAX: u64 = 450;

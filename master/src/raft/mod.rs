@@ -5,6 +5,7 @@ pub mod log;
 pub mod network;
 pub mod spare;
 pub mod state_machine;
+mod succession;
 
 use common::limits::{ELECTION_MS_MAX, ELECTION_MS_MIN, RAFT_HEARTBEAT_MS};
 use master_core::{Entry, Reply};

@@ -457,11 +457,13 @@ fn append_in_order(raft: Raft) -> mpsc::Sender<Append> {
     tokio::spawn(async move {
         // The next append is handed to Raft before the last one is answered: polled once in order.
         let mut under_way = futures::stream::FuturesOrdered::new();
+        let mut leader = None;
         loop {
             tokio::select! {
                 biased;
                 next = requests.recv() => match next {
                     Some((request, tell)) => {
+                        leader = Some(request.vote);
                         let raft = raft.clone();
                         let mut append = Box::pin(async move { raft.append_entries(request).await });
                         let first = futures::poll!(append.as_mut());
@@ -480,6 +482,9 @@ fn append_in_order(raft: Raft) -> mpsc::Sender<Append> {
                 },
                 Some(()) = under_way.next(), if !under_way.is_empty() => {}
             }
+        }
+        if let Some(leader) = leader {
+            super::succession::connection_ended(&raft, leader).await;
         }
     });
     queue
