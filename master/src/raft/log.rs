@@ -362,7 +362,7 @@ impl Writer {
             return;
         }
         let path = self.dir.join("new.spare");
-        match zero_file(&path) {
+        match self.hung.during(|| zero_file(&path)) {
             Ok(()) => self.spare.push(path),
             // It is tried again when it is needed.
             Err(error) => tracing::warn!(%error, path = %path.display(), "cannot make a spare log segment"),
