@@ -283,7 +283,7 @@ impl Leader {
         let _ = self.while_here(written).await;
     }
 
-    /// The term in which this master leads, if it does, and has not offered to another to.
+    /// The term in which this master leads, if it does, and has not offered that to another.
     pub fn term(&self) -> Option<u64> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
