@@ -312,8 +312,11 @@ run_cargo() {
     local source=${REPO:-}
     if [ -z "$source" ] || [ -z "${CARGO_WHOLE:-}" ]; then
         source=$work/hello
-        cargo new -q --vcs none "$source" || return 1
-        mkdir "$source/tests" && echo '#[test] fn works() { assert!(std::path::Path::new("Cargo.toml").exists()) }' > "$source/tests/a.rs"
+        # Not `cargo new`: if the mount lies within another workspace, that would put the package into it.
+        mkdir -p "$source/src" "$source/tests" || return 1
+        printf '[package]\nname = "hello"\nversion = "0.1.0"\nedition = "2024"\n[workspace]\n' > "$source/Cargo.toml"
+        echo 'fn main() { println!("Hello, world!"); }' > "$source/src/main.rs"
+        echo '#[test] fn works() { assert!(std::path::Path::new("Cargo.toml").exists()) }' > "$source/tests/a.rs"
     fi
     cd "$source" || return 1
     CARGO_TARGET_DIR=$work/target cargo build -q || return 1
