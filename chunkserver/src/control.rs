@@ -9,105 +9,26 @@ use common::limits::{DISK_HUNG_MS, DRIFT_PERCENT, HEARTBEAT_COPYING_MS, HEARTBEA
 use common::wire::Caller;
 use common::wire::chunk_master::{Beat, Order, Register, StoreReply, StoreRequest};
 use common::{ClusterId, Code, Refusal, SessionId, Span, StoreId};
-use common_net::{Conn, NetError};
+use common_net::{Masters, Unanswered, Wait};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-/// A question to a master is answered within this time, or asked of another.
-const CALL_LIMIT: Duration = Duration::from_millis(1000);
+/// A heartbeat is answered within this, or another takes its place.
+const BEAT_LIMIT: Duration = Duration::from_millis(1000);
 /// A question of a shard is given up after this.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
-/// Between two tries.
-const RETRY: Duration = Duration::from_millis(50);
 
-/// Finds the leading master and asks it.
-pub(crate) struct Masters {
-    addrs: Mutex<Vec<String>>,
-    cluster: Mutex<ClusterId>,
-    leader: tokio::sync::Mutex<Option<Conn>>,
-    next: std::sync::atomic::AtomicUsize,
-}
-
-impl Masters {
-    pub fn new(addrs: Vec<String>, cluster: ClusterId) -> Masters {
-        Masters {
-            addrs: Mutex::new(addrs),
-            cluster: Mutex::new(cluster),
-            leader: tokio::sync::Mutex::new(None),
-            next: Default::default(),
+/// Asks the leading master; nothing if none has answered within a time.
+pub(crate) async fn ask(masters: &Masters, request: &StoreRequest, limit: Duration) -> Option<StoreReply> {
+    match masters.ask(request, Wait::Short, Instant::now() + limit).await {
+        Ok(reply) => Some(reply),
+        Err(Unanswered::Late { .. }) => None,
+        Err(Unanswered::Refused(refusal)) => {
+            tracing::warn!(%refusal, "a master refuses this server; are its addresses right?");
+            tokio::time::sleep(limit).await;
+            None
         }
-    }
-
-    pub fn cluster(&self) -> ClusterId {
-        *self.cluster.lock().expect("never poisoned")
-    }
-
-    async fn conn(&self) -> Result<Conn, NetError> {
-        let mut leader = self.leader.lock().await;
-        if let Some(conn) = leader.as_ref().filter(|c| !c.is_closed()) {
-            return Ok(conn.clone());
-        }
-        let addr = {
-            let addrs = self.addrs.lock().expect("never poisoned");
-            let next = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            addrs[next % addrs.len()].clone()
-        };
-        let conn = Conn::dial(&addr, Caller::Server, self.cluster(), CALL_LIMIT / 2).await?;
-        *self.cluster.lock().expect("never poisoned") = conn.cluster();
-        *leader = Some(conn.clone());
-        Ok(conn)
-    }
-
-    async fn go_to(&self, hint: Option<String>, from: &Conn) {
-        let mut leader = self.leader.lock().await;
-        if leader.as_ref().is_some_and(|c| c.addr() != from.addr()) {
-            return;
-        }
-        *leader = None;
-        if let Some(addr) = hint
-            && let Ok(conn) = Conn::dial(&addr, Caller::Server, self.cluster(), CALL_LIMIT / 2).await
-        {
-            let mut addrs = self.addrs.lock().expect("never poisoned");
-            if !addrs.contains(&addr) {
-                addrs.push(addr);
-            }
-            drop(addrs);
-            *leader = Some(conn);
-        }
-    }
-
-    /// Asks once; `None` if there is no answer from a leader.
-    pub async fn try_ask(&self, request: &StoreRequest) -> Option<StoreReply> {
-        let conn = self.conn().await.ok()?;
-        match conn.call::<_, StoreReply>(request, 0, vec![], CALL_LIMIT).await {
-            Ok((StoreReply::Refused { refusal, leader }, _)) if refusal.code == Code::NotLeader => {
-                self.go_to(leader, &conn).await;
-                None
-            }
-            Ok((StoreReply::Refused { refusal, .. }, _)) if refusal.code == Code::Unavailable => {
-                self.go_to(None, &conn).await;
-                None
-            }
-            Ok((reply, _)) => Some(reply),
-            Err(_) => {
-                self.go_to(None, &conn).await;
-                None
-            }
-        }
-    }
-
-    /// Asks until a leader answers.
-    pub async fn ask(&self, request: &StoreRequest, limit: Duration) -> Option<StoreReply> {
-        let retry = async {
-            loop {
-                if let Some(reply) = self.try_ask(request).await {
-                    return reply;
-                }
-                tokio::time::sleep(RETRY).await;
-            }
-        };
-        tokio::time::timeout(limit, retry).await.ok()
     }
 }
 
@@ -117,7 +38,10 @@ pub fn run(config: Arc<Config>, shards: Vec<ShardHandle>) -> anyhow::Result<()> 
     runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
         let cluster = shards.iter().find_map(|s| u64::from_str_radix(&s.meta.cluster, 16).ok());
-        let new = || Arc::new(Masters::new(config.masters.clone(), ClusterId(cluster.unwrap_or(0))));
+        let new = || {
+            let cluster = ClusterId(cluster.unwrap_or(0));
+            Arc::new(Masters::new(Caller::Server, config.masters.clone(), cluster))
+        };
         // What keeps sessions alive has a connection of its own: it must not wait behind questions.
         let (sessions, masters) = (new(), new());
         let server_uuid = shards.iter().map(|s| s.meta.uuid.clone()).min().expect("at least one store");
@@ -199,28 +123,28 @@ async fn answer_shard(
 ) {
     while let Some(message) = from.recv().await {
         match message {
-            FromShard::Ask(ask) => {
+            FromShard::Ask(asked) => {
                 let (masters, to) = (masters.clone(), to.clone());
                 let (store, session) = *current.lock().expect("never poisoned");
                 tokio::spawn(async move {
-                    let request = request_of(ask, store, session);
-                    let began = std::time::Instant::now();
-                    let answer = match masters.ask(&request, ASK_LIMIT).await {
+                    let request = request_of(asked, store, session);
+                    let began = Instant::now();
+                    let answer = match ask(&masters, &request, ASK_LIMIT).await {
                         Some(StoreReply::Config(mut config)) => {
                             // The wait counts from receipt; what lies between is on the safe side.
                             config.wait_ms += began.elapsed().as_millis() as u64 * DRIFT_PERCENT / 100;
                             Ok(config)
                         }
                         Some(StoreReply::Fork { to: fork, snapshot }) => {
-                            let Ask::Fork { epoch } = ask.what else { return };
-                            let _ = to.send(ToShard::Fork(ask.handle, epoch, fork, snapshot));
+                            let Ask::Fork { epoch } = asked.what else { return };
+                            let _ = to.send(ToShard::Fork(asked.handle, epoch, fork, snapshot));
                             return;
                         }
                         Some(StoreReply::Refused { refusal, .. }) => Err(refusal),
                         Some(other) => Err(Refusal::new(Code::Unexpected, format!("{other:?}"))),
                         None => Err(Code::Unavailable.into()),
                     };
-                    let _ = to.send(ToShard::Master(ask.handle, answer));
+                    let _ = to.send(ToShard::Master(asked.handle, answer));
                 });
             }
             FromShard::TableStale => early.notify_one(),
@@ -282,15 +206,12 @@ async fn keep_session(
             capacity: shard.capacity,
             used: 0,
         });
-        let (store, session, next_chunk) = match masters.try_ask(&register).await {
+        let (store, session, next_chunk) = match ask(masters, &register, BEAT_LIMIT).await {
             Some(StoreReply::Registered { store, session, next_chunk, .. }) => (store, session, next_chunk),
             Some(StoreReply::Refused { refusal, .. }) => {
                 anyhow::bail!("the masters refuse this store: {refusal}");
             }
-            _ => {
-                tokio::time::sleep(RETRY).await;
-                continue;
-            }
+            _ => continue,
         };
         if shard.meta.store != store.0 || shard.meta.cluster.is_empty() {
             shard.meta.store = store.0;
@@ -332,7 +253,7 @@ async fn heartbeat(
         }
         let why = failed.lock().expect("never poisoned").clone();
         if let Some(why) = why {
-            masters.ask(&StoreRequest::OutOfService { store, session }, ASK_LIMIT).await;
+            ask(masters, &StoreRequest::OutOfService { store, session }, ASK_LIMIT).await;
             anyhow::bail!("the disk has failed: {why}");
         }
         // Only a store whose shard answers through its own loop, and whose disk does not hang,
@@ -363,7 +284,7 @@ async fn heartbeat(
             table,
             snapshot: report.stats.snapshot,
         };
-        match masters.try_ask(&StoreRequest::Heartbeat(beat)).await {
+        match ask(masters, &StoreRequest::Heartbeat(beat), BEAT_LIMIT).await {
             Some(StoreReply::Renewed {
                 session_ms,
                 orders,

@@ -2,12 +2,14 @@
 //! masters, so that nobody has to wait for a session to run out.
 
 use crate::config::Config;
-use crate::control::Masters;
+use crate::control;
 use crate::dir::{read_meta, try_lock};
 use crate::disk::path_of;
 use chunkserver_core::io::FileRef;
 use common::ClusterId;
+use common::wire::Caller;
 use common::wire::chunk_master::StoreRequest;
+use common_net::Masters;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -94,10 +96,10 @@ pub fn report_exit(config: &Config) -> anyhow::Result<()> {
             continue;
         }
         let cluster = ClusterId(u64::from_str_radix(&meta.cluster, 16).unwrap_or(0));
-        let masters = Masters::new(config.masters.clone(), cluster);
+        let masters = Masters::new(Caller::Server, config.masters.clone(), cluster);
         let uuid = u128::from_str_radix(&meta.uuid, 16)?;
         let request = StoreRequest::Exited { uuid, incarnation: meta.incarnation };
-        runtime.block_on(masters.ask(&request, REPORT_LIMIT));
+        runtime.block_on(control::ask(&masters, &request, REPORT_LIMIT));
     }
     Ok(())
 }

@@ -107,6 +107,9 @@ pub const HORIZON_MS: u64 = 600_000;
 pub const CHUNK_LEASE_MS: u64 = 60_000;
 /// Raft's heartbeat.
 pub const RAFT_HEARTBEAT_MS: u64 = 100;
+/// A leader from which nothing has come for so long, while something is asked of it, is silent: the other masters
+/// are asked, too.
+pub const MASTER_SILENT_MS: u64 = 3 * RAFT_HEARTBEAT_MS;
 /// Shortest election timeout. A follower begins an election this long after the leader's lease
 /// (`ELECTION_MS_MAX`) has run out: so 750-900 ms after it last heard of a leader. If it sees that the leader's process has
 /// ended, it does not wait for this.

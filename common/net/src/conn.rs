@@ -245,6 +245,11 @@ impl Conn {
         self.shared.pending.lock().expect("never poisoned").as_ref().map_or(0, HashMap::len)
     }
 
+    /// Whether this is the same connection.
+    pub fn is(&self, other: &Conn) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Whether the connection is gone.
     pub fn is_closed(&self) -> bool {
         self.shared.pending.lock().expect("never poisoned").is_none()
@@ -370,7 +375,8 @@ impl Conn {
         self.decode(progress.wait(patience, answer).await, patience.quiet)
     }
 
-    fn decode<R: Message>(
+    /// What an answer says, or that there was none within a limit.
+    pub(crate) fn decode<R: Message>(
         &self,
         answer: Option<Result<Frame, oneshot::error::RecvError>>,
         limit: Duration,

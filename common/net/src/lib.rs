@@ -4,12 +4,14 @@
 
 mod conn;
 pub mod here;
+mod masters;
 mod progress;
 mod serve;
 mod stream;
 mod tune;
 
 pub use conn::{Conn, NetError, Payload};
+pub use masters::{Masters, Unanswered, Wait};
 pub use progress::{Patience, Progress};
 pub use serve::{Handler, Reply, Served, serve};
 pub use tune::{listen, socket, time_namespace, tune};

@@ -1,8 +1,8 @@
 //! Chunkserver to master.
 
 use super::frame::Kind;
-use super::{ChunkConfig, Message, StoreInfo};
-use crate::{ChunkHandle, Epoch, Refusal, Serial, ServerId, SessionId, StoreId};
+use super::{ChunkConfig, FromMaster, Message, StoreInfo};
+use crate::{ChunkHandle, Code, Epoch, Refusal, Serial, ServerId, SessionId, StoreId};
 use bincode::{Decode, Encode};
 use std::net::SocketAddr;
 
@@ -250,4 +250,16 @@ impl Message for StoreRequest {
 }
 impl Message for StoreReply {
     const KIND: Kind = Kind::StoreReply;
+}
+impl FromMaster for StoreReply {
+    fn not_here(&self) -> Option<(Code, Option<&str>)> {
+        match self {
+            StoreReply::Refused { refusal, leader }
+                if matches!(refusal.code, Code::NotLeader | Code::Unavailable) =>
+            {
+                Some((refusal.code, leader.as_deref()))
+            }
+            _ => None,
+        }
+    }
 }

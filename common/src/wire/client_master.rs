@@ -2,7 +2,7 @@
 
 use super::frame::Kind;
 use super::path::PathBytes;
-use super::{ChunkConfig, Message, StoreInfo};
+use super::{ChunkConfig, FromMaster, Message, StoreInfo};
 use crate::limits::{NAME_BYTES_MAX, REPLICATION_MAX};
 use crate::{
     ChunkHandle, ClientId, Code, Epoch, FileId, LockRange, LockRanges, Lockable, RequestId, ServerId, StoreId,
@@ -967,4 +967,14 @@ impl Message for MasterRequest {
 }
 impl Message for MasterReply {
     const KIND: Kind = Kind::MasterReply;
+}
+impl FromMaster for MasterReply {
+    fn not_here(&self) -> Option<(Code, Option<&str>)> {
+        match self {
+            MasterReply::Refused { code: code @ (Code::NotLeader | Code::Unavailable), leader, .. } => {
+                Some((*code, leader.as_deref()))
+            }
+            _ => None,
+        }
+    }
 }

@@ -23,6 +23,12 @@ pub trait Message: Encode + Decode<()> {
     const KIND: Kind;
 }
 
+/// An answer of a master.
+pub trait FromMaster: Message {
+    /// If this master does not lead, or nobody does: why, and the address of the leader, if it knows one.
+    fn not_here(&self) -> Option<(Code, Option<&str>)>;
+}
+
 /// The body of `message`. Panics if it is longer than its kind allows: a bug of the sender.
 pub fn encode<M: Message>(message: &M) -> Vec<u8> {
     let body = to_vec(message);
