@@ -322,7 +322,7 @@ async fn one(
     for name in down.iter().filter(|_| drill.hit != Hit::Lost) {
         cluster.start(name)?;
     }
-    let Report { gaps, calm, acked, registers } = load.stop().await?;
+    let Report { sides, acked, registers } = load.stop().await?;
     outcome.count("operations on registers linearizable", registers.check(cluster.dir())?);
     let client = match drill.hit {
         Hit::Lost => client,
@@ -330,8 +330,11 @@ async fn one(
     };
     whole(&client).await?;
     outcome.whole.push(struck.elapsed());
-    gaps.into_iter().for_each(|(kind, longest)| outcome.gap(kind, longest));
-    calm.into_iter().for_each(|(kind, longest)| outcome.calm(kind, longest));
+    for (kind, [before, after]) in sides {
+        outcome.calm(kind, before.longest);
+        outcome.gap(kind, after.longest);
+        outcome.rates(kind, before.per_s(), after.per_s());
+    }
     outcome.count("operations acknowledged", acked.len() as u64);
     outcome.count("operations verified", load::verify(&client, round, puts.blocks, &acked).await?);
     for name in down.iter().filter(|_| drill.hit == Hit::Lost) {

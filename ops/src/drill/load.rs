@@ -7,7 +7,7 @@ use client::{Client, Config};
 use common::limits::WRITE_BYTES_MAX;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
@@ -48,12 +48,28 @@ pub enum Acked {
     Small(u64),
 }
 
+/// Operations of one kind, on one side of the mark.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Side {
+    /// The one that took longest.
+    pub longest: Duration,
+    /// How many were acknowledged.
+    done: u32,
+    /// Of the time, that without the longest gap.
+    time: Duration,
+}
+
+impl Side {
+    /// Operations a second, while there was no gap.
+    pub fn per_s(&self) -> f64 {
+        f64::from(self.done) / self.time.as_secs_f64().max(1e-3)
+    }
+}
+
 /// What came of a load.
 pub struct Report {
-    /// The longest gap after the mark, by kind of load.
-    pub gaps: Vec<(&'static str, Duration)>,
-    /// The longest before it.
-    pub calm: Vec<(&'static str, Duration)>,
+    /// Before the mark and after it, by kind of load.
+    pub sides: BTreeMap<&'static str, [Side; 2]>,
     /// What was acknowledged.
     pub acked: Vec<Acked>,
     /// What readers and writers of registers did.
@@ -62,10 +78,10 @@ pub struct Report {
 
 struct Shared {
     stop: AtomicBool,
-    marked: AtomicBool,
+    began: Instant,
+    marked: OnceLock<Instant>,
     acked: Mutex<Vec<Acked>>,
-    gaps: Mutex<BTreeMap<&'static str, Duration>>,
-    calm: Mutex<BTreeMap<&'static str, Duration>>,
+    sides: Mutex<BTreeMap<&'static str, [Side; 2]>>,
     registers: Registers,
     puts: Puts,
     /// Errors are allowed when everything is killed: then nothing can answer.
@@ -79,10 +95,10 @@ impl Shared {
         if took > SLOW {
             tracing::debug!(kind, ms = took.as_millis() as u64, "a slow operation ended");
         }
-        let gaps = if self.marked.load(Ordering::Relaxed) { &self.gaps } else { &self.calm };
-        let mut gaps = gaps.lock().expect("never poisoned");
-        let gap = gaps.entry(kind).or_default();
-        *gap = took.max(*gap);
+        let mut sides = self.sides.lock().expect("never poisoned");
+        let side = &mut sides.entry(kind).or_default()[usize::from(self.marked.get().is_some())];
+        side.longest = took.max(side.longest);
+        side.done += 1;
     }
 
     fn stopped(&self) -> bool {
@@ -142,10 +158,10 @@ impl Load {
     pub async fn start(config: Config, round: u32, puts: Puts, strict: bool) -> anyhow::Result<Load> {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
-            marked: AtomicBool::new(false),
+            began: Instant::now(),
+            marked: OnceLock::new(),
             acked: Mutex::default(),
-            gaps: Mutex::default(),
-            calm: Mutex::default(),
+            sides: Mutex::default(),
             registers: Registers::new(),
             puts,
             strict,
@@ -180,7 +196,7 @@ impl Load {
 
     /// From here on gaps count.
     pub fn mark(&self) {
-        self.shared.marked.store(true, Ordering::Relaxed);
+        self.shared.marked.get_or_init(Instant::now);
     }
 
     /// Which repeat this is.
@@ -199,14 +215,17 @@ impl Load {
         for task in self.tasks {
             task.await??;
         }
-        let list = |of: &Mutex<BTreeMap<&'static str, Duration>>| {
-            of.lock().expect("never poisoned").clone().into_iter().collect()
-        };
-        let (gaps, calm) = (list(&self.shared.gaps), list(&self.shared.calm));
+        let ended = Instant::now();
+        let marked = self.shared.marked.get().copied().unwrap_or(ended);
+        let times = [marked - self.shared.began, ended - marked];
+        let mut sides = self.shared.sides.lock().expect("never poisoned").clone();
+        for (side, time) in sides.values_mut().flat_map(|sides| sides.iter_mut().zip(times)) {
+            side.time = time.saturating_sub(side.longest);
+        }
         let acked = self.shared.acked.lock().expect("never poisoned").clone();
         // All tasks have ended: nobody else has it.
         let shared = Arc::into_inner(self.shared).context("the load goes on")?;
-        Ok(Report { gaps, calm, acked, registers: shared.registers })
+        Ok(Report { sides, acked, registers: shared.registers })
     }
 }
 

@@ -15,6 +15,16 @@ struct Gaps {
     before: Duration,
     /// The longest after it, of each repeat.
     after: Vec<Duration>,
+    /// Operations a second before it, and after it without the longest wait, of each repeat.
+    rates: Vec<[f64; 2]>,
+}
+
+impl Gaps {
+    /// The most before the blow and the least after it: how much slower it may be then.
+    fn rates(&self) -> Option<[f64; 2]> {
+        let before = self.rates.iter().map(|rates| rates[0]).reduce(f64::max)?;
+        Some([before, self.rates.iter().map(|rates| rates[1]).reduce(f64::min)?])
+    }
 }
 
 /// What repeats of one drill came to. Whatever is lost, twice or corrupt fails a drill at once, so
@@ -56,6 +66,11 @@ impl Outcome {
         *known = longest.max(*known);
     }
 
+    /// Operations a second before the blow, and after it without the longest wait, in one repeat.
+    pub(super) fn rates(&mut self, kind: &'static str, before: f64, after: f64) {
+        self.gaps.entry(kind).or_default().rates.push([before, after]);
+    }
+
     /// So many more of something.
     pub(super) fn count(&mut self, what: &'static str, more: u64) {
         *self.facts.entry(what).or_default() += more;
@@ -70,8 +85,11 @@ impl Outcome {
         for (kind, gaps) in &self.gaps {
             let (p50, p99, max) = spread(&gaps.after);
             let before = gaps.before.as_millis();
+            let rates = gaps.rates().map_or(String::new(), |[before, after]| {
+                format!("   at most {before:.0}/s before, at least {after:.0}/s after")
+            });
             line(format!(
-                "longest gap of {kind:<10} p50 {p50:>6} ms   p99 {p99:>6} ms   max {max:>6} ms   before {before:>5} ms"
+                "longest gap of {kind:<10} p50 {p50:>6} ms   p99 {p99:>6} ms   max {max:>6} ms   before {before:>5} ms{rates}"
             ));
         }
         if !self.recovery.is_empty() {
@@ -95,7 +113,12 @@ impl Outcome {
             .iter()
             .map(|(kind, gaps)| {
                 let (p50, p99, max) = spread(&gaps.after);
-                (*kind, json!({"p50": p50, "p99": p99, "max": max, "before": gaps.before.as_millis() as u64}))
+                let [most_before, least_after] = gaps.rates().map_or([None; 2], |rates| rates.map(Some));
+                (
+                    *kind,
+                    json!({"p50": p50, "p99": p99, "max": max, "before": gaps.before.as_millis() as u64,
+                    "per_s_before_most": most_before, "per_s_after_least": least_after}),
+                )
             })
             .collect();
         let spread_of = |times: &[Duration]| {
