@@ -16,7 +16,7 @@ const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// Lines that wait to be written.
 #[derive(Clone)]
-pub struct Lines {
+struct Lines {
     queue: SyncSender<Vec<u8>>,
     counts: Arc<Counts>,
 }
@@ -37,7 +37,7 @@ impl Lines {
     }
 
     /// Waits until all is written, if that does not take too long.
-    pub fn end(&self) {
+    fn end(&self) {
         let began = Instant::now();
         while self.counts.waiting.load(Ordering::Acquire) > 0 && began.elapsed() < END_LIMIT {
             std::thread::sleep(Duration::from_millis(1));
@@ -137,8 +137,12 @@ mod tests {
     fn who_says_something_does_not_wait_until_it_is_written() {
         let ((go, waits), (wrote, written)) = (mpsc::channel(), mpsc::channel());
         let mut lines = Lines::start(Slow(waits, wrote)).expect("a thread");
-        let said = 2 * LINES_MAX;
-        (0..said).for_each(|n| writeln!(lines, "line {n}").expect("nothing waits"));
+        let (said, all_said) = mpsc::channel();
+        std::thread::spawn(move || {
+            (0..2 * LINES_MAX).for_each(|n| writeln!(lines, "line {n}").expect("nothing waits"));
+            said.send(lines).expect("the test waits");
+        });
+        let lines = all_said.recv_timeout(Duration::from_secs(30)).expect("nothing waits");
         drop(go);
         lines.end();
         assert_eq!(

@@ -36,10 +36,10 @@ pub async fn watch(leader: Arc<Leader>, hung: Arc<Hung>, time_scale: u64) {
 
 /// A leader that stops hands over first, so that nobody waits for an election.
 pub async fn leave(leader: &Leader) {
-    let metrics = leader.raft.metrics().borrow_watched().clone();
-    if metrics.current_leader != Some(metrics.id) {
+    if leader.term().is_none() {
         return;
     }
+    let metrics = leader.raft.metrics().borrow_watched().clone();
     let mut others = metrics.membership_config.membership().voter_ids().filter(|v| *v != metrics.id);
     let fastest = leader.spares.fastest(Instant::now()).map(|(to, _)| to);
     if let Some(to) = fastest.or_else(|| others.next())
