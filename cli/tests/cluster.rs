@@ -408,6 +408,55 @@ fn positional_writes_and_appends_agree_with_a_model() {
     });
 }
 
+/// Who opens a file that it has looked at before sees what another has done to it meanwhile, whatever that is.
+#[test]
+fn what_is_looked_at_again_is_as_it_is_then() {
+    let mut c = Running::start(1, 3);
+    let config = Config::new(c.cluster.client_file().unwrap().masters);
+    let reader = c.runtime.block_on(Client::connect(config)).unwrap();
+    let looked = |c: &Running| {
+        let seen = c.runtime.block_on(reader.see(b"/f")).unwrap();
+        assert!(seen.attr.open.is_some(), "its last chunk is open: its primary is asked");
+        seen.attr.file
+    };
+    let expect = |c: &Running, file, bytes: &[u8]| {
+        let read = async {
+            let seen = reader.exactly(reader.look_again(file).await?).await?;
+            let length = seen.attr.length;
+            let parts = client::OpenFile::new(&reader, &seen).read(0, 1 << 20).await?;
+            client::Result::Ok((length, parts.concat()))
+        };
+        let (length, read) = c.runtime.block_on(read).unwrap();
+        assert_eq!((length, &read[..]), (bytes.len() as u64, bytes));
+    };
+    let append = |c: &Running, record: &[u8]| {
+        let appended = async { c.client.appender(b"/f").await?.append(record).await };
+        c.runtime.block_on(appended).unwrap();
+    };
+    append(&c, b"first");
+    let file = looked(&c);
+    expect(&c, file, b"first");
+    looked(&c);
+    append(&c, b" second");
+    expect(&c, file, b"first second");
+    looked(&c);
+    c.runtime.block_on(c.client.truncate(b"/f", 3)).unwrap();
+    expect(&c, file, b"fir");
+    c.runtime.block_on(c.client.truncate(b"/f", 0)).unwrap();
+    append(&c, b"another chunk");
+    looked(&c);
+    c.runtime.block_on(c.client.truncate(b"/f", 0)).unwrap();
+    append(&c, b"and another");
+    expect(&c, file, b"and another");
+    looked(&c);
+    let primary = c.runtime.block_on(c.client.layout(file)).unwrap().chunks()[0].config.primary;
+    let name =
+        (1..=3).map(|n| format!("cs{n}")).find(|n| c.cluster.store(n).unwrap() == Some(primary)).unwrap();
+    c.stop(&name);
+    append(&c, b", of another primary");
+    expect(&c, file, b"and another, of another primary");
+}
+
 #[test]
 fn callers_that_do_not_belong_get_a_reason() {
     let c = Running::start(1, 3);

@@ -57,7 +57,7 @@ pub struct ReplicaView {
 }
 
 /// A failed try: what it met, and what to do.
-struct Miss {
+pub(crate) struct Miss {
     last: String,
     /// The server said no, and why.
     refusal: Option<Refusal>,
@@ -538,7 +538,7 @@ impl Client {
         }
     }
 
-    async fn stat_replica(
+    pub(crate) async fn stat_replica(
         &self,
         config: &ChunkConfig,
         store: StoreId,

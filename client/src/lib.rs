@@ -8,6 +8,7 @@ mod error;
 mod file;
 mod local;
 mod locks;
+mod looks;
 mod masters;
 mod open;
 mod posix;
@@ -22,7 +23,7 @@ pub use common::wire::client_master::{
 };
 pub use error::Error;
 pub use file::{Appender, FileReader, FileWriter};
-pub use local::{Here, Uncached};
+pub use local::{Here, LARGE_BYTES, Uncached};
 pub use open::{Gathered, Moment, OpenFile};
 pub use posix::Changes;
 
@@ -87,6 +88,8 @@ pub(crate) struct Inner {
     pub local: Arc<local::Local>,
     /// What open files may hold of its memory.
     pub budget: open::Budget,
+    /// The last chunks of files that were looked at lately.
+    pub looks: looks::Looks,
     /// What the masters have yet to hear of files that were written to.
     pub reports: reports::Reports,
 }
@@ -98,6 +101,8 @@ pub struct Known {
     pub attr: Attr,
     /// Of a file: its last chunk, if that is open or the only one.
     chunk: Option<ChunkInfo>,
+    /// What the primary of an open last chunk has said meanwhile.
+    said: Option<looks::Said>,
 }
 
 /// What is at a path, as it was at one moment.
@@ -109,6 +114,14 @@ pub struct Seen {
     pub serial: Serial,
     /// Where its bytes are, if that is known.
     layout: Option<Layout>,
+}
+
+/// A file whose open last chunk is so long.
+fn exactly(mut layout: Layout, length: u64, serial: Serial) -> Layout {
+    let known = layout.chunks().last().map_or(0, |chunk| chunk.length);
+    layout.set_last_length(length.max(known));
+    layout.set_serial(serial);
+    layout
 }
 
 impl From<Attr> for Seen {
@@ -134,6 +147,7 @@ impl Client {
             hedge: Mutex::default(),
             local: Default::default(),
             budget: Default::default(),
+            looks: Default::default(),
             reports: Default::default(),
             config,
         };
@@ -169,17 +183,23 @@ impl Client {
     /// What the masters know of a path.
     pub async fn look(&self, path: &[u8]) -> Result<Known> {
         match self.ask(MasterRequest::Look { path: path.into() }).await? {
-            MasterReply::Opened { attr, chunk } => Ok(Known { attr, chunk }),
+            MasterReply::Opened { attr, chunk } => {
+                self.inner.looks.remember(attr.file, chunk.as_ref());
+                Ok(Known { attr, chunk, said: None })
+            }
             _ => Err(Error::unexpected("look")),
         }
     }
 
     /// The same, with the length of an open file as its primary knows it.
     pub async fn exactly(&self, known: Known) -> Result<Seen> {
-        let Known { mut attr, chunk } = known;
+        let Known { mut attr, chunk, said } = known;
         let is_one = attr.count == 1;
         let layout = match chunk {
-            Some(chunk) => self.exact(Layout::new(vec![chunk], 0)).await?,
+            Some(chunk) => match said {
+                Some(said) => exactly(Layout::new(vec![chunk], 0), said.length, said.serial),
+                None => self.exact(Layout::new(vec![chunk], 0)).await?,
+            },
             None if attr.open.is_some() => self.layout(attr.file).await?,
             None => {
                 let is_empty = attr.kind == FileKind::File && attr.count == 0;
@@ -478,11 +498,10 @@ impl Client {
     }
 
     /// The same layout, with the length of an open last chunk as its primary knows it.
-    async fn exact(&self, mut layout: Layout) -> Result<Layout> {
-        if let Some(last) = layout.chunks().last().filter(|c| c.config.sealed.is_none()).cloned() {
+    async fn exact(&self, layout: Layout) -> Result<Layout> {
+        if let Some(last) = layout.chunks().last().filter(|c| c.config.sealed.is_none()) {
             let (length, serial) = self.chunk_length(&last.config, layout.snapshot()).await?;
-            layout.set_last_length(length.max(last.length));
-            layout.set_serial(serial);
+            return Ok(exactly(layout, length, serial));
         }
         Ok(layout)
     }

@@ -35,7 +35,7 @@ const BROKEN: Duration = Duration::from_millis(200);
 /// What a store does not tell now it is not asked again for so long.
 const NOT_NOW: Duration = Duration::from_millis(20);
 /// A read of so many bytes asks for their place at once, a smaller one the second time.
-const LARGE_BYTES: usize = 64 * 1024;
+pub const LARGE_BYTES: usize = 64 * 1024;
 /// An answer over the socket comes within this.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 

@@ -39,7 +39,7 @@ impl Client {
 
     async fn mutate_file(&self, mutation: Mutation) -> Result<Known> {
         match self.mutate(mutation).await? {
-            MasterReply::Opened { attr, chunk } => Ok(Known { attr, chunk }),
+            MasterReply::Opened { attr, chunk } => Ok(Known { attr, chunk, said: None }),
             _ => Err(Error::unexpected("change of a file")),
         }
     }
@@ -51,7 +51,7 @@ impl Client {
 
     /// Makes a file that is somebody's; with its first `chunk`, if it shall soon have bytes.
     pub async fn make_file(&self, path: Vec<u8>, mode: u32, owner: Owner, chunk: bool) -> Result<Seen> {
-        let Known { attr, chunk } = self.create_file(path, mode, owner, true, chunk).await?;
+        let Known { attr, chunk, .. } = self.create_file(path, mode, owner, true, chunk).await?;
         let layout = Some(Layout::new(chunk.into_iter().collect(), 0));
         Ok(Seen { attr, serial: Serial(0), layout })
     }

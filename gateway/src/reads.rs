@@ -5,7 +5,7 @@
 //! gone on (docs/perf/0010): they wait for no disk, and copy nothing that is long.
 
 use crate::shared::Shared;
-use client::{Here, Uncached, begin};
+use client::{Here, LARGE_BYTES, Uncached, begin};
 use fuser::{INodeNo, ReplyData};
 use std::cell::RefCell;
 use std::io;
@@ -89,7 +89,9 @@ impl Reads {
 
     /// Answers off a disk of this machine, if a server tells where the bytes lie there.
     async fn find(self: Arc<Reads>, wanted: Wanted, reply: ReplyData) {
-        match self.shared.is_placed(wanted.ino, wanted.offset, wanted.size).await {
+        // Of a small one that is asked for the second time, too.
+        let is_large = wanted.size as usize >= LARGE_BYTES;
+        match is_large && self.shared.is_placed(wanted.ino, wanted.offset, wanted.size).await {
             true => self.wait(wanted, reply),
             false => self.ask(wanted, reply).await,
         }

@@ -218,7 +218,9 @@ impl Shared {
             Some(file) => Some(file.moment().await),
             None => None,
         };
-        let seen = self.see(&at(self.id(ino))).await?;
+        let asked = Instant::now();
+        let known = self.client.look_again(self.id(ino)).await.map_err(|e| errno(&e))?;
+        let seen = self.exactly(known, asked).await?;
         if seen.attr.kind != FileKind::File {
             return Err(Errno::EINVAL);
         }
