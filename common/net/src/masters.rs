@@ -60,7 +60,7 @@ pub enum Unanswered {
         /// What came of the last try.
         last: String,
     },
-    /// A master speaks another version, or is of another cluster: it will never answer otherwise.
+    /// All masters speak another version, or are of another cluster: they will never answer otherwise.
     #[error(transparent)]
     Refused(#[from] Refusal),
 }
@@ -279,14 +279,22 @@ impl Masters {
             addrs.retain(|addr| Some(addr.as_str()) != search.silent);
             let mut asked: FuturesUnordered<_> =
                 (0..).zip(&addrs).map(|(n, addr)| self.ask_around(&search, addr, STAGGER * n)).collect();
-            match asked.next().await {
-                Some(Ok((conn, answer))) => {
-                    self.leader.send_replace(Some(conn));
-                    Asked::Answered(answer)
+            let mut refused = None;
+            while let Some(found) = asked.next().await {
+                match found {
+                    Ok((conn, answer)) => {
+                        self.leader.send_replace(Some(conn));
+                        return Asked::Answered(answer);
+                    }
+                    // One address may be wrong, or another's now: the others are not.
+                    Err(refusal) => refused = Some(refusal),
                 }
-                Some(Err(refusal)) => Asked::Refused(refusal),
+            }
+            match refused {
+                // One that is silent may answer yet.
+                Some(refusal) if silent.is_none() => Asked::Refused(refusal),
                 // No other address is known.
-                None => std::future::pending().await,
+                _ => std::future::pending().await,
             }
         };
         match tokio::time::timeout(limit, looks).await {
@@ -295,7 +303,7 @@ impl Masters {
         }
     }
 
-    /// Asks one master again and again, and whom it names, until one of them leads.
+    /// Asks one master again and again, and whom it names, until one of them leads, or it will never answer otherwise.
     async fn ask_around<Q: Message, A: FromMaster>(
         &self,
         search: &Search<'_, Q>,
@@ -523,6 +531,16 @@ mod tests {
             Err(Unanswered::Refused(refusal)) => assert_eq!(refusal.code, Code::WrongCluster),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn one_of_another_cluster_does_not_keep_others_from_being_asked() {
+        let (group, other) = (group(0, usize::MAX).await, group(0, usize::MAX).await);
+        let wrong = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = wrong.local_addr().expect("an address").to_string();
+        tokio::spawn(serve(wrong, ClusterId(8), Arc::new(Master(0, other))));
+        let addrs = vec![addr, group.addrs[1].clone()];
+        ask(&Masters::new(Caller::Client, addrs, CLUSTER)).await.expect("one leads");
     }
 
     #[tokio::test]
