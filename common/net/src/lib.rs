@@ -1,4 +1,4 @@
-//! Framed connections over tokio: dial, call, serve. For masters, clients and the chunkservers'
+//! Framed connections over tokio: dial, call, serve, and who of the masters leads. For masters, clients and the chunkservers'
 //! control ports; never for a shard's data port, of which only
 //! the sockets come from here.
 
