@@ -18,6 +18,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 const BEAT_LIMIT: Duration = Duration::from_millis(1000);
 /// A question of a shard is given up after this.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// Masters that refuse this server for good are asked again after this.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Asks the leading master; nothing if none has answered within a time.
 pub(crate) async fn ask(masters: &Masters, request: &StoreRequest, limit: Duration) -> Option<StoreReply> {
@@ -25,8 +27,8 @@ pub(crate) async fn ask(masters: &Masters, request: &StoreRequest, limit: Durati
         Ok(reply) => Some(reply),
         Err(Unanswered::Late { .. }) => None,
         Err(Unanswered::Refused(refusal)) => {
-            tracing::warn!(%refusal, "a master refuses this server; are its addresses right?");
-            tokio::time::sleep(limit).await;
+            tracing::warn!(%refusal, "the masters refuse this server; are its addresses right?");
+            tokio::time::sleep(REFUSED_PAUSE.min(limit)).await;
             None
         }
     }

@@ -120,6 +120,13 @@ impl<C> Decode<C> for Code {
 }
 bincode::impl_borrow_decode!(Code);
 
+impl Code {
+    /// The master that says so does not lead: another may, or will.
+    pub fn is_of_no_leader(self) -> bool {
+        matches!(self, Code::NotLeader | Code::Unavailable)
+    }
+}
+
 /// An answer that says no: the code, what it is about, and a hint where to go.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Refusal {

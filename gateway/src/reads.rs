@@ -89,7 +89,7 @@ impl Reads {
 
     /// Answers off a disk of this machine, if a server tells where the bytes lie there.
     async fn find(self: Arc<Reads>, wanted: Wanted, reply: ReplyData) {
-        // Of a small one that is asked for the second time, too.
+        // Where small ones lie the client asks by itself, once more than one is read.
         let is_large = wanted.size as usize >= LARGE_BYTES;
         match is_large && self.shared.is_placed(wanted.ino, wanted.offset, wanted.size).await {
             true => self.wait(wanted, reply),

@@ -33,7 +33,7 @@ pub enum Wait {
     Short,
     /// The master may wait for `LOCK_WAIT_MS` until there is something to tell.
     Told,
-    /// The group of masters changes. Only the leader is asked, and once.
+    /// The group of masters changes, which may take long: nobody else is asked meanwhile.
     Change,
 }
 
@@ -72,6 +72,16 @@ enum Asked<A> {
     Again(String),
     /// As of `Unanswered`.
     Refused(Refusal),
+}
+
+/// What came of asking one master.
+enum Visited<A> {
+    Answered(Conn, A),
+    /// It does not lead, or did not answer: the connection to it, if there is one, and whom it names.
+    Again {
+        conn: Option<Conn>,
+        leader: Option<String>,
+    },
 }
 
 /// The masters of a cluster.
@@ -314,15 +324,18 @@ impl Masters {
         let mut kept = None;
         let mut pause = PAUSE.0;
         loop {
-            let mut hint = None;
-            let found = self.visit(search, addr, &mut kept, &mut hint).await?;
-            if let Some(found) = found {
-                return Ok(found);
-            }
-            if let Some(hint) = hint.filter(|hint| hint != addr && Some(hint.as_str()) != search.silent) {
+            let hint = match self.visit(search, addr, kept.take()).await? {
+                Visited::Answered(conn, answer) => return Ok((conn, answer)),
+                Visited::Again { conn, leader } => {
+                    kept = conn;
+                    leader.filter(|leader| leader != addr && Some(leader.as_str()) != search.silent)
+                }
+            };
+            if let Some(hint) = hint {
                 self.remember(&hint);
-                if let Some(found) = self.visit(search, &hint, &mut None, &mut None).await? {
-                    return Ok(found);
+                // It may be another cluster's by now, which is not the fault of who named it.
+                if let Ok(Visited::Answered(conn, answer)) = self.visit(search, &hint, None).await {
+                    return Ok((conn, answer));
                 }
             }
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
@@ -330,28 +343,27 @@ impl Masters {
         }
     }
 
-    /// Asks one master once; nothing if it does not lead, with whom it names, or if it is being asked.
+    /// Asks one master once, unless it is being asked, over the connection to it that there may be.
     async fn visit<Q: Message, A: FromMaster>(
         &self,
         search: &Search<'_, Q>,
         addr: &str,
-        kept: &mut Option<Conn>,
-        hint: &mut Option<String>,
-    ) -> Result<Option<(Conn, A)>, Refusal> {
+        kept: Option<Conn>,
+    ) -> Result<Visited<A>, Refusal> {
         {
             let mut visited = search.visited.lock().expect("never poisoned");
             if visited.iter().any(|other| other == addr) {
-                return Ok(None);
+                return Ok(Visited::Again { conn: kept, leader: None });
             }
             visited.push(addr.into());
         }
-        let said = match self.visit_alone::<Q, A>(search, addr, kept).await {
+        let (said, again) = match self.call::<Q, A>(search, addr, kept).await {
             Ok((conn, answer)) => match answer.not_here() {
-                None => return Ok(Some((conn, answer))),
+                None => return Ok(Visited::Answered(conn, answer)),
                 Some((code, leader)) => {
-                    *hint = leader.map(str::to_owned);
                     self.lost(&conn);
-                    format!("{addr}: {code}")
+                    let leader = leader.map(str::to_owned);
+                    (format!("{addr}: {code}"), Visited::Again { conn: Some(conn), leader })
                 }
             },
             Err(NetError::Refused { refusal, .. })
@@ -359,23 +371,21 @@ impl Masters {
             {
                 return Err(refusal);
             }
-            Err(e) => {
-                *kept = None;
-                e.to_string()
-            }
+            Err(e) => (e.to_string(), Visited::Again { conn: None, leader: None }),
         };
         *search.last.lock().expect("never poisoned") = said;
         search.visited.lock().expect("never poisoned").retain(|other| other != addr);
-        Ok(None)
+        Ok(again)
     }
 
-    async fn visit_alone<Q: Message, A: FromMaster>(
+    /// Asks one master, and takes it for the leader meanwhile if it does not refuse at once.
+    async fn call<Q: Message, A: FromMaster>(
         &self,
         search: &Search<'_, Q>,
         addr: &str,
-        kept: &mut Option<Conn>,
+        kept: Option<Conn>,
     ) -> Result<(Conn, A), NetError> {
-        let conn = match kept.take().filter(|conn| !conn.is_closed()) {
+        let conn = match kept.filter(|conn| !conn.is_closed()) {
             Some(conn) => conn,
             None => self.dial(addr).await?,
         };
@@ -393,7 +403,6 @@ impl Masters {
             }
         };
         drop(call);
-        *kept = Some(conn.clone());
         Ok((conn, answer?.0))
     }
 }
@@ -451,6 +460,10 @@ mod tests {
 
     /// The first leads, until there were so many refusals.
     async fn group(next: usize, refusals: usize) -> Arc<Group> {
+        group_of([CLUSTER; 3], next, refusals).await
+    }
+
+    async fn group_of(clusters: [ClusterId; 3], next: usize, refusals: usize) -> Arc<Group> {
         let mut listeners = vec![];
         for _ in 0..3 {
             listeners.push(tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port"));
@@ -464,8 +477,8 @@ mod tests {
             refusals: AtomicUsize::new(refusals),
             next,
         });
-        for (n, listener) in listeners.into_iter().enumerate() {
-            tokio::spawn(serve(listener, CLUSTER, Arc::new(Master(n, group.clone()))));
+        for (n, (listener, cluster)) in listeners.into_iter().zip(clusters).enumerate() {
+            tokio::spawn(serve(listener, cluster, Arc::new(Master(n, group.clone()))));
         }
         group
     }
@@ -535,12 +548,16 @@ mod tests {
 
     #[tokio::test]
     async fn one_of_another_cluster_does_not_keep_others_from_being_asked() {
-        let (group, other) = (group(0, usize::MAX).await, group(0, usize::MAX).await);
-        let wrong = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addr = wrong.local_addr().expect("an address").to_string();
-        tokio::spawn(serve(wrong, ClusterId(8), Arc::new(Master(0, other))));
-        let addrs = vec![addr, group.addrs[1].clone()];
-        ask(&Masters::new(Caller::Client, addrs, CLUSTER)).await.expect("one leads");
+        let group = group_of([ClusterId(8), CLUSTER, CLUSTER], 1, 0).await;
+        group.leader.store(1, Ordering::SeqCst);
+        ask(&Masters::new(Caller::Client, group.addrs[..2].to_vec(), CLUSTER)).await.expect("one leads");
+    }
+
+    #[tokio::test]
+    async fn who_names_one_of_another_cluster_is_asked_again() {
+        // The second names the first, until it leads itself.
+        let group = group_of([ClusterId(8), CLUSTER, CLUSTER], 1, 3).await;
+        ask(&Masters::new(Caller::Client, vec![group.addrs[1].clone()], CLUSTER)).await.expect("it leads");
     }
 
     #[tokio::test]

@@ -254,9 +254,7 @@ impl Message for StoreReply {
 impl FromMaster for StoreReply {
     fn not_here(&self) -> Option<(Code, Option<&str>)> {
         match self {
-            StoreReply::Refused { refusal, leader }
-                if matches!(refusal.code, Code::NotLeader | Code::Unavailable) =>
-            {
+            StoreReply::Refused { refusal, leader } if refusal.code.is_of_no_leader() => {
                 Some((refusal.code, leader.as_deref()))
             }
             _ => None,

@@ -971,7 +971,7 @@ impl Message for MasterReply {
 impl FromMaster for MasterReply {
     fn not_here(&self) -> Option<(Code, Option<&str>)> {
         match self {
-            MasterReply::Refused { code: code @ (Code::NotLeader | Code::Unavailable), leader, .. } => {
+            MasterReply::Refused { code, leader, .. } if code.is_of_no_leader() => {
                 Some((*code, leader.as_deref()))
             }
             _ => None,
