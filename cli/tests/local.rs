@@ -105,3 +105,27 @@ async fn files_of_a_server_that_stands_still_are_not_read_after_its_session() {
     signal(worker, "CONT").unwrap();
     running.overwrite(b"/still", &file).await;
 }
+
+/// Files below a directory that this process has open.
+fn open_below(dir: &Path) -> usize {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap();
+    let below = |entry: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_link(entry.ok()?.path()).ok().filter(|path| path.starts_with(dir))
+    };
+    files.filter_map(below).count()
+}
+
+/// Its disk can be unmounted then, though the clients of this machine go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_servers_files_are_closed_though_nobody_reads_them() {
+    let running = start().await;
+    let (_file, server) = running.read_here(b"/closed").await;
+    let data = running.cluster.dir().join(&server).join("data").canonicalize().unwrap();
+    assert!(open_below(&data) > 0);
+    signal(running.cluster.worker_pid(&server).unwrap(), "KILL").unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while open_below(&data) > 0 {
+        assert!(Instant::now() < end, "files of {server} are still open");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

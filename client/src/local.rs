@@ -24,6 +24,7 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// Ranges whose place is remembered; the oldest goes. One takes 6 KiB at most.
 const WINDOWS_MAX: usize = 4096;
@@ -79,6 +80,8 @@ pub(crate) struct Store {
     /// Ends with the store's process; nothing ever comes on it.
     life: UnixStream,
     segments: RwLock<HashMap<u32, Arc<File>>>,
+    /// Tells who watches the store's life that nothing is held of it any more.
+    _held: oneshot::Sender<()>,
 }
 
 #[derive(Default)]
@@ -177,10 +180,12 @@ fn ask(cluster: ClusterId, store: StoreId, wanted: Wanted) -> io::Result<(File, 
 }
 
 impl Store {
-    fn connect(cluster: ClusterId, id: StoreId) -> io::Result<Store> {
+    /// The second ends when nobody holds the first.
+    fn connect(cluster: ClusterId, id: StoreId) -> io::Result<(Store, oneshot::Receiver<()>)> {
         let (board, life) = ask(cluster, id, Wanted::Board)?;
         life.set_nonblocking(true)?;
-        Ok(Store { id, cluster, board, life, segments: RwLock::default() })
+        let (_held, dropped) = oneshot::channel();
+        Ok((Store { id, cluster, board, life, segments: RwLock::default(), _held }, dropped))
     }
 
     fn is_alive(&self) -> bool {
@@ -355,6 +360,7 @@ impl Local {
     /// A store has told.
     pub fn add(&self, window: Window) {
         let key = (window.handle, window.from);
+        let store = window.store.clone();
         let mut windows = self.windows.write().expect("never poisoned");
         if windows.by_start.insert(key, Arc::new(window)).is_none() {
             windows.oldest.push_back(key);
@@ -363,6 +369,11 @@ impl Local {
         while windows.oldest.len() > WINDOWS_MAX {
             let oldest = windows.oldest.pop_front().expect("there are many");
             windows.by_start.remove(&oldest);
+        }
+        drop(windows);
+        // It may have died since it was asked, and who watched it is done.
+        if !store.is_alive() {
+            self.broken(&store);
         }
     }
 
@@ -398,12 +409,12 @@ impl Local {
         order.iter().all(away)
     }
 
-    /// The first of these stores that is on this machine. May wait for its answer.
-    pub fn neighbour(&self, cluster: ClusterId, order: &[StoreId]) -> Option<Arc<Store>> {
+    /// The first of these stores that is on this machine. May wait for its answer. Within a runtime.
+    pub fn neighbour(self: &Arc<Local>, cluster: ClusterId, order: &[StoreId]) -> Option<Arc<Store>> {
         order.iter().find_map(|store| self.store(cluster, *store))
     }
 
-    fn store(&self, cluster: ClusterId, id: StoreId) -> Option<Arc<Store>> {
+    fn store(self: &Arc<Local>, cluster: ClusterId, id: StoreId) -> Option<Arc<Store>> {
         let stores = || self.stores.lock().expect("never poisoned");
         {
             let mut stores = stores();
@@ -415,9 +426,10 @@ impl Local {
             }
         }
         match Store::connect(cluster, id) {
-            Ok(store) => {
+            Ok((store, dropped)) => {
                 let store = Arc::new(store);
                 stores().insert(id, Neighbour::Here(store.clone()));
+                self.watch(&store, dropped);
                 Some(store)
             }
             Err(error) => {
@@ -425,6 +437,33 @@ impl Local {
                 None
             }
         }
+    }
+}
+
+impl Local {
+    /// Closes what is open of a store when it ends, though nobody reads of it any more: its disk may be unmounted then.
+    fn watch(self: &Arc<Local>, store: &Arc<Store>, dropped: oneshot::Receiver<()>) {
+        let life = store.life.try_clone().and_then(tokio::net::UnixStream::from_std);
+        let (local, store) = (Arc::downgrade(self), Arc::downgrade(store));
+        tokio::spawn(async move {
+            let ends = async {
+                // Nothing ever comes on it. Without a descriptor to watch it with, the next read sees it.
+                match life {
+                    Ok(life) => drop(life.readable().await),
+                    Err(error) => {
+                        tracing::warn!(%error, "files of a store on this machine may stay open when it ends");
+                        std::future::pending().await
+                    }
+                }
+            };
+            tokio::select! {
+                () = ends => {}
+                _ = dropped => return,
+            }
+            if let (Some(local), Some(store)) = (local.upgrade(), store.upgrade()) {
+                local.broken(&store);
+            }
+        });
     }
 }
 
@@ -458,7 +497,8 @@ mod tests {
         let open = || File::open(&path).expect("it is there");
         let (life, _server) = UnixStream::pair().expect("there are descriptors");
         let (id, cluster) = (StoreId(1), ClusterId(std::process::id().into()));
-        let store = Arc::new(Store { id, cluster, board: open(), life, segments: RwLock::default() });
+        let (_held, _) = oneshot::channel();
+        let store = Arc::new(Store { id, cluster, board: open(), life, segments: RwLock::default(), _held });
         let (handle, session, stamp) = (ChunkHandle(1), SessionId(1), 0);
         let places = vec![place];
         let window = Window { store, handle, session, stamp, from: 0, len: BLOCK, places };
