@@ -182,6 +182,9 @@ fn format(path: &Path, config: &Config) -> anyhow::Result<Meta> {
     }
     for sub in ["log", "extents", "checkpoint"] {
         std::fs::create_dir_all(path.join(sub))?;
+        if let Err(error) = common_net::disk::overwrite_in_place(&path.join(sub)) {
+            tracing::warn!(%error, path = %path.display(), "small writes will be slow");
+        }
     }
     let uuid: u128 = rand::random();
     let meta = Meta {

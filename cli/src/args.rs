@@ -3,6 +3,7 @@
 pub mod measure;
 
 use clap::{Args, Parser, Subcommand};
+use ops::drill::FileSystem;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -78,6 +79,9 @@ pub struct Drill {
     /// Where its cluster lives meanwhile; the system's temporary directory if not given.
     #[arg(long)]
     pub dir: Option<PathBuf>,
+    /// What file system the disks have that it makes: ext4, xfs, or btrfs, which cannot be pulled.
+    #[arg(long, default_value = "ext4")]
+    pub file_system: FileSystem,
     /// Write what came of them into the table in this Markdown file; rows of other drills stay.
     #[arg(long)]
     pub table: Option<PathBuf>,

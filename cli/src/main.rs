@@ -115,7 +115,8 @@ fn drill(args: args::Drill, json: bool) -> anyhow::Result<()> {
     let runtime = runtime()?;
     let mut outcomes = vec![];
     for drill in chosen {
-        let outcome = runtime.block_on(ops::drill::run(drill, args.repeats, &dir, &binary))?;
+        let outcome =
+            runtime.block_on(ops::drill::run(drill, args.repeats, &dir, args.file_system, &binary))?;
         match json {
             true => println!("{}", outcome.json()),
             false => print!("{}", outcome.text()),

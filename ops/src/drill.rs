@@ -21,6 +21,7 @@ use crate::cluster::{Cluster, Spec};
 use crate::net::Net;
 use anyhow::{Context, bail};
 use common::StoreId;
+pub use disk::FileSystem;
 use disk::LoopDisk;
 use load::{Load, Puts, Report};
 pub use outcome::{Outcome, write_table};
@@ -189,12 +190,19 @@ const POWER_DISK_BYTES: u64 = 24 << 30;
 
 /// Runs a drill `repeats` times on a fresh cluster below `dir`, which goes away if all was well.
 /// An interrupt ends it, and all its processes.
-pub async fn run(drill: &'static Drill, repeats: u32, dir: &Path, binary: &Path) -> anyhow::Result<Outcome> {
+/// `disks`: what file system its disks have, if it makes some.
+pub async fn run(
+    drill: &'static Drill,
+    repeats: u32,
+    dir: &Path,
+    disks: FileSystem,
+    binary: &Path,
+) -> anyhow::Result<Outcome> {
     let home = dir.join(format!("cairn-drill-{}-{:08x}", drill.name, rand::random::<u32>()));
     let course = async {
         let mut outcome = Outcome::new(drill, repeats);
         match drill.hit {
-            Hit::FullDisk => full_disk::run(&home, binary, repeats, &mut outcome).await,
+            Hit::FullDisk => full_disk::run(&home, binary, repeats, disks, &mut outcome).await,
             Hit::Away => away::run(&home, binary, repeats, &mut outcome).await,
             Hit::Snapshots => snapshots::run(&home, binary, repeats, &mut outcome).await,
             Hit::Mounted => mounted::run(&home, binary, repeats, &mut outcome).await,
@@ -202,7 +210,7 @@ pub async fn run(drill: &'static Drill, repeats: u32, dir: &Path, binary: &Path)
             Hit::Crowd => crowd::run(&home, binary, repeats, &mut outcome).await,
             Hit::Clients => clients::run(&home, binary, repeats, &mut outcome).await,
             Hit::Storm => storm::run(&home, binary, repeats, &mut outcome).await,
-            _ => under_load(drill, &home, binary, repeats, &mut outcome).await,
+            _ => under_load(drill, &home, binary, repeats, disks, &mut outcome).await,
         }
         .with_context(|| format!("{}; its cluster is left in {}", drill.name, home.display()))?;
         std::fs::remove_dir_all(&home).with_context(|| format!("remove {}", home.display()))?;
@@ -227,6 +235,7 @@ async fn under_load(
     home: &Path,
     binary: &Path,
     repeats: u32,
+    file_system: FileSystem,
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
     let spec = drill.spec();
@@ -244,7 +253,7 @@ async fn under_load(
         _ => (0, vec![]),
     };
     // Dropped after the cluster.
-    let new = |(n, _)| LoopDisk::new(&home.join(format!("disk{n}")), bytes);
+    let new = |(n, _)| LoopDisk::new(&home.join(format!("disk{n}")), bytes, file_system);
     let disks = on_disks.iter().enumerate().map(new).collect::<anyhow::Result<Vec<_>>>()?;
     let mut cluster = Cluster::open_on(&home.join("cluster"), &spec, binary, net)?;
     for (disk, names) in disks.iter().zip(&on_disks) {

@@ -1,8 +1,9 @@
 //! Framed connections over tokio: dial, call, serve, and who of the masters leads. For masters, clients and the chunkservers'
 //! control ports; never for a shard's data port, of which only
-//! the sockets come from here.
+//! the sockets come from here. And what masters and chunkservers tell the file system of their disk.
 
 mod conn;
+pub mod disk;
 pub mod here;
 mod masters;
 mod progress;

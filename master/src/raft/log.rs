@@ -111,6 +111,9 @@ impl LogStore {
     /// Opens the log of a master in a directory, making it if there is none.
     pub fn open(dir: &Path, id: u64) -> anyhow::Result<LogStore> {
         std::fs::create_dir_all(dir)?;
+        if let Err(error) = common_net::disk::overwrite_in_place(dir) {
+            tracing::warn!(%error, path = %dir.display(), "changes will be slow");
+        }
         let mut mirror = Mirror::default();
         let mut found = vec![];
         for entry in std::fs::read_dir(dir)? {

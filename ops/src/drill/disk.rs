@@ -5,15 +5,59 @@ use crate::net::tool;
 use anyhow::Context;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-/// What killed processes had open is closed within this.
+/// What killed processes had open is closed within this, and what clients had open of their stores.
 const RELEASED_WITHIN: Duration = Duration::from_secs(15);
+
+/// What file system it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// ext4.
+    Ext4,
+    /// XFS.
+    Xfs,
+    /// btrfs, which cannot be pulled.
+    Btrfs,
+}
+
+impl FileSystem {
+    fn make(self, image: &str) -> anyhow::Result<()> {
+        match self {
+            FileSystem::Ext4 => tool("mkfs.ext4", &["-q", "-F", "-m", "0", image]),
+            FileSystem::Xfs => tool("mkfs.xfs", &["-q", "-f", image]),
+            FileSystem::Btrfs => tool("mkfs.btrfs", &["-q", "-f", image]),
+        }
+    }
+
+    fn options(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 | FileSystem::Xfs => "loop",
+            // Else who syncs waits for company, 4 ms.
+            FileSystem::Btrfs => "loop,ssd",
+        }
+    }
+}
+
+impl FromStr for FileSystem {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<FileSystem, String> {
+        match name {
+            "ext4" => Ok(FileSystem::Ext4),
+            "xfs" => Ok(FileSystem::Xfs),
+            "btrfs" => Ok(FileSystem::Btrfs),
+            _ => Err("there are: ext4, xfs, btrfs".into()),
+        }
+    }
+}
 
 /// Unmounted when dropped.
 pub(super) struct LoopDisk {
     image: PathBuf,
     mount: PathBuf,
+    file_system: FileSystem,
 }
 
 /// Frozen until this is dropped: a drill that is interrupted must not leave processes that cannot be
@@ -66,11 +110,11 @@ impl Drop for Throttled {
 
 impl LoopDisk {
     /// Makes one in a directory that is to be. Its file is sparse.
-    pub fn new(home: &Path, bytes: u64) -> anyhow::Result<LoopDisk> {
-        let disk = LoopDisk { image: home.join("disk.img"), mount: home.join("disk") };
+    pub fn new(home: &Path, bytes: u64, file_system: FileSystem) -> anyhow::Result<LoopDisk> {
+        let disk = LoopDisk { image: home.join("disk.img"), mount: home.join("disk"), file_system };
         std::fs::create_dir_all(&disk.mount).with_context(|| format!("make {}", disk.mount.display()))?;
         std::fs::File::create(&disk.image)?.set_len(bytes)?;
-        tool("mkfs.ext4", &["-q", "-F", "-m", "0", &disk.image.to_string_lossy()])?;
+        file_system.make(&disk.image.to_string_lossy())?;
         disk.mount()?;
         Ok(disk)
     }
@@ -95,7 +139,7 @@ impl LoopDisk {
     }
 
     /// From now on every request is answered with an error, and what was not synced never gets to
-    /// the disk (EXT4_IOC_SHUTDOWN, without a flush of the journal).
+    /// the disk (EXT4_IOC_SHUTDOWN or what XFS has for it, without a flush of the journal).
     pub fn pull(&self) -> anyhow::Result<()> {
         tool("xfs_io", &["-x", "-c", "shutdown", &self.mount.to_string_lossy()])
     }
@@ -127,7 +171,8 @@ impl LoopDisk {
     }
 
     fn mount(&self) -> anyhow::Result<()> {
-        tool("mount", &["-o", "loop", &self.image.to_string_lossy(), &self.mount.to_string_lossy()])
+        let options = self.file_system.options();
+        tool("mount", &["-o", options, &self.image.to_string_lossy(), &self.mount.to_string_lossy()])
     }
 
     /// The kernel closes files of a killed process after its end, if requests of them are under way

@@ -1,7 +1,7 @@
 //! The disk fills up: a small file system of its own, on a loop device, with a whole cluster on
 //! it. What was acknowledged stays, what is refused is refused at once, and space comes back.
 
-use super::disk::LoopDisk;
+use super::disk::{FileSystem, LoopDisk};
 use super::load::block;
 use super::outcome::Outcome;
 use crate::cluster::{Cluster, Spec};
@@ -48,17 +48,18 @@ pub(super) async fn run(
     home: &Path,
     binary: &Path,
     repeats: u32,
+    disks: FileSystem,
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
     for round in 0..repeats {
         let home = home.join(round.to_string());
-        one(&home, binary, outcome).await.with_context(|| format!("round {round}"))?;
+        one(&home, binary, disks, outcome).await.with_context(|| format!("round {round}"))?;
     }
     Ok(())
 }
 
-async fn one(home: &Path, binary: &Path, outcome: &mut Outcome) -> anyhow::Result<()> {
-    let disk = LoopDisk::new(home, DISK_BYTES)?;
+async fn one(home: &Path, binary: &Path, disks: FileSystem, outcome: &mut Outcome) -> anyhow::Result<()> {
+    let disk = LoopDisk::new(home, DISK_BYTES, disks)?;
     let mut cluster = Cluster::open(&disk.path().join("cluster"), &Spec::small(1, 3), binary)?;
     cluster.start_all()?;
     let client = cluster.healthy().await?;
