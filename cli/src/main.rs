@@ -21,9 +21,13 @@ use anyhow::Context;
 use args::measure::{Bench, What};
 use args::{Cairn, Command};
 use clap::{CommandFactory, Parser};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Err(error) = raise_open_files() {
+        eprintln!("cairn: no more than the usual number of files can be open: {error}");
+    }
     if let Err(error) = mount_helper::run_if_called() {
         eprintln!("mount.cairn: {error:#}");
         // As mount(8) wants it: a system error.
@@ -37,6 +41,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// As many files may be open as the system lets them: servers have one for each connection and each segment of their disks, and
+/// the usual limit of 1,024 is for programs that ask for no more.
+fn raise_open_files() -> std::io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return Ok(());
+    }
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
 }
 
 /// Servers have a log of their own kind.

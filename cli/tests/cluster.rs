@@ -995,3 +995,26 @@ fn a_server_that_hangs_up_ends_no_command_by_a_signal() {
     command.kill().unwrap();
     command.wait().unwrap();
 }
+
+#[test]
+fn as_many_files_may_be_open_as_the_system_lets_them() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -Sn 100; exec \"$0\" node"]).arg(cairn());
+    let mut node = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let limits = format!("/proc/{}/limits", node.id());
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        // Before that it is the shell, and its limits those of this process.
+        let began = std::fs::read_link(format!("/proc/{}/exe", node.id())).unwrap() == cairn();
+        let text = std::fs::read_to_string(&limits).unwrap();
+        let line = text.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let (soft, hard) = (line.split_whitespace().nth(3).unwrap(), line.split_whitespace().nth(4).unwrap());
+        if began && soft == hard {
+            break;
+        }
+        assert!(Instant::now() < end, "{line}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(node.stdin.take());
+    assert!(node.wait().unwrap().success());
+}

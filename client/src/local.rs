@@ -28,6 +28,8 @@ use tokio::sync::oneshot;
 
 /// Ranges whose place is remembered; the oldest goes. One takes 6 KiB at most.
 const WINDOWS_MAX: usize = 4096;
+/// Segments of a store that are open; then all are closed, and opened again as they are read.
+const SEGMENTS_MAX: usize = 1024;
 /// Chunks and ranges of which something is remembered that was asked for in vain or once; then all is forgotten.
 const MARKS_MAX: usize = 8192;
 /// A store that is not on this machine is not looked for again for so long; one whose connection broke for less.
@@ -202,7 +204,11 @@ impl Store {
         }
         let asked = ask(self.cluster, self.id, Wanted::Segment(number));
         let file = Arc::new(asked.map_err(|_| Missed::Bad)?.0);
-        self.segments.write().expect("never poisoned").insert(number, file.clone());
+        let mut segments = self.segments.write().expect("never poisoned");
+        if segments.len() >= SEGMENTS_MAX {
+            segments.clear();
+        }
+        segments.insert(number, file.clone());
         Ok(file)
     }
 
