@@ -1,5 +1,6 @@
 //! The disk fills up: a small file system of its own, on a loop device, with a whole cluster on
-//! it. What was acknowledged stays, what is refused is refused at once, and space comes back.
+//! it. What was acknowledged stays, what is refused is refused at once, and space comes back: when others on that disk
+//! give some, and when files are deleted.
 
 use super::disk::{FileSystem, LoopDisk};
 use super::load::block;
@@ -8,11 +9,14 @@ use crate::cluster::{Cluster, Spec};
 use anyhow::{Context, bail};
 use client::{Client, Error};
 use common::Code;
+use rustix::fs::FallocateFlags;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Bytes of the file system.
-const DISK_BYTES: u64 = 900 << 20;
+const DISK_BYTES: u64 = 1100 << 20;
+/// Bytes that somebody else has on it.
+const OTHERS_BYTES: u64 = 200 << 20;
 /// Writes of one file.
 const BLOCKS: u64 = 8;
 /// The disk is full before so many files.
@@ -43,6 +47,39 @@ async fn verify(client: &Client, n: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Puts files until one is refused; says how long that took.
+async fn fill(client: &Client, acked: &mut u64) -> anyhow::Result<Duration> {
+    loop {
+        let began = Instant::now();
+        match put(client, *acked).await {
+            Ok(()) => *acked += 1,
+            Err(Error::Refused(r)) if matches!(r.code, Code::DiskFull | Code::NoServers) => {
+                return Ok(began.elapsed());
+            }
+            // The disk filled up between a write and its answer: the file was not published.
+            Err(Error::Unknown { last, .. }) if last.contains(Code::DiskFull.text()) => {
+                return Ok(began.elapsed());
+            }
+            Err(error) => return Err(error).context("a full disk is answered with another error"),
+        }
+        if *acked > FILES_MAX {
+            bail!("{acked} files fit on a disk of {DISK_BYTES} bytes");
+        }
+    }
+}
+
+/// Puts one more file, as soon as there is room for it; says how long that took.
+async fn put_again(client: &Client, acked: &mut u64, after: &str) -> anyhow::Result<Duration> {
+    let began = Instant::now();
+    while let Err(error) = put(client, *acked).await {
+        if began.elapsed() > WITHIN {
+            return Err(error).with_context(|| format!("nothing can be written after {after}"));
+        }
+    }
+    *acked += 1;
+    Ok(began.elapsed())
+}
+
 /// All repeats.
 pub(super) async fn run(
     home: &Path,
@@ -60,27 +97,16 @@ pub(super) async fn run(
 
 async fn one(home: &Path, binary: &Path, disks: FileSystem, outcome: &mut Outcome) -> anyhow::Result<()> {
     let disk = LoopDisk::new(home, DISK_BYTES, disks)?;
+    let others = disk.path().join("others");
+    rustix::fs::fallocate(std::fs::File::create(&others)?, FallocateFlags::empty(), 0, OTHERS_BYTES)?;
     let mut cluster = Cluster::open(&disk.path().join("cluster"), &Spec::small(1, 3), binary)?;
     cluster.start_all()?;
     let client = cluster.healthy().await?;
     let mut acked = 0;
-    let refused_after = loop {
-        let began = Instant::now();
-        match put(&client, acked).await {
-            Ok(()) => acked += 1,
-            Err(Error::Refused(r)) if matches!(r.code, Code::DiskFull | Code::NoServers) => {
-                break began.elapsed();
-            }
-            // The disk filled up between a write and its answer: the file was not published.
-            Err(Error::Unknown { last, .. }) if last.contains(Code::DiskFull.text()) => {
-                break began.elapsed();
-            }
-            Err(error) => return Err(error).context("a full disk is answered with another error"),
-        }
-        if acked > FILES_MAX {
-            bail!("{acked} files fit on a disk of {DISK_BYTES} bytes");
-        }
-    };
+    let mut refused_after = fill(&client, &mut acked).await?;
+    std::fs::remove_file(&others)?;
+    let given_after = put_again(&client, &mut acked, "others have given room back").await?;
+    refused_after = refused_after.max(fill(&client, &mut acked).await?);
     if refused_after > WITHIN {
         bail!("the refusal took {} s", refused_after.as_secs());
     }
@@ -95,24 +121,20 @@ async fn one(home: &Path, binary: &Path, disks: FileSystem, outcome: &mut Outcom
     for n in 0..acked {
         verify(&client, n).await.context("after a restart on the full disk")?;
     }
-    for n in 0..acked / 2 {
+    let deleted = acked / 2;
+    for n in 0..deleted {
         client.unlink(&path(n), false).await?;
     }
     client.empty_trash().await?;
-    let began = Instant::now();
     // Space comes back as the stores carry the deletions out.
-    while let Err(error) = put(&client, acked).await {
-        if began.elapsed() > WITHIN {
-            return Err(error).context("nothing can be written after half of all was deleted");
-        }
-    }
-    let writable_after = began.elapsed();
-    for n in acked / 2..=acked {
+    let writable_after = put_again(&client, &mut acked, "half of all was deleted").await?;
+    for n in deleted..acked {
         verify(&client, n).await?;
     }
     cluster.stop()?;
-    outcome.count("files verified, before and after a restart on the full disk", acked + 1);
+    outcome.count("files verified, before and after a restart on the full disk", acked);
     outcome.gap("refusals", refused_after);
     outcome.gap("room again", writable_after);
+    outcome.gap("room of others", given_after);
     Ok(())
 }

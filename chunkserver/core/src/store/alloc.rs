@@ -1,8 +1,11 @@
 //! Free blocks of the extents' segments. In memory only: rebuilt from the index at start.
 
 use super::format::{PAGE_CRCS, PAGE_PAIR_BYTES};
-use common::limits::BLOCK_BYTES;
+use common::limits::{BLOCK_BYTES, WRITE_BYTES_MAX};
 use std::collections::BTreeMap;
+
+/// Runs of so many blocks and more have room for any write.
+const ROOMY_BLOCKS: u32 = (WRITE_BYTES_MAX / BLOCK_BYTES) as u32;
 
 /// A run of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +25,8 @@ pub struct Alloc {
     /// Free runs of each segment: first block -> count.
     free: Vec<BTreeMap<u32, u32>>,
     free_blocks: u64,
+    /// Those in roomy runs.
+    roomy_blocks: u64,
     /// Where the last allocation ended: the next goes on from there.
     rover: (u32, u32),
     /// Blocks that several extents refer to, and how many more than one.
@@ -31,7 +36,8 @@ pub struct Alloc {
 impl Alloc {
     /// No segments yet.
     pub fn new(segment_bytes: u64) -> Alloc {
-        Alloc { segment_bytes, free: vec![], free_blocks: 0, rover: (0, 0), shared: BTreeMap::new() }
+        let (free_blocks, roomy_blocks, rover) = (0, 0, (0, 0));
+        Alloc { segment_bytes, free: vec![], free_blocks, roomy_blocks, rover, shared: BTreeMap::new() }
     }
 
     /// Blocks at the head of a segment that hold its checksum table.
@@ -44,8 +50,8 @@ impl Alloc {
     pub fn add_segment(&mut self) {
         let head = self.head_blocks();
         let blocks = (self.segment_bytes / BLOCK_BYTES as u64) as u32 - head;
-        self.free.push(BTreeMap::from([(head, blocks)]));
-        self.free_blocks += blocks as u64;
+        self.free.push(BTreeMap::new());
+        self.insert(self.segments() - 1, head, blocks);
     }
 
     /// How many segments there are.
@@ -56,6 +62,32 @@ impl Alloc {
     /// Bytes that are free in the present segments.
     pub fn free_bytes(&self) -> u64 {
         self.free_blocks * BLOCK_BYTES as u64
+    }
+
+    /// Those of them that any write can have: the rest lies in runs that may be too short, as at the end of each segment.
+    pub fn roomy_bytes(&self) -> u64 {
+        self.roomy_blocks * BLOCK_BYTES as u64
+    }
+
+    /// A run is free from now on.
+    fn insert(&mut self, segment: u32, block: u32, count: u32) {
+        self.free[segment as usize].insert(block, count);
+        self.count(count, 1);
+    }
+
+    /// A run is not free any more: how long it was.
+    fn remove(&mut self, segment: u32, block: u32) -> Option<u32> {
+        let count = self.free[segment as usize].remove(&block)?;
+        self.count(count, -1);
+        Some(count)
+    }
+
+    fn count(&mut self, count: u32, sign: i64) {
+        let by = sign * i64::from(count);
+        self.free_blocks = self.free_blocks.checked_add_signed(by).expect("what is free was counted");
+        if count >= ROOMY_BLOCKS {
+            self.roomy_blocks = self.roomy_blocks.checked_add_signed(by).expect("what is roomy was counted");
+        }
     }
 
     /// Bytes in use by data.
@@ -85,7 +117,7 @@ impl Alloc {
 
     /// Takes just these blocks; false if some are taken already.
     pub fn take_exactly(&mut self, at: Blocks) -> bool {
-        let Some(free) = self.free.get_mut(at.segment as usize) else {
+        let Some(free) = self.free.get(at.segment as usize) else {
             return false;
         };
         let Some((first, len)) = free.range(..=at.block).next_back().map(|(b, c)| (*b, *c)) else {
@@ -94,15 +126,14 @@ impl Alloc {
         if first + len < at.block + at.count {
             return false;
         }
-        free.remove(&first);
+        self.remove(at.segment, first);
         if at.block > first {
-            free.insert(first, at.block - first);
+            self.insert(at.segment, first, at.block - first);
         }
         let end = at.block + at.count;
         if first + len > end {
-            free.insert(end, first + len - end);
+            self.insert(at.segment, end, first + len - end);
         }
-        self.free_blocks -= at.count as u64;
         true
     }
 
@@ -120,32 +151,40 @@ impl Alloc {
 
     /// Gives blocks back; shared ones lose one reference.
     pub fn give(&mut self, at: Blocks) {
-        for block in at.block..at.block + at.count {
+        let mut from = at.block;
+        let end = at.block + at.count;
+        for block in at.block..end {
+            if self.shared.is_empty() {
+                break;
+            }
             if let Some(more) = self.shared.get_mut(&(at.segment, block)) {
                 *more -= 1;
                 if *more == 0 {
                     self.shared.remove(&(at.segment, block));
                 }
-                continue;
+                self.give_run(at.segment, from, block);
+                from = block + 1;
             }
-            self.give_one(at.segment, block);
         }
+        self.give_run(at.segment, from, end);
     }
 
-    fn give_one(&mut self, segment: u32, block: u32) {
-        let free = &mut self.free[segment as usize];
-        let before = free.range(..=block).next_back().map(|(b, c)| (*b, *c));
-        assert!(before.is_none_or(|(b, c)| b + c <= block), "block {segment}:{block} is free already");
-        let mut start = block;
-        let mut count = 1;
-        if let Some((b, c)) = before.filter(|(b, c)| b + c == block) {
-            (start, count) = (b, c + 1);
+    /// The blocks from the first up to the second are free from now on.
+    fn give_run(&mut self, segment: u32, mut from: u32, mut end: u32) {
+        if from == end {
+            return;
         }
-        if let Some(after) = free.remove(&(block + 1)) {
-            count += after;
+        let free = &self.free[segment as usize];
+        let before = free.range(..end).next_back().map(|(b, c)| (*b, b + c));
+        assert!(before.is_none_or(|(_, e)| e <= from), "blocks {segment}:{from}-{end} are free already");
+        if let Some((b, _)) = before.filter(|(_, e)| *e == from) {
+            self.remove(segment, b);
+            from = b;
         }
-        free.insert(start, count);
-        self.free_blocks += 1;
+        if let Some(after) = self.remove(segment, end) {
+            end += after;
+        }
+        self.insert(segment, from, end - from);
     }
 }
 
@@ -172,6 +211,25 @@ mod tests {
         assert_eq!(alloc.used_bytes(), 0);
         assert!(alloc.take((all / 4096) as u32).is_some());
         assert_eq!(alloc.take(1), None);
+    }
+
+    proptest::proptest! {
+        /// As long as there are roomy bytes any write finds its room.
+        #[test]
+        fn what_is_counted_is_there(ops in proptest::collection::vec((0u32..300, 1u32..300), 1..200)) {
+            let mut alloc = alloc();
+            let mut held = vec![];
+            for (which, count) in ops {
+                match held.len() > which as usize && which % 3 == 0 {
+                    true => alloc.give(held.swap_remove(which as usize)),
+                    false => held.extend(alloc.take(count.min(ROOMY_BLOCKS))),
+                }
+                let runs = || alloc.free.iter().flat_map(|runs| runs.values());
+                let sum = |least: u32| runs().filter(|c| **c >= least).map(|c| u64::from(*c)).sum::<u64>();
+                assert_eq!((alloc.free_blocks, alloc.roomy_blocks), (sum(1), sum(ROOMY_BLOCKS)));
+                assert!(alloc.roomy_bytes() == 0 || alloc.clone().take(ROOMY_BLOCKS).is_some());
+            }
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ use std::sync::Arc;
 
 /// The next segment of extents is made when less than one of so many parts of one is free.
 const AHEAD_PARTS: u64 = 2;
+/// Without room for one it is tried again after this: others may have given some back.
+const ROOM_AGAIN: Span = Span::from_ms(5000);
 
 /// Numbers of questions and reads that one life of a store's process can give out, in bits: four months
 /// of 100,000 a second. What is left counts 16 million lives.
@@ -206,7 +208,8 @@ pub struct Store {
     flushing: Option<(Time, bool)>,
     /// A new segment of extents is being made.
     allocating: bool,
-    full: bool,
+    /// Since when there is no room for one.
+    full: Option<Time>,
     failed: Option<String>,
 }
 
@@ -230,7 +233,7 @@ impl Store {
             group_ops: 0,
             flushing: None,
             allocating: false,
-            full: false,
+            full: None,
             failed: None,
         }
     }
@@ -247,7 +250,7 @@ impl Store {
 
     /// Whether it can take no more segments.
     pub fn is_full(&self) -> bool {
-        self.full || self.alloc.segments() >= self.config.segments_max
+        self.full.is_some() || self.alloc.segments() >= self.config.segments_max
     }
 
     /// Appends a record to the log.
@@ -266,8 +269,11 @@ impl Store {
     /// Free bytes, but for those that only what was promised may have. They are kept back from the first
     /// segment on: when the disk is found to be full it is too late.
     fn free_for_new(&self) -> u64 {
-        let kept = PROMISED_BYTES_MAX.min(self.config.extent_segment_bytes / 4);
-        self.alloc.free_bytes().saturating_sub(kept)
+        self.alloc.free_bytes().saturating_sub(self.kept())
+    }
+
+    fn kept(&self) -> u64 {
+        PROMISED_BYTES_MAX.min(self.config.extent_segment_bytes / 4)
     }
 
     /// Whether there is room for so many bytes of this sort.
@@ -512,7 +518,11 @@ impl Store {
             }
         }
         let len = self.config.extent_segment_bytes;
-        if !self.allocating && !self.is_full() && self.free_for_new() < len / AHEAD_PARTS {
+        let is_due = self.full.is_none_or(|since| now >= since + ROOM_AGAIN);
+        let may_grow = is_due && self.alloc.segments() < self.config.segments_max;
+        // Many short runs are of no use to a long write, however much they are together.
+        let is_short = self.alloc.roomy_bytes() < self.kept() + len / AHEAD_PARTS;
+        if !self.allocating && may_grow && is_short {
             self.allocating = true;
             let segment = FileRef::Extents(self.alloc.segments());
             self.submit(segment, DiskKind::Allocate { len }, Op::Allocate, out);
@@ -525,9 +535,12 @@ impl Store {
         if let Op::Allocate = op {
             self.allocating = false;
             match done.result {
-                Ok(_) => self.alloc.add_segment(),
-                // No room on the device is no failure of it: the store is full.
-                Err(_) => self.full = true,
+                Ok(_) => {
+                    self.alloc.add_segment();
+                    self.full = None;
+                }
+                // No room on the device is no failure of it: the store is full, until others give some back.
+                Err(_) => self.full = Some(now),
             }
             return vec![];
         }
@@ -633,3 +646,7 @@ pub struct Recovered {
     /// Records that were replayed.
     pub replayed: u64,
 }
+
+#[cfg(test)]
+#[path = "room_test.rs"]
+mod room_test;

@@ -1,0 +1,54 @@
+//! New segments come before writes have to wait for them, and when there is room again.
+
+use super::alloc::Alloc;
+use super::*;
+use common::limits::WRITE_BYTES_MAX;
+
+fn store(segments_max: u32) -> Store {
+    let extent_segment_bytes = 16 << 20;
+    let config = StoreConfig { extent_segment_bytes, segments_max, ..StoreConfig::default() };
+    let log = Log::new(config.log_segment_bytes, config.log_segments, 0, 1, 0, 0);
+    Store::new(config, log, Alloc::new(extent_segment_bytes), CrcTable::default())
+}
+
+/// The disk makes segments, or cannot.
+fn settle(store: &mut Store, now: Time, has_room: bool) {
+    let mut out = vec![];
+    store.settle(now, &mut out);
+    for output in out {
+        let Output::Disk(DiskOp { token, kind, .. }) = output else { panic!("{output:?}") };
+        assert!(matches!(kind, DiskKind::Allocate { .. }), "{kind:?}");
+        let result = if has_room { Ok(Bytes::new()) } else { Err("no room".into()) };
+        store.done(now, DiskDone { token, result }, &mut vec![]);
+    }
+}
+
+/// Each segment ends with less than such a write takes; all these ends together would be room for many.
+#[test]
+fn long_writes_go_on_to_the_last_segment() {
+    let mut store = store(200);
+    let refused = loop {
+        settle(&mut store, Time(0), true);
+        match store.take(WRITE_BYTES_MAX as u32, Sort::New) {
+            Ok(_) => {}
+            Err(code) => break code,
+        }
+    };
+    assert_eq!((refused, store.alloc.segments()), (Code::DiskFull, 200));
+    assert!(store.take(BLOCK_BYTES as u32, Sort::New).is_ok(), "a short one still fits");
+}
+
+#[test]
+fn a_full_disk_is_asked_again() {
+    let mut store = store(2);
+    let take = |store: &mut Store| store.take(WRITE_BYTES_MAX as u32, Sort::New);
+    settle(&mut store, Time(0), false);
+    assert_eq!(take(&mut store), Err(Code::DiskFull));
+    settle(&mut store, Time(0) + ROOM_AGAIN, false);
+    assert_eq!(take(&mut store), Err(Code::DiskFull));
+    // It is not asked all the time.
+    settle(&mut store, Time(0) + ROOM_AGAIN, true);
+    assert_eq!(take(&mut store), Err(Code::DiskFull));
+    settle(&mut store, Time(0) + ROOM_AGAIN + ROOM_AGAIN, true);
+    assert!(take(&mut store).is_ok());
+}
