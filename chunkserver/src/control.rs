@@ -2,6 +2,7 @@
 //! leading master and answers back. Ordinary tokio.
 
 use crate::config::Config;
+use crate::files::Files;
 use crate::now;
 use crate::shard::{FromShard, Report, ShardHandle, ToShard};
 use chunkserver_core::io::{Ask, MasterAsk};
@@ -35,7 +36,7 @@ pub(crate) async fn ask(masters: &Masters, request: &StoreRequest, limit: Durati
 }
 
 /// Runs until a signal, or until a store can never serve.
-pub fn run(config: Arc<Config>, shards: Vec<ShardHandle>) -> anyhow::Result<()> {
+pub fn run(config: Arc<Config>, shards: Vec<ShardHandle>, files: Files) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (stop, stopped) = watch::channel(false);
@@ -51,7 +52,7 @@ pub fn run(config: Arc<Config>, shards: Vec<ShardHandle>) -> anyhow::Result<()> 
         let mut tasks = tokio::task::JoinSet::new();
         for shard in shards {
             let links = (sessions.clone(), masters.clone());
-            tasks.spawn(store(config.clone(), links, shard, server_uuid, stopped.clone()));
+            tasks.spawn(store(config.clone(), files, links, shard, server_uuid, stopped.clone()));
         }
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let outcome = tokio::select! {
@@ -68,6 +69,7 @@ pub fn run(config: Arc<Config>, shards: Vec<ShardHandle>) -> anyhow::Result<()> 
 /// One store: registered, kept in session, served with answers; to its end.
 async fn store(
     config: Arc<Config>,
+    files: Files,
     (sessions, masters): (Arc<Masters>, Arc<Masters>),
     mut shard: ShardHandle,
     server_uuid: u128,
@@ -90,7 +92,7 @@ async fn store(
             early.clone(),
         );
         let keeping = keep_session(
-            &config,
+            (&config, files),
             &sessions,
             &mut shard,
             server_uuid,
@@ -183,7 +185,7 @@ fn request_of(ask: MasterAsk, store: StoreId, session: SessionId) -> StoreReques
 /// Registers, then heartbeats; registers anew when the session has lapsed.
 #[expect(clippy::too_many_arguments, reason = "what a store and its shard share")]
 async fn keep_session(
-    config: &Config,
+    (config, files): (&Config, Files),
     masters: &Masters,
     shard: &mut ShardHandle,
     server_uuid: u128,
@@ -225,7 +227,7 @@ async fn keep_session(
         let _ = shard.to.send(ToShard::Begin(store, masters.cluster(), next_chunk));
         if local.is_empty() {
             let (dir, board) = (shard.path.clone(), shard.board.clone());
-            local.spawn(crate::local::serve(masters.cluster(), store, dir, board));
+            local.spawn(crate::local::serve(masters.cluster(), store, dir, board, files.local_conns));
         }
         heartbeat(masters, shard, store, session, &mut confirmed, &failed, early).await?;
         tracing::warn!(%store, %session, "the session has lapsed; registering anew");

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::disk::{allocate, path_of, space};
+use crate::files::Files;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use chunkserver_core::io::FileRef;
@@ -73,7 +74,7 @@ fn lock_within(file: &File) -> bool {
 }
 
 /// Opens a directory, making it if it is empty; holds it until the process ends.
-pub fn open(path: &Path, config: &Config) -> anyhow::Result<DataDir> {
+pub fn open(path: &Path, config: &Config, files: Files) -> anyhow::Result<DataDir> {
     if !path.is_dir() {
         bail!("the directory does not exist; make it first (this protects against an unmounted disk)");
     }
@@ -112,13 +113,19 @@ pub fn open(path: &Path, config: &Config) -> anyhow::Result<DataDir> {
         0 => room,
         asked => asked.min(room),
     };
+    let segments_max = (capacity / meta.segment_bytes).clamp(1, u32::MAX as u64) as u32;
+    if segments_max > files.segments {
+        let (path, open) = (path.display(), files.segments);
+        tracing::warn!(%path, segments_max, open, "the disk has room for more segments than can be open, and counts as full \
+            then; raise LimitNOFILE, or make the store with larger `segment_bytes`");
+    }
     let store = StoreConfig {
         tag: u128::from_str_radix(&meta.uuid, 16).context("uuid in meta.toml")? as u64,
         incarnation: meta.incarnation,
         log_segment_bytes: meta.log_segment_bytes,
         log_segments: LOG_SEGMENTS,
         extent_segment_bytes: meta.segment_bytes,
-        segments_max: (capacity / meta.segment_bytes).clamp(1, u32::MAX as u64) as u32,
+        segments_max: segments_max.min(files.segments),
         scrub_period_s: config.scrub_period_s,
         ..StoreConfig::default()
     };

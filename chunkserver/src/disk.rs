@@ -18,6 +18,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Without a descriptor for it a file is opened again after this.
+const NO_FILES_PAUSE: Duration = Duration::from_millis(200);
 
 /// What moves bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +142,22 @@ impl Disk {
         Ok(disk)
     }
 
-    fn open(&self, file: FileRef) -> io::Result<Rc<Open>> {
+    async fn open(&self, file: FileRef) -> io::Result<Rc<Open>> {
+        loop {
+            match self.try_open(file) {
+                // As with many connections. Neither the disk nor what lies on it is at fault; if it lasts, the disk looks
+                // hung, and the store is not in session until it is over.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    let path = path_of(&self.dir, file);
+                    tracing::warn!(%error, path = %path.display(), "waits until a file can be opened; raise LimitNOFILE");
+                    tokio::time::sleep(NO_FILES_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn try_open(&self, file: FileRef) -> io::Result<Rc<Open>> {
         if let Some(open) = self.files.borrow().get(&file) {
             return Ok(open.clone());
         }
@@ -171,7 +190,7 @@ impl Disk {
                 Ok(Bytes::new())
             }
             DiskKind::Sync => {
-                let open = self.open(file)?;
+                let open = self.open(file).await?;
                 match self.engine {
                     Engine::Uring => ring::sync(open.direct.clone()).await?,
                     Engine::Threads => {
@@ -190,7 +209,7 @@ impl Disk {
     }
 
     async fn read(&self, file: FileRef, offset: u64, len: usize) -> io::Result<Bytes> {
-        let open = self.open(file)?;
+        let open = self.open(file).await?;
         let mut buf = AlignedBuf::new(len);
         let mut got = 0;
         while got < len {
@@ -223,7 +242,7 @@ impl Disk {
     }
 
     async fn write(&self, file: FileRef, offset: u64, data: Bytes, durable: bool) -> io::Result<()> {
-        let open = self.open(file)?;
+        let open = self.open(file).await?;
         let aligned =
             (data.as_ptr() as usize).is_multiple_of(BLOCK_BYTES) && data.len().is_multiple_of(BLOCK_BYTES);
         let data = match aligned {
@@ -283,5 +302,47 @@ fn verb(kind: &DiskKind) -> &'static str {
         DiskKind::Write { .. } => "write",
         DiskKind::Sync => "flush",
         DiskKind::Allocate { .. } => "allocate",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// Set where few files may be open: that holds for a whole process.
+    const FEW_FILES: &str = "CAIRN_TEST_FEW_FILES";
+
+    #[test]
+    fn an_operation_waits_until_its_file_can_be_opened() {
+        if std::env::var_os(FEW_FILES).is_none() {
+            let name = "disk::tests::an_operation_waits_until_its_file_can_be_opened";
+            let mut command = Command::new("sh");
+            command.args(["-c", "ulimit -n 64; exec \"$0\" --exact \"$1\""]);
+            command.arg(std::env::current_exe().unwrap()).arg(name).env(FEW_FILES, "1");
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let dir = std::env::temp_dir().join(format!("cairn-few-files-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("extents")).unwrap();
+        let file = FileRef::Extents(0);
+        std::fs::write(path_of(&dir, file), [7; BLOCK_BYTES]).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let read = async {
+            let disk = Disk::new(Engine::Threads, dir.clone(), vec![]).unwrap();
+            let others: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+            assert!(others.len() > 8);
+            let kind = DiskKind::Read { offset: 0, len: BLOCK_BYTES as u32 };
+            let mut read = std::pin::pin!(disk.perform(file, kind));
+            let waited = tokio::time::timeout(NO_FILES_PAUSE * 3, &mut read).await;
+            assert!(waited.is_err(), "{waited:?}");
+            drop(others);
+            read.await.unwrap()
+        };
+        let read = runtime.block_on(read);
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(read == [7; BLOCK_BYTES][..]);
     }
 }

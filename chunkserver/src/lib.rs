@@ -6,6 +6,7 @@ pub mod config;
 mod control;
 pub mod dir;
 mod disk;
+mod files;
 mod links;
 mod local;
 mod net;
@@ -15,8 +16,8 @@ mod shard;
 mod sock;
 
 use anyhow::Context;
-use common::limits::{CONNS_MAX, LOCAL_CONNS_MAX};
 use config::Config;
+use files::Files;
 use std::sync::Arc;
 
 pub use disk::Engine;
@@ -31,34 +32,19 @@ pub fn now() -> common::Time {
     common::Time(ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64)
 }
 
-/// Says so now if files could not be opened some day: each connection is one, and each segment when the disks are full.
-fn check_open_files(dirs: &[dir::DataDir]) {
-    let segments: u64 = dirs.iter().map(|dir| dir.capacity / dir.meta.segment_bytes).sum();
-    let conns = (CONNS_MAX + LOCAL_CONNS_MAX) as u64 * (dirs.len() as u64 + 1);
-    let needed = segments + conns;
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    if limit.is_some_and(|limit| limit < needed) {
-        tracing::warn!(
-            limit,
-            needed,
-            "fewer files may be open than may be needed; raise LimitNOFILE or `ulimit -Hn`"
-        );
-    }
-}
-
 /// Runs a chunkserver until it is told to stop (SIGTERM, SIGINT) or cannot go on.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let engine = Engine::choose(config.engine)?;
+    let files = Files::allowed(config.data.len());
     let mut dirs = vec![];
     for path in &config.data {
-        let dir =
-            dir::open(path, &config).with_context(|| format!("open data directory {}", path.display()))?;
+        let dir = dir::open(path, &config, files)
+            .with_context(|| format!("open data directory {}", path.display()))?;
         dirs.push(dir);
     }
-    check_open_files(&dirs);
     let config = Arc::new(config);
-    let (shards, threads) = shard::start(dirs, &config, engine)?;
-    let outcome = control::run(config, shards);
+    let (shards, threads) = shard::start(dirs, &config, engine, files)?;
+    let outcome = control::run(config, shards, files);
     for thread in threads {
         thread.join().map_err(|_| anyhow::anyhow!("a shard's thread panicked"))?;
     }

@@ -7,7 +7,6 @@
 
 use crate::disk::{open_cached, path_of};
 use chunkserver_core::io::FileRef;
-use common::limits::LOCAL_CONNS_MAX;
 use common::wire::local::{ASK_BYTES, BOARD_BYTES, Post, Wanted, slot_at, socket_name};
 use common::{ClusterId, StoreId};
 use rustix::fs::MemfdFlags;
@@ -52,7 +51,7 @@ impl Board {
 }
 
 /// Serves clients on this machine until it is dropped.
-pub async fn serve(cluster: ClusterId, store: StoreId, dir: PathBuf, board: Arc<Board>) {
+pub async fn serve(cluster: ClusterId, store: StoreId, dir: PathBuf, board: Arc<Board>, conns_max: usize) {
     let listener = match listen(cluster, store) {
         Ok(listener) => listener,
         Err(error) => {
@@ -60,7 +59,7 @@ pub async fn serve(cluster: ClusterId, store: StoreId, dir: PathBuf, board: Arc<
             return std::future::pending().await;
         }
     };
-    let room = Arc::new(Semaphore::new(LOCAL_CONNS_MAX));
+    let room = Arc::new(Semaphore::new(conns_max));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,

@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::dir::{DataDir, Meta};
 use crate::disk::{Disk, Engine};
+use crate::files::Files;
 use crate::links::{self, Class};
 use crate::local::Board;
 use crate::net::{self, Queue};
@@ -97,6 +98,7 @@ pub struct Shard {
     pub id: Cell<StoreId>,
     pub cluster: ClusterId,
     pub engine: Engine,
+    conns_max: usize,
     node: RefCell<Node>,
     disk: Disk,
     board: Arc<Board>,
@@ -118,6 +120,7 @@ pub fn start(
     dirs: Vec<DataDir>,
     config: &Arc<Config>,
     engine: Engine,
+    files: Files,
 ) -> anyhow::Result<(Vec<ShardHandle>, Vec<JoinHandle<()>>)> {
     let mut handles = vec![];
     let mut threads = vec![];
@@ -143,7 +146,7 @@ pub fn start(
         let (up, is_up) = std_mpsc::channel();
         let name = format!("shard-{i}");
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let main = run(dir, listener, engine, board, (inbox, outbox), up);
+            let main = run(dir, listener, (engine, files), board, (inbox, outbox), up);
             match engine {
                 Engine::Uring => {
                     let mut ring = tokio_uring::uring_builder();
@@ -169,7 +172,7 @@ pub fn start(
 async fn run(
     dir: DataDir,
     listener: std::net::TcpListener,
-    engine: Engine,
+    (engine, files): (Engine, Files),
     board: Arc<Board>,
     (mut inbox, control): (mpsc::UnboundedReceiver<ToShard>, mpsc::UnboundedSender<FromShard>),
     up: std_mpsc::Sender<()>,
@@ -200,6 +203,7 @@ async fn run(
         id: Cell::new(id),
         cluster,
         engine,
+        conns_max: files.conns,
         node: RefCell::new(node),
         disk,
         board,
@@ -305,10 +309,14 @@ impl Shard {
                 let shard = self.clone();
                 tokio::task::spawn_local(async move {
                     // Room ahead of need takes as long as it takes.
-                    if matches!(op.kind, chunkserver_core::io::DiskKind::Allocate { .. }) {
+                    let makes_room = matches!(op.kind, chunkserver_core::io::DiskKind::Allocate { .. });
+                    if makes_room {
                         shard.disk_ops.borrow_mut().remove(&op.token);
                     }
                     let result = shard.disk.perform(op.file, op.kind).await;
+                    if let (true, Err(why)) = (makes_room, &result) {
+                        tracing::warn!(%why, "the store counts as full");
+                    }
                     shard.disk_ops.borrow_mut().remove(&op.token);
                     shard.feed(Input::Disk(DiskDone { token: op.token, result }));
                 });
@@ -373,7 +381,7 @@ async fn accept(shard: Rc<Shard>, listener: std::net::TcpListener) {
 
 async fn admit(shard: &Rc<Shard>, accepted: std::io::Result<TcpStream>) {
     match accepted.and_then(|stream| Sock::new(stream, shard.engine)) {
-        Ok(sock) if shard.conns.borrow().len() >= common::limits::CONNS_MAX => sock.close(),
+        Ok(sock) if shard.conns.borrow().len() >= shard.conns_max => sock.close(),
         Ok(sock) => {
             tokio::task::spawn_local(net::serve(shard.clone(), sock));
         }

@@ -70,7 +70,9 @@ pub async fn serve<H: Handler>(listener: TcpListener, cluster: ClusterId, handle
         tracing::warn!(%error, "connections are not set up as they should be");
     }
     let here = listener.local_addr().ok().and_then(here::Listener::new);
-    let room = Arc::new(Semaphore::new(CONNS_MAX));
+    // What is beside them needs some, too: a log whose next file cannot be opened has failed.
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = Arc::new(Semaphore::new(CONNS_MAX.min((files / 4).max(1) as usize)));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else {
             return;
