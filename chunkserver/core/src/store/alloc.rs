@@ -7,6 +7,12 @@ use std::collections::BTreeMap;
 /// Runs of so many blocks and more have room for any write.
 const ROOMY_BLOCKS: u32 = (WRITE_BYTES_MAX / BLOCK_BYTES) as u32;
 
+/// Short runs are used up first while they are more than one of so many parts of all blocks. With fewer of them what is
+/// written together lies together.
+const SCATTERED_PARTS: u64 = 8;
+/// Runs that are looked at for a short write before it gets a part of a roomy one.
+const LOOKS_MAX: u32 = 64;
+
 /// A run of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Blocks {
@@ -29,6 +35,8 @@ pub struct Alloc {
     roomy_blocks: u64,
     /// Where the last allocation ended: the next goes on from there.
     rover: (u32, u32),
+    /// And where the next short run is looked for.
+    short_rover: (u32, u32),
     /// Blocks that several extents refer to, and how many more than one.
     shared: BTreeMap<(u32, u32), u32>,
 }
@@ -36,8 +44,16 @@ pub struct Alloc {
 impl Alloc {
     /// No segments yet.
     pub fn new(segment_bytes: u64) -> Alloc {
-        let (free_blocks, roomy_blocks, rover) = (0, 0, (0, 0));
-        Alloc { segment_bytes, free: vec![], free_blocks, roomy_blocks, rover, shared: BTreeMap::new() }
+        let (free_blocks, roomy_blocks, rover, short_rover) = (0, 0, (0, 0), (0, 0));
+        Alloc {
+            segment_bytes,
+            free: vec![],
+            free_blocks,
+            roomy_blocks,
+            rover,
+            short_rover,
+            shared: BTreeMap::new(),
+        }
     }
 
     /// Blocks at the head of a segment that hold its checksum table.
@@ -96,8 +112,14 @@ impl Alloc {
         self.free.len() as u64 * (self.segment_bytes - head) - self.free_bytes()
     }
 
-    /// Takes `count` blocks that lie together, next to the last ones taken if it can be.
+    /// Takes `count` blocks that lie together: next to the last ones taken if it can be, or in a short run if there are many.
     pub fn take(&mut self, count: u32) -> Option<Blocks> {
+        if count < ROOMY_BLOCKS
+            && self.is_scattered()
+            && let Some(at) = self.take_short(count)
+        {
+            return Some(at);
+        }
         let n = self.free.len() as u32;
         let (segment, block) = self.rover;
         for step in 0..=n {
@@ -142,6 +164,36 @@ impl Alloc {
         assert!(self.take_exactly(at), "a free run was found there");
         self.rover = (segment, block + count);
         at
+    }
+
+    fn is_scattered(&self) -> bool {
+        let all = self.free.len() as u64 * (self.segment_bytes / BLOCK_BYTES as u64);
+        (self.free_blocks - self.roomy_blocks) * SCATTERED_PARTS > all
+    }
+
+    /// Goes on where it ended the last time, and not far: there may be millions of runs that are too short.
+    fn take_short(&mut self, count: u32) -> Option<Blocks> {
+        let (mut segment, mut from) = self.short_rover;
+        let mut found = None;
+        let mut left = LOOKS_MAX;
+        while left > 0 && found.is_none() {
+            left -= 1;
+            match self.free[segment as usize].range(from..).next().map(|(b, c)| (*b, *c)) {
+                Some((block, len)) => {
+                    from = block + len;
+                    if (count..ROOMY_BLOCKS).contains(&len) {
+                        found = Some(Blocks { segment, block, count });
+                        // The rest of it is next.
+                        from = block + count;
+                    }
+                }
+                None => (segment, from) = ((segment + 1) % self.segments(), 0),
+            }
+        }
+        self.short_rover = (segment, from);
+        let at = found?;
+        assert!(self.take_exactly(at), "a free run was found there");
+        Some(at)
     }
 
     /// One more extent refers to this block.

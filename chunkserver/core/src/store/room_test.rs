@@ -52,3 +52,29 @@ fn a_full_disk_is_asked_again() {
     settle(&mut store, Time(0) + ROOM_AGAIN + ROOM_AGAIN, true);
     assert!(take(&mut store).is_ok());
 }
+
+/// Each block that is written over leaves a hole where it was. The holes are used again, so that the store stays as large as what it
+/// holds, and long writes find room all the same.
+#[test]
+fn short_writes_use_the_holes_that_they_leave() {
+    let mut store = store(200);
+    let take = |store: &mut Store, bytes: usize| {
+        settle(store, Time(0), true);
+        store.take(bytes as u32, Sort::New).expect("the disk is not full")
+    };
+    // 128 MiB, of which any block may be the next.
+    let mut held: Vec<Blocks> = (0..32_768).map(|_| take(&mut store, BLOCK_BYTES)).collect();
+    let mut random = 1u64;
+    for n in 0..1_000_000 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let which = (random >> 33) as usize % held.len();
+        let new = take(&mut store, BLOCK_BYTES);
+        store.alloc.give(std::mem::replace(&mut held[which], new));
+        if n % 1000 == 0 {
+            let long = take(&mut store, WRITE_BYTES_MAX);
+            store.alloc.give(long);
+        }
+    }
+    let segments = store.alloc.segments();
+    assert!(segments <= 12, "{segments} segments for what fills 9");
+}
