@@ -1,11 +1,13 @@
 //! Free blocks of the extents' segments. In memory only: rebuilt from the index at start.
 
 use super::format::{PAGE_CRCS, PAGE_PAIR_BYTES};
-use common::limits::{BLOCK_BYTES, WRITE_BYTES_MAX};
+use common::limits::{BLOCK_BYTES, PIECE_BYTES_MAX, WRITE_BYTES_MAX};
 use std::collections::BTreeMap;
 
 /// Runs of so many blocks and more have room for any write.
 const ROOMY_BLOCKS: u32 = (WRITE_BYTES_MAX / BLOCK_BYTES) as u32;
+/// Runs of fewer have none for a whole piece of one.
+const PIECE_BLOCKS: u32 = (PIECE_BYTES_MAX / BLOCK_BYTES) as u32;
 
 /// Short runs are used up first while they are more than one of so many parts of all blocks. With fewer of them what is
 /// written together lies together.
@@ -33,6 +35,8 @@ pub struct Alloc {
     free_blocks: u64,
     /// Those in roomy runs.
     roomy_blocks: u64,
+    /// Those in runs that are too short for a piece.
+    short_blocks: u64,
     /// Where the last allocation ended: the next goes on from there.
     rover: (u32, u32),
     /// And where the next short run is looked for.
@@ -44,15 +48,18 @@ pub struct Alloc {
 impl Alloc {
     /// No segments yet.
     pub fn new(segment_bytes: u64) -> Alloc {
-        let (free_blocks, roomy_blocks, rover, short_rover) = (0, 0, (0, 0), (0, 0));
+        let (free_blocks, roomy_blocks, short_blocks) = (0, 0, 0);
+        let (rover, short_rover) = ((0, 0), (0, 0));
+        let shared = BTreeMap::new();
         Alloc {
             segment_bytes,
             free: vec![],
             free_blocks,
             roomy_blocks,
+            short_blocks,
             rover,
             short_rover,
-            shared: BTreeMap::new(),
+            shared,
         }
     }
 
@@ -99,10 +106,16 @@ impl Alloc {
     }
 
     fn count(&mut self, count: u32, sign: i64) {
-        let by = sign * i64::from(count);
-        self.free_blocks = self.free_blocks.checked_add_signed(by).expect("what is free was counted");
+        let add = |blocks: &mut u64| {
+            let sum = blocks.checked_add_signed(sign * i64::from(count));
+            *blocks = sum.expect("what is free was counted");
+        };
+        add(&mut self.free_blocks);
         if count >= ROOMY_BLOCKS {
-            self.roomy_blocks = self.roomy_blocks.checked_add_signed(by).expect("what is roomy was counted");
+            add(&mut self.roomy_blocks);
+        }
+        if count < PIECE_BLOCKS {
+            add(&mut self.short_blocks);
         }
     }
 
@@ -112,11 +125,17 @@ impl Alloc {
         self.free.len() as u64 * (self.segment_bytes - head) - self.free_bytes()
     }
 
-    /// Takes `count` blocks that lie together: next to the last ones taken if it can be, or in a short run if there are many.
-    pub fn take(&mut self, count: u32) -> Option<Blocks> {
-        if count < ROOMY_BLOCKS
-            && self.is_scattered()
-            && let Some(at) = self.take_short(count)
+    /// Takes `count` blocks that lie together: next to the last ones taken if it can be, or in a short run if there are many,
+    /// or there shall be no more segments.
+    pub fn take(&mut self, count: u32, is_last: bool) -> Option<Blocks> {
+        let (short, there_are) = match is_last {
+            // What a piece fits into is for pieces.
+            true => (PIECE_BLOCKS, self.short_blocks >= u64::from(count)),
+            false => (ROOMY_BLOCKS, self.is_scattered()),
+        };
+        if count < short
+            && there_are
+            && let Some(at) = self.take_short(count, short)
         {
             return Some(at);
         }
@@ -171,8 +190,8 @@ impl Alloc {
         (self.free_blocks - self.roomy_blocks) * SCATTERED_PARTS > all
     }
 
-    /// Goes on where it ended the last time, and not far: there may be millions of runs that are too short.
-    fn take_short(&mut self, count: u32) -> Option<Blocks> {
+    /// In a run that is shorter than so many. Goes on where it ended the last time, and not far: there may be millions of runs that are too short.
+    fn take_short(&mut self, count: u32, short: u32) -> Option<Blocks> {
         let (mut segment, mut from) = self.short_rover;
         let mut found = None;
         let mut left = LOOKS_MAX;
@@ -181,7 +200,7 @@ impl Alloc {
             match self.free[segment as usize].range(from..).next().map(|(b, c)| (*b, *c)) {
                 Some((block, len)) => {
                     from = block + len;
-                    if (count..ROOMY_BLOCKS).contains(&len) {
+                    if (count..short).contains(&len) {
                         found = Some(Blocks { segment, block, count });
                         // The rest of it is next.
                         from = block + count;
@@ -254,15 +273,15 @@ mod tests {
     fn what_is_given_back_is_taken_again() {
         let mut alloc = alloc();
         let all = alloc.free_bytes();
-        let a = alloc.take(10).unwrap();
-        let b = alloc.take(5).unwrap();
+        let a = alloc.take(10, false).unwrap();
+        let b = alloc.take(5, false).unwrap();
         assert_eq!(b.block, a.block + 10, "allocations follow one another");
         alloc.give(a);
         alloc.give(b);
         assert_eq!(alloc.free_bytes(), all);
         assert_eq!(alloc.used_bytes(), 0);
-        assert!(alloc.take((all / 4096) as u32).is_some());
-        assert_eq!(alloc.take(1), None);
+        assert!(alloc.take((all / 4096) as u32, false).is_some());
+        assert_eq!(alloc.take(1, false), None);
     }
 
     proptest::proptest! {
@@ -274,12 +293,13 @@ mod tests {
             for (which, count) in ops {
                 match held.len() > which as usize && which % 3 == 0 {
                     true => alloc.give(held.swap_remove(which as usize)),
-                    false => held.extend(alloc.take(count.min(ROOMY_BLOCKS))),
+                    false => held.extend(alloc.take(count.min(ROOMY_BLOCKS), which % 2 == 0)),
                 }
                 let runs = || alloc.free.iter().flat_map(|runs| runs.values());
                 let sum = |least: u32| runs().filter(|c| **c >= least).map(|c| u64::from(*c)).sum::<u64>();
                 assert_eq!((alloc.free_blocks, alloc.roomy_blocks), (sum(1), sum(ROOMY_BLOCKS)));
-                assert!(alloc.roomy_bytes() == 0 || alloc.clone().take(ROOMY_BLOCKS).is_some());
+                assert_eq!(alloc.short_blocks, sum(1) - sum(PIECE_BLOCKS));
+                assert!(alloc.roomy_bytes() == 0 || alloc.clone().take(ROOMY_BLOCKS, which % 2 == 0).is_some());
             }
         }
     }
@@ -288,7 +308,7 @@ mod tests {
     fn a_shared_block_is_free_after_the_last_reference() {
         let mut alloc = alloc();
         let all = alloc.free_bytes();
-        let a = alloc.take(1).unwrap();
+        let a = alloc.take(1, false).unwrap();
         alloc.share(a.segment, a.block);
         alloc.give(a);
         assert!(alloc.free_bytes() < all);
@@ -300,7 +320,7 @@ mod tests {
     #[should_panic(expected = "free already")]
     fn a_double_free_is_a_bug() {
         let mut alloc = alloc();
-        let a = alloc.take(1).unwrap();
+        let a = alloc.take(1, false).unwrap();
         alloc.give(a);
         alloc.give(a);
     }

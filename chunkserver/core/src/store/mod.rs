@@ -293,7 +293,8 @@ impl Store {
         if !self.fits(bytes, sort) {
             return Err(none);
         }
-        self.alloc.take(bytes.div_ceil(BLOCK_BYTES as u32)).ok_or(none)
+        let is_last = self.is_full();
+        self.alloc.take(bytes.div_ceil(BLOCK_BYTES as u32), is_last).ok_or(none)
     }
 
     /// What was held is held otherwise from now on: more references are counted at once; gives
