@@ -22,17 +22,13 @@ const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// Masters that refuse this server for good are asked again after this.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
-/// Asks the leading master; nothing if none has answered within a time.
-pub(crate) async fn ask(masters: &Masters, request: &StoreRequest, limit: Duration) -> Option<StoreReply> {
-    match masters.ask(request, Wait::Short, Instant::now() + limit).await {
-        Ok(reply) => Some(reply),
-        Err(Unanswered::Late { .. }) => None,
-        Err(Unanswered::Refused(refusal)) => {
-            tracing::warn!(%refusal, "the masters refuse this server; are its addresses right?");
-            tokio::time::sleep(REFUSED_PAUSE.min(limit)).await;
-            None
-        }
-    }
+/// Asks the leading master, for so long.
+pub(crate) async fn ask(
+    masters: &Masters,
+    request: &StoreRequest,
+    limit: Duration,
+) -> Result<StoreReply, Unanswered> {
+    masters.ask(request, Wait::Short, Instant::now() + limit).await
 }
 
 /// Runs until a signal, or until a store can never serve.
@@ -134,19 +130,19 @@ async fn answer_shard(
                     let request = request_of(asked, store, session);
                     let began = Instant::now();
                     let answer = match ask(&masters, &request, ASK_LIMIT).await {
-                        Some(StoreReply::Config(mut config)) => {
+                        Ok(StoreReply::Config(mut config)) => {
                             // The wait counts from receipt; what lies between is on the safe side.
                             config.wait_ms += began.elapsed().as_millis() as u64 * DRIFT_PERCENT / 100;
                             Ok(config)
                         }
-                        Some(StoreReply::Fork { to: fork, snapshot }) => {
+                        Ok(StoreReply::Fork { to: fork, snapshot }) => {
                             let Ask::Fork { epoch } = asked.what else { return };
                             let _ = to.send(ToShard::Fork(asked.handle, epoch, fork, snapshot));
                             return;
                         }
-                        Some(StoreReply::Refused { refusal, .. }) => Err(refusal),
-                        Some(other) => Err(Refusal::new(Code::Unexpected, format!("{other:?}"))),
-                        None => Err(Code::Unavailable.into()),
+                        Ok(StoreReply::Refused { refusal, .. }) => Err(refusal),
+                        Ok(other) => Err(Refusal::new(Code::Unexpected, format!("{other:?}"))),
+                        Err(_) => Err(Code::Unavailable.into()),
                     };
                     let _ = to.send(ToShard::Master(asked.handle, answer));
                 });
@@ -211,11 +207,16 @@ async fn keep_session(
             used: 0,
         });
         let (store, session, next_chunk) = match ask(masters, &register, BEAT_LIMIT).await {
-            Some(StoreReply::Registered { store, session, next_chunk, .. }) => (store, session, next_chunk),
-            Some(StoreReply::Refused { refusal, .. }) => {
+            Ok(StoreReply::Registered { store, session, next_chunk, .. }) => (store, session, next_chunk),
+            Ok(StoreReply::Refused { refusal, .. }) => {
                 anyhow::bail!("the masters refuse this store: {refusal}");
             }
-            _ => continue,
+            Err(Unanswered::Refused(refusal)) => {
+                tracing::warn!(%refusal, "the masters refuse this server; are its addresses right?");
+                tokio::time::sleep(REFUSED_PAUSE).await;
+                continue;
+            }
+            Ok(_) | Err(Unanswered::Late { .. }) => continue,
         };
         if shard.meta.store != store.0 || shard.meta.cluster.is_empty() {
             shard.meta.store = store.0;
@@ -245,8 +246,8 @@ async fn heartbeat(
     early: &Notify,
 ) -> anyhow::Result<()> {
     let mut table = 0;
-    // Bytes copied as a new member, as far as the log says it.
-    let mut told = 0;
+    // Bytes copied as a new member, and gathered, as far as the log says it; and how many were gathered a moment ago.
+    let (mut told, mut gathered, mut before) = (0, 0, 0);
     let mut done: Vec<Order> = vec![];
     let mut ticks = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -257,7 +258,8 @@ async fn heartbeat(
         }
         let why = failed.lock().expect("never poisoned").clone();
         if let Some(why) = why {
-            ask(masters, &StoreRequest::OutOfService { store, session }, ASK_LIMIT).await;
+            // What is not told now the masters see when the session has lapsed.
+            let _ = ask(masters, &StoreRequest::OutOfService { store, session }, ASK_LIMIT).await;
             anyhow::bail!("the disk has failed: {why}");
         }
         // Only a store whose shard answers through its own loop, and whose disk does not hang,
@@ -278,6 +280,11 @@ async fn heartbeat(
             tracing::info!(%store, bytes, limit, "copied as a new member");
             told = report.stats.copied_bytes;
         }
+        if report.stats.gathered_bytes > gathered && report.stats.gathered_bytes == before {
+            tracing::info!(%store, bytes = before - gathered, "gathered what lay scattered");
+            gathered = before;
+        }
+        before = report.stats.gathered_bytes;
         let sent = now();
         let beat = Beat {
             store,
@@ -289,7 +296,7 @@ async fn heartbeat(
             snapshot: report.stats.snapshot,
         };
         match ask(masters, &StoreRequest::Heartbeat(beat), BEAT_LIMIT).await {
-            Some(StoreReply::Renewed {
+            Ok(StoreReply::Renewed {
                 session_ms,
                 orders,
                 repairs,
@@ -324,8 +331,8 @@ async fn heartbeat(
                 let held = Span::from_ms(session_ms * (100 - DRIFT_PERCENT) / 100);
                 let _ = shard.to.send(ToShard::Session(session, sent + held, next_chunk));
             }
-            Some(StoreReply::Lapsed) => return Ok(()),
-            Some(StoreReply::Refused { refusal, .. }) => {
+            Ok(StoreReply::Lapsed) => return Ok(()),
+            Ok(StoreReply::Refused { refusal, .. }) => {
                 tracing::warn!(%refusal, "heartbeat refused")
             }
             _ => {}

@@ -2,7 +2,7 @@
 //! that cannot open its file could not be told from a broken disk.
 
 use common::limits::{CONNS_MAX, LOCAL_CONNS_MAX};
-use rustix::process::{Resource, getrlimit};
+use common_net::files;
 
 /// A segment is open twice: for direct writes, and for reads through the page cache.
 const PER_SEGMENT: u64 = 2;
@@ -21,17 +21,15 @@ pub struct Files {
 impl Files {
     /// As the system lets this process, with so many stores.
     pub fn allowed(stores: usize) -> Files {
-        let limit = getrlimit(Resource::Nofile).current;
-        Files::divide(limit.unwrap_or(u64::MAX), stores.max(1) as u64)
+        Files::divide(files::open_max(), stores.max(1) as u64)
     }
 
     /// Half for segments, a quarter for connections, an eighth for those on this machine; the rest is for links to others, logs
     /// and checkpoints.
     fn divide(limit: u64, stores: u64) -> Files {
-        let least = |most: usize, part: u64| most.min((limit / part / stores).max(1) as usize);
         Files {
-            conns: least(CONNS_MAX, 4),
-            local_conns: least(LOCAL_CONNS_MAX, 8),
+            conns: files::conns_max(CONNS_MAX, limit, stores),
+            local_conns: files::conns_max(LOCAL_CONNS_MAX, limit, 2 * stores),
             segments: (limit / 2 / PER_SEGMENT / stores).clamp(1, u32::MAX.into()) as u32,
         }
     }

@@ -99,7 +99,8 @@ pub fn report_exit(config: &Config) -> anyhow::Result<()> {
         let masters = Masters::new(Caller::Server, config.masters.clone(), cluster);
         let uuid = u128::from_str_radix(&meta.uuid, 16)?;
         let request = StoreRequest::Exited { uuid, incarnation: meta.incarnation };
-        runtime.block_on(control::ask(&masters, &request, REPORT_LIMIT));
+        // Else the session has to lapse.
+        let _ = runtime.block_on(control::ask(&masters, &request, REPORT_LIMIT));
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 mod conn;
 pub mod disk;
+pub mod files;
 pub mod here;
 mod masters;
 mod progress;

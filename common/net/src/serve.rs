@@ -2,6 +2,7 @@
 
 use crate::stream::{self, ReadHalf, WriteHalf};
 use crate::{Frame, Payload, ReadFrame, here, read_frame};
+use common::limits::CONNS_MAX;
 use common::wire::frame::Kind;
 use common::wire::{self, Hello, HelloOk, Message};
 use common::{ClusterId, Code, Refusal};
@@ -16,8 +17,6 @@ use tokio::sync::{Semaphore, mpsc};
 
 /// Requests of one connection that are handled at a time.
 const IN_FLIGHT_MAX: usize = 1024;
-/// Connections at a time.
-const CONNS_MAX: usize = 4096;
 /// A caller greets within this time.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 
@@ -70,9 +69,16 @@ pub async fn serve<H: Handler>(listener: TcpListener, cluster: ClusterId, handle
         tracing::warn!(%error, "connections are not set up as they should be");
     }
     let here = listener.local_addr().ok().and_then(here::Listener::new);
-    // What is beside them needs some, too: a log whose next file cannot be opened has failed.
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let room = Arc::new(Semaphore::new(CONNS_MAX.min((files / 4).max(1) as usize)));
+    let files = crate::files::open_max();
+    let conns = crate::files::conns_max(CONNS_MAX, files, 1);
+    if conns < CONNS_MAX {
+        tracing::warn!(
+            files,
+            conns,
+            "few files may be open (ulimit -n): who comes when so many connections stand has to wait"
+        );
+    }
+    let room = Arc::new(Semaphore::new(conns));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else {
             return;

@@ -23,6 +23,8 @@ const BLOCKS: u64 = 8;
 const FILES_MAX: u64 = 200;
 /// A refusal comes within this, and writes go again within this after space is made.
 const WITHIN: Duration = Duration::from_secs(20);
+/// Between two tries.
+const AGAIN: Duration = Duration::from_millis(10);
 
 fn path(n: u64) -> Vec<u8> {
     format!("/full-{n}").into_bytes()
@@ -75,6 +77,7 @@ async fn put_again(client: &Client, acked: &mut u64, after: &str) -> anyhow::Res
         if began.elapsed() > WITHIN {
             return Err(error).with_context(|| format!("nothing can be written after {after}"));
         }
+        tokio::time::sleep(AGAIN).await;
     }
     *acked += 1;
     Ok(began.elapsed())
