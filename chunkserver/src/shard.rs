@@ -338,7 +338,7 @@ impl Shard {
     /// A last checkpoint, so that the next start is quick; not waited for too long.
     async fn stop(self: &Rc<Self>) {
         const LIMIT: Duration = Duration::from_secs(5);
-        self.feed(Input::Checkpoint);
+        self.feed(Input::Checkpoint { gathers: false });
         let began = std::time::Instant::now();
         while !self.node.borrow().is_idle() && began.elapsed() < LIMIT {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -19,6 +19,8 @@ pub struct Done {
     pub repairs: u64,
     /// Chunks that were lost, beyond the fault model, and said to be.
     pub lost: u64,
+    /// Bytes that lay scattered and were gathered, in the last lives of the stores' processes.
+    pub gathered: u64,
     /// Chunks that began as clones of others.
     pub clones: u64,
     /// Virtual milliseconds.
@@ -34,6 +36,7 @@ impl std::ops::Add for Done {
             here: self.here + more.here,
             repairs: self.repairs + more.repairs,
             lost: self.lost + more.lost,
+            gathered: self.gathered + more.gathered,
             clones: self.clones + more.clones,
             ms: self.ms + more.ms,
         }
@@ -85,6 +88,7 @@ pub fn run(plan: &Plan) -> Result<Done, Failure> {
         world.check_snapshots();
         world.check_clones();
         let lost = world.chunks_lost;
+        let gathered = world.gathered_bytes();
         world.kill_all();
         world.check_promises();
         world.check_snapshots();
@@ -97,6 +101,7 @@ pub fn run(plan: &Plan) -> Result<Done, Failure> {
             here: world.reads_here,
             repairs: world.repairs_begun,
             lost,
+            gathered,
             clones: world.clones_made,
             ms: world.ms(),
         }

@@ -492,6 +492,12 @@ impl World {
         world
     }
 
+    /// Bytes that lay scattered and were gathered, in the lives of processes that still last.
+    pub fn gathered_bytes(&self) -> u64 {
+        let nodes = self.servers.iter().filter_map(|s| s.node.as_ref());
+        nodes.map(|node| node.stats().gathered_bytes).sum()
+    }
+
     /// Virtual milliseconds since the beginning.
     pub fn ms(&self) -> u64 {
         self.now.since(BEGINNING).ms_up()
@@ -643,7 +649,7 @@ impl World {
             What::Election { ms } => self.election(ms),
             What::Snapshot => self.take_snapshot(),
             What::Clone { chunk } => self.begin_clone(chunk),
-            What::Checkpoint { store } => self.tell(store, Input::Checkpoint),
+            What::Checkpoint { store } => self.tell(store, Input::Checkpoint { gathers: true }),
         }
     }
 

@@ -252,7 +252,7 @@ impl One {
     }
 
     fn checkpoint(&mut self) {
-        self.step(Input::Checkpoint);
+        self.step(Input::Checkpoint { gathers: false });
         self.settle();
     }
 }
@@ -464,7 +464,7 @@ fn at_every_flush_a_power_failure_loses_nothing_that_was_acknowledged() {
         'run: for (i, (offset, data)) in script.iter().enumerate() {
             let id = one.send_write(1, Some(*offset), data);
             if i == 12 {
-                one.step(Input::Checkpoint);
+                one.step(Input::Checkpoint { gathers: false });
             }
             loop {
                 let due = stop_after.is_some_and(|n| one.disk.flushes >= n);
@@ -858,3 +858,6 @@ fn floors_are_forgotten_and_nothing_comes_back() {
     assert_eq!(one.refused, [Code::Busy]);
     assert!(one.node.chunk_view(ChunkHandle(3)).is_some());
 }
+
+#[path = "store/gather.rs"]
+mod gather;

@@ -1,7 +1,7 @@
 //! The replication and the store under all that may befall them, seed by seed. `SEEDS=n` and `SEED=s`
 //! run more, or one.
 
-use sim::run::run;
+use sim::run::{Done, run};
 use sim::world::World;
 use sim::world::plan::{Plan, scenarios};
 
@@ -16,10 +16,10 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 fn check(scenario: &str, default: u64) {
     let scenarios = scenarios();
     let (_, options) = scenarios.iter().find(|(name, _)| *name == scenario).expect("it is in the list");
-    let (mut repairs, mut lost, mut here) = (0, 0, 0);
+    let mut all = Done::default();
     for seed in seeds(default) {
         match run(&Plan::new(scenario, options.clone(), seed)) {
-            Ok(done) => (repairs, lost, here) = (repairs + done.repairs, lost + done.lost, here + done.here),
+            Ok(done) => all = all + done,
             Err(failure) => {
                 for line in &failure.trace[failure.trace.len().saturating_sub(60)..] {
                     eprintln!("{line}");
@@ -28,10 +28,13 @@ fn check(scenario: &str, default: u64) {
             }
         }
     }
+    let Done { repairs, lost, here, gathered, .. } = all;
     println!(
-        "{repairs} attempts to make a replica, {lost} chunks lost and said to be, {here} reads off disks"
+        "{repairs} attempts to make a replica, {lost} chunks lost and said to be, {here} reads off disks, \
+         {gathered} bytes gathered"
     );
     assert!(here > 0 || options.replicas == 1, "nobody on a store's machine has read its disk");
+    assert!(gathered > 0 || !options.small, "nothing was ever gathered");
     assert!(lost == 0 || scenario == "beyond", "{lost} chunks were lost within the fault model");
     assert!(options.kills == 0 || options.replicas == 1 || repairs > 0, "nothing was ever repaired");
 }
@@ -72,6 +75,7 @@ worlds! {
     snapshots_are_taken_while_all_goes_wrong: "snapshots-power", 20;
     chunks_are_cloned_while_stores_die: "clones", 30;
     chunks_are_cloned_while_all_goes_wrong: "clones-power", 20;
+    scattered_chunks_are_gathered_while_stores_lose_power: "scattered", 30;
     a_store_is_lost_for_good: "loss", 20;
     more_is_lost_than_anything_survives: "beyond", 20;
 }

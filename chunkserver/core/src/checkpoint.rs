@@ -78,6 +78,8 @@ enum Phase {
         chunks: VecDeque<ChunkHandle>,
         from: u32,
     },
+    /// Scattered pieces are moved together.
+    Gathering,
     Pages {
         todo: Vec<PageKey>,
         left: usize,
@@ -94,6 +96,8 @@ enum Phase {
 pub(crate) struct Checkpoint {
     phase: Phase,
     wanted: bool,
+    /// And that it gathers what lies scattered.
+    gathers: bool,
     /// The log's head, and since when it has been there.
     quiet: (u64, Time),
     /// The log's head when a checkpoint was last begun since it was quiet.
@@ -121,6 +125,7 @@ impl Checkpoint {
         Checkpoint {
             phase: Phase::Idle,
             wanted: false,
+            gathers: false,
             quiet: (0, Time(0)),
             quieted: 0,
             sequence,
@@ -135,10 +140,6 @@ impl Checkpoint {
             block_index: 0,
             entries: VecDeque::new(),
         }
-    }
-
-    pub fn request(&mut self) {
-        self.wanted = true;
     }
 
     /// The next entry of the index, encoded.
@@ -163,6 +164,15 @@ impl Checkpoint {
 }
 
 impl Node {
+    /// Somebody wants a checkpoint, and whether it gathers what lies scattered, or ends soon.
+    pub(crate) fn want_checkpoint(&mut self, gathers: bool) {
+        self.checkpoint.wanted = true;
+        self.checkpoint.gathers = gathers;
+        if !gathers {
+            self.gather.stop();
+        }
+    }
+
     /// Starts a checkpoint when the log wants one, and feeds the one under way.
     pub(crate) fn drive_checkpoint(&mut self, out: &mut Outbox) {
         if self.store.failed().is_some() {
@@ -171,18 +181,24 @@ impl Node {
         loop {
             match &mut self.checkpoint.phase {
                 Phase::Idle => {
-                    let due = self.store.log.used() > self.store.log.capacity() / 4
+                    let is_quiet = self.is_quiet();
+                    let is_due = self.store.log.used() > self.store.log.capacity() / 4
                         || self.floors.are_many()
-                        || self.is_quiet();
-                    if !due && !std::mem::take(&mut self.checkpoint.wanted) {
+                        || self.gather.is_overdue(self.now);
+                    if !is_quiet && !is_due && !self.checkpoint.wanted {
                         return;
                     }
-                    self.checkpoint.wanted = false;
-                    let inline = |e: &Extent| matches!(e.home, Home::Memory(_));
-                    let has_inline = self.chunks.iter().filter(|(_, c)| c.state.extents.iter().any(inline));
-                    let chunks: VecDeque<_> = has_inline.map(|(handle, _)| *handle).collect();
+                    let chunks = self.chunks_to_home();
                     // What was in a tail at the last one may have been committed without the log.
-                    if chunks.is_empty() && !self.store.log_moved() {
+                    let gathers = match std::mem::take(&mut self.checkpoint.wanted) {
+                        true => self.checkpoint.gathers,
+                        false => is_quiet || self.gather.is_light(self.now),
+                    };
+                    match gathers {
+                        true => self.begin_gather(),
+                        false => self.gather.skip(self.now),
+                    }
+                    if chunks.is_empty() && !self.store.log_moved() && !self.gather.has_work() {
                         return;
                     }
                     self.checkpoint.phase = Phase::Homing { chunks, from: 0 };
@@ -195,9 +211,15 @@ impl Node {
                     match moves.is_empty() {
                         false => self.move_home(moves, out),
                         true if !self.checkpoint.homing.is_empty() => return,
+                        true if self.gather.has_chunks() => self.checkpoint.phase = Phase::Gathering,
                         true => self.cut_checkpoint(),
                     }
                 }
+                Phase::Gathering => match self.gather_on(out) {
+                    // Clients may have written meanwhile.
+                    true => self.checkpoint.phase = Phase::Homing { chunks: self.chunks_to_home(), from: 0 },
+                    false => return,
+                },
                 Phase::Pages { todo, left } => {
                     if *left == 0 && Mutant::PagesUnsynced.on() {
                         self.checkpoint.phase = Phase::Index { done: false };
@@ -239,6 +261,11 @@ impl Node {
         }
     }
 
+    fn chunks_to_home(&self) -> VecDeque<ChunkHandle> {
+        let inline = self.chunks.iter().filter(|(_, c)| c.state.extents.has_inline());
+        inline.map(|(handle, _)| *handle).collect()
+    }
+
     /// Whether nobody has written for a while, though much was written before: what is home can be read by clients on
     /// this machine, takes no memory, and need not be replayed.
     fn is_quiet(&mut self) -> bool {
@@ -246,14 +273,15 @@ impl Node {
         if self.checkpoint.quiet.0 != head {
             self.checkpoint.quiet = (head, self.now);
         }
+        if self.now.since(self.checkpoint.quiet.1) < Span::from_ms(QUIET_MS) {
+            return false;
+        }
         let is_worth_it = QUIET_BYTES.max(self.chunks.len() as u64 * INDEX_BYTES);
-        let is_quiet = self.checkpoint.quieted != head
-            && self.store.log.used() > is_worth_it
-            && self.now.since(self.checkpoint.quiet.1) >= Span::from_ms(QUIET_MS);
-        if is_quiet {
+        let is_first = self.checkpoint.quieted != head && self.store.log.used() > is_worth_it;
+        if is_first {
             self.checkpoint.quieted = head;
         }
-        is_quiet
+        is_first || self.gather.is_due(self.now)
     }
 
     fn checkpoint_file(&self) -> FileRef {
@@ -386,6 +414,8 @@ impl Node {
                 self.checkpoint.pending = 0;
                 self.checkpoint.sequence += 1;
                 self.store.checkpoint_counts(self.checkpoint.position);
+                let free = self.gather.checkpoint_counts(self.now);
+                self.store.free(free);
                 self.checkpoint.phase = Phase::Idle;
             }
             (done, phase) => panic!("{done:?} in {phase:?}"),

@@ -86,7 +86,10 @@ pub enum Input {
     /// The disk has done something.
     Disk(DiskDone),
     /// The shell was asked to stop: write a checkpoint, so that the next start is quick.
-    Checkpoint,
+    Checkpoint {
+        /// Whether it gathers what lies scattered, or ends soon.
+        gathers: bool,
+    },
     /// `deadline()` has come; harmless otherwise.
     Wake,
 }

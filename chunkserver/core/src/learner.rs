@@ -11,7 +11,6 @@ use crate::node::{Chunk, Node};
 use crate::state::ChunkState;
 use crate::store::alloc::Blocks;
 use crate::store::format::{Place, Record, Run};
-use crate::store::index::Home;
 use crate::store::{PieceTicket, Sort, Ticket};
 use crate::teacher::Question;
 use crate::timers::Timer;
@@ -113,13 +112,13 @@ impl Node {
             }
             // Bytes that have no home yet get one first, and their checksums must be durable: the
             // record of the whole copy names only those of what is copied. The order comes again.
-            if chunk.state.extents.iter().any(|e| matches!(e.home, Home::Memory(_))) {
-                return self.checkpoint.request();
+            if chunk.state.extents.has_inline() {
+                return self.want_checkpoint(false);
             }
             if !self.checkpoint.is_idle() {
-                return;
+                return self.gather.stop();
             }
-            if chunk.state.extents.iter().count() <= BASE_EXTENTS_MAX {
+            if chunk.state.extents.count() <= BASE_EXTENTS_MAX {
                 state.extents = chunk.state.extents.clone();
                 state.last = chunk.state.last;
             }

@@ -7,6 +7,7 @@ mod checkpoint;
 mod chunks;
 mod floors;
 mod fork;
+mod gather;
 mod held;
 pub mod io;
 mod learner;

@@ -3,6 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::chunks::Chunks;
 use crate::floors::Floors;
+use crate::gather::Gather;
 use crate::held::{HeldPieces, Upstream, piece_len};
 use crate::io::{Ask, ConnId, Input, MasterAsk, Outbox, Output};
 use crate::learner::Learner;
@@ -144,6 +145,8 @@ pub struct Stats {
     pub copied_bytes: u64,
     /// Bytes a second that are copied from and to here at most, for the sake of clients; 0: no limit.
     pub copy_rate: u64,
+    /// Bytes that lay scattered and were gathered since the start.
+    pub gathered_bytes: u64,
     /// How often everything was read and verified since the start.
     pub scrubs: u64,
     /// Checksum mismatches found on reads.
@@ -170,6 +173,8 @@ pub struct Node {
     pub(crate) held: HeldPieces,
     pub(crate) reads: BTreeMap<u64, ReadFor>,
     pub(crate) checkpoint: Checkpoint,
+    pub(crate) gather: Gather,
+    pub(crate) gathered_bytes: u64,
     pub(crate) timers: Timers,
     /// Chunks that this store leads and that are not at rest.
     pub(crate) busy: BTreeSet<ChunkHandle>,
@@ -229,6 +234,8 @@ impl Node {
             held: HeldPieces::default(),
             reads: BTreeMap::new(),
             checkpoint: Checkpoint::new(recovered.checkpoint),
+            gather: Gather::recovered(recovered.of_older),
+            gathered_bytes: 0,
             timers: Timers::default(),
             busy: BTreeSet::new(),
             lost: BTreeSet::new(),
@@ -282,7 +289,7 @@ impl Node {
                     self.event(event, out);
                 }
             }
-            Input::Checkpoint => self.checkpoint.request(),
+            Input::Checkpoint { gathers } => self.want_checkpoint(gathers),
             Input::Wake => {}
         }
         self.settle(out);
@@ -325,6 +332,8 @@ impl Node {
             Timer::Teach(handle) => self.teach(handle, out),
             Timer::Rotten(handle) => self.rotten_again(handle, out),
             Timer::HaltOver(handle) => self.halt_is_over(handle, out),
+            // The checkpoint goes on after every step.
+            Timer::Gather => {}
         }
     }
 
@@ -693,6 +702,7 @@ impl Node {
             }
             Event::Written(PieceTicket::Copied(copy, blocks)) => self.copy_written(copy, blocks, out),
             Event::Written(PieceTicket::Homed(number)) => self.homed(number),
+            Event::Written(PieceTicket::Gathered) => self.gathered(),
             Event::Read(job, result) => self.read_done(job, result, out),
             Event::Checkpoint(done) => self.checkpoint_event(done, out),
         }
@@ -768,6 +778,7 @@ impl Node {
             copies: self.learners.len() as u64,
             copied_bytes: self.copied_bytes,
             copy_rate: self.pace.rate().unwrap_or(0),
+            gathered_bytes: self.gathered_bytes,
             scrubs: self.scrub.passes,
             corrupt: self.corrupt,
             floors: self.floors.all().len() as u64,

@@ -31,6 +31,9 @@ pub(crate) enum ReadFor {
     Scrub {
         handle: ChunkHandle,
     },
+    Gather {
+        handle: ChunkHandle,
+    },
     Client {
         conn: ConnId,
         request: u64,
@@ -58,9 +61,10 @@ pub(crate) enum ReadFor {
 impl ReadFor {
     fn handle(&self) -> ChunkHandle {
         match self {
-            ReadFor::Scrub { handle } | ReadFor::Client { handle, .. } | ReadFor::Fetch { handle, .. } => {
-                *handle
-            }
+            ReadFor::Scrub { handle }
+            | ReadFor::Gather { handle }
+            | ReadFor::Client { handle, .. }
+            | ReadFor::Fetch { handle, .. } => *handle,
             ReadFor::Copy { question: (_, copy, _), .. } => copy.handle,
             ReadFor::Locate(ask) => handle_of(&ask.msg),
         }
@@ -184,6 +188,7 @@ impl Node {
         }
         match reader {
             ReadFor::Scrub { .. } => self.scrubbed(),
+            ReadFor::Gather { .. } => self.gather_read(result, out),
             ReadFor::Locate(ask) => self.pages_loaded(*ask, out),
             ReadFor::Client { conn, request, handle, began, len } => {
                 if len <= SMALL_READ_BYTES {

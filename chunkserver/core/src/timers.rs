@@ -28,6 +28,8 @@ pub(crate) enum Timer {
     SendAgain(ChunkHandle),
     /// The masters should have taken a rotten copy out.
     Rotten(ChunkHandle),
+    /// The next scattered piece may be gathered.
+    Gather,
 }
 
 impl Timer {
@@ -35,7 +37,7 @@ impl Timer {
     /// each set beside the one before, they would multiply.
     fn goes_on(self) -> bool {
         use Timer::*;
-        matches!(self, Answers(_) | IdleCommit(_) | AskAgain(_) | Hold(_) | Fork(_) | SendAgain(_))
+        matches!(self, Answers(_) | IdleCommit(_) | AskAgain(_) | Hold(_) | Fork(_) | SendAgain(_) | Gather)
     }
 }
 

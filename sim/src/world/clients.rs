@@ -22,11 +22,12 @@ impl World {
             }
             self.writers[c].left -= 1;
             self.writers[c].seq += 1;
-            let len = match self.rng.random_range(0..4) {
-                0 => self.rng.random_range(1..200),
-                1 => self.rng.random_range(1..20_000),
-                2 => 4096,
-                _ => self.rng.random_range(1..90_000),
+            let len = match (self.rng.random_range(0..4), self.plan.options.small) {
+                (0, _) => self.rng.random_range(1..200),
+                (2, _) => 4096,
+                (_, true) => self.rng.random_range(1..6000),
+                (1, false) => self.rng.random_range(1..20_000),
+                (_, false) => self.rng.random_range(1..90_000),
             };
             if self.plan.options.snapshots > 0 {
                 // With what it wrote to one chunk comes what it had written to another.

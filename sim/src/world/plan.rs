@@ -22,6 +22,9 @@ pub struct Options {
     pub writes: u32,
     /// Whether records are appended, or ranges overwritten.
     pub append: bool,
+    /// Whether writes are a few blocks long at most, so that chunks come to lie scattered.
+    #[serde(default)]
+    pub small: bool,
     /// Virtual milliseconds over which the faults, and the writes, are spread.
     pub span_ms: u64,
     /// Kills of a process.
@@ -169,6 +172,7 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         writers: 3,
         writes: 20,
         append: true,
+        small: false,
         span_ms: 200,
         kills: 0,
         power: false,
@@ -263,6 +267,19 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
                 power: true,
                 append: false,
                 ..net.clone()
+            },
+        ),
+        (
+            "scattered",
+            Options {
+                small: true,
+                append: false,
+                writes: 300,
+                kills: 6,
+                power: true,
+                checkpoints: 60,
+                clones: 2,
+                ..repair.clone()
             },
         ),
         // Chunks never have less than two live members: nothing is lost with one.

@@ -190,7 +190,8 @@ impl Alloc {
         (self.free_blocks - self.roomy_blocks) * SCATTERED_PARTS > all
     }
 
-    /// In a run that is shorter than so many. Goes on where it ended the last time, and not far: there may be millions of runs that are too short.
+    /// In a run that is shorter than so many. Goes on where it ended the last time, and not far: there may be millions of runs
+    /// that are too short.
     fn take_short(&mut self, count: u32, short: u32) -> Option<Blocks> {
         let (mut segment, mut from) = self.short_rover;
         let mut found = None;
@@ -213,6 +214,28 @@ impl Alloc {
         let at = found?;
         assert!(self.take_exactly(at), "a free run was found there");
         Some(at)
+    }
+
+    /// Takes what is free of these blocks.
+    pub fn take_rest(&mut self, at: Blocks) -> Vec<Blocks> {
+        let Some(free) = self.free.get(at.segment as usize) else { return vec![] };
+        let end = at.block + at.count;
+        let before = free.range(..=at.block).next_back();
+        let runs = before.into_iter().chain(free.range(at.block + 1..end));
+        let parts = runs.map(|(block, count)| (at.block.max(*block), end.min(block + count)));
+        let rest: Vec<Blocks> = parts
+            .filter(|(from, to)| from < to)
+            .map(|(block, to)| Blocks { segment: at.segment, block, count: to - block })
+            .collect();
+        for blocks in &rest {
+            assert!(self.take_exactly(*blocks), "it is free");
+        }
+        rest
+    }
+
+    /// How many extents refer to this block, which is in use.
+    pub fn references(&self, segment: u32, block: u32) -> u32 {
+        self.shared.get(&(segment, block)).map_or(1, |more| more + 1)
     }
 
     /// One more extent refers to this block.

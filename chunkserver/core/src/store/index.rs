@@ -145,6 +145,8 @@ const LEAF_MAX: usize = 128;
 pub struct Extents {
     /// In leaves, as one after another; none is empty, and most chunks have one.
     leaves: Vec<Vec<Extent>>,
+    /// How many are not on disk.
+    inline: usize,
 }
 
 impl PartialEq for Extents {
@@ -154,6 +156,10 @@ impl PartialEq for Extents {
 }
 
 impl Eq for Extents {}
+
+fn inline_among(extents: &[Extent]) -> usize {
+    extents.iter().filter(|e| matches!(e.home, Home::Memory(_))).count()
+}
 
 fn end_of(leaf: &[Extent]) -> u32 {
     leaf.last().expect("no leaf is empty").end()
@@ -168,12 +174,23 @@ impl Extents {
             if !sound || self.leaves.last().is_some_and(|leaf| end_of(leaf) > extent.offset) {
                 return false;
             }
+            self.inline += inline_among(std::slice::from_ref(&extent));
             match self.leaves.last_mut().filter(|leaf| leaf.len() < LEAF_MAX) {
                 Some(leaf) => leaf.push(extent),
                 None => self.leaves.push(vec![extent]),
             }
         }
         true
+    }
+
+    /// Whether some are not on disk.
+    pub fn has_inline(&self) -> bool {
+        self.inline > 0
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.leaves.iter().map(Vec::len).sum()
     }
 
     /// All, by offset.
@@ -257,7 +274,9 @@ impl Extents {
             [leaf] => std::mem::take(leaf),
             several => several.concat(),
         };
+        self.inline -= inline_among(&leaf);
         put_among(&mut leaf, new, freed);
+        self.inline += inline_among(&leaf);
         if leaf.len() <= LEAF_MAX {
             self.leaves.splice(from..to, [leaf]);
         } else {

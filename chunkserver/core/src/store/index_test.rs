@@ -72,6 +72,22 @@ fn thousands_of_extents_come_and_go() {
 }
 
 proptest! {
+    #[test]
+    fn what_is_inline_is_counted(writes in prop::collection::vec((0u32..200, 1u32..40, any::<bool>()), 1..400)) {
+        let mut extents = Extents::default();
+        for ((at, blocks, is_inline), n) in writes.into_iter().zip(0..) {
+            let (offset, len) = (at * BLOCK, blocks * BLOCK);
+            let place = match is_inline {
+                true => Place::Inline { data: vec![0; len as usize], crcs: vec![0; blocks as usize] },
+                false => run(n * 64, len),
+            };
+            extents.put(offset, &place, point(n.into()));
+            let inline = |e: &Extent| matches!(e.home, Home::Memory(_));
+            prop_assert_eq!(extents.has_inline(), extents.iter().any(inline));
+            prop_assert_eq!(extents.count(), extents.iter().count());
+        }
+    }
+
     /// Against a model of one owner a byte: every byte is found where it was put last, and every
     /// block is freed exactly when nothing refers to it.
     #[test]

@@ -139,6 +139,8 @@ pub enum PieceTicket {
     Copied(CopyId, Blocks),
     /// Bytes that a checkpoint moves home.
     Homed(u64),
+    /// Scattered bytes that it gathers.
+    Gathered,
 }
 
 /// A step of the checkpoint is done.
@@ -523,6 +525,10 @@ impl Store {
         let may_grow = is_due && self.alloc.segments() < self.config.segments_max;
         // Many short runs are of no use to a long write, however much they are together.
         let is_short = self.alloc.roomy_bytes() < self.kept() + len / AHEAD_PARTS;
+        if !is_short {
+            // Others have given some back, of what there is.
+            self.full = None;
+        }
         if !self.allocating && may_grow && is_short {
             self.allocating = true;
             let segment = FileRef::Extents(self.alloc.segments());
@@ -644,6 +650,8 @@ pub struct Recovered {
     pub horizon: ChunkHandle,
     /// The checkpoint that was used.
     pub checkpoint: u64,
+    /// Taken blocks to which only the older checkpoint refers. That one may be needed until the next is written.
+    pub of_older: Vec<Blocks>,
     /// Records that were replayed.
     pub replayed: u64,
 }

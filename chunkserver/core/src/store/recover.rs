@@ -122,6 +122,8 @@ pub fn recover(config: StoreConfig, read: &mut ReadFn) -> Result<Recovered, Reco
     for blocks in loaded.chunks.values().flat_map(|c| c.blocks()) {
         claim(&mut alloc, blocks);
     }
+    let of_older = found.pop().into_iter().flat_map(|older| older.chunks.into_values());
+    let of_older = of_older.flat_map(|c| c.blocks()).flat_map(|blocks| alloc.take_rest(blocks)).collect();
     let mut crcs = CrcTable::default();
     for run in &replayed.runs {
         crcs.set(run.segment, run.block, &run.crcs);
@@ -135,6 +137,7 @@ pub fn recover(config: StoreConfig, read: &mut ReadFn) -> Result<Recovered, Reco
         floors: loaded.floors,
         horizon: loaded.horizon,
         checkpoint: loaded.sequence,
+        of_older,
         replayed: replayed.records,
     })
 }

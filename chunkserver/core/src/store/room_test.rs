@@ -53,6 +53,25 @@ fn a_full_disk_is_asked_again() {
     assert!(take(&mut store).is_ok());
 }
 
+/// What is deleted makes room without a new segment.
+#[test]
+fn a_full_disk_with_room_is_not_full() {
+    let mut store = store(3);
+    settle(&mut store, Time(0), true);
+    let mut held = vec![];
+    loop {
+        settle(&mut store, Time(0), false);
+        match store.take(WRITE_BYTES_MAX as u32, Sort::New) {
+            Ok(blocks) => held.push(blocks),
+            Err(code) => break assert_eq!(code, Code::DiskFull),
+        }
+    }
+    assert!(store.is_full());
+    held.into_iter().for_each(|blocks| store.alloc.give(blocks));
+    settle(&mut store, Time(0), false);
+    assert!(!store.is_full());
+}
+
 /// Each block that is written over leaves a hole where it was. The holes are used again, so that the store stays as large as what it
 /// holds, and long writes find room all the same.
 #[test]
