@@ -5,7 +5,7 @@ use crate::buf::AlignedBuf;
 use crate::config::EngineChoice;
 use crate::ring;
 use bytes::Bytes;
-use chunkserver_core::io::{DiskKind, FileRef};
+use chunkserver_core::io::{DiskKind, DiskOp, FileRef};
 use common::limits::{BLOCK_BYTES, DISK_RESERVE_BYTES};
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, retry_on_intr};
@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// Without a descriptor for it a file is opened again after this.
 const NO_FILES_PAUSE: Duration = Duration::from_millis(200);
+/// And without room a checkpoint is written again after this.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// What moves bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,10 +164,9 @@ impl Disk {
             return Ok(open.clone());
         }
         let path = path_of(&self.dir, file);
-        let create = matches!(file, FileRef::Checkpoint(_));
         let direct = OpenOptions::new()
             .write(true)
-            .create(create)
+            .create(is_checkpoint(file))
             .truncate(false)
             .custom_flags(libc::O_DIRECT)
             .open(&path)?;
@@ -241,7 +242,22 @@ impl Disk {
         Ok(buf.freeze(len))
     }
 
+    /// Writes; a checkpoint, which grows with the index, waits for room: the other one is good, and what is not in it is in
+    /// the log.
     async fn write(&self, file: FileRef, offset: u64, data: Bytes, durable: bool) -> io::Result<()> {
+        loop {
+            match self.try_write(file, offset, data.clone(), durable).await {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && is_checkpoint(file) => {
+                    let path = path_of(&self.dir, file);
+                    tracing::warn!(%error, path = %path.display(), "waits until there is room for a checkpoint");
+                    tokio::time::sleep(NO_ROOM_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn try_write(&self, file: FileRef, offset: u64, data: Bytes, durable: bool) -> io::Result<()> {
         let open = self.open(file).await?;
         let aligned =
             (data.as_ptr() as usize).is_multiple_of(BLOCK_BYTES) && data.len().is_multiple_of(BLOCK_BYTES);
@@ -276,6 +292,15 @@ impl Disk {
             }
         }
     }
+}
+
+fn is_checkpoint(file: FileRef) -> bool {
+    matches!(file, FileRef::Checkpoint(_))
+}
+
+/// Whether an operation takes as long as it takes, and a disk is not called hung for it: room ahead of need, and a checkpoint.
+pub fn may_wait(op: &DiskOp) -> bool {
+    is_checkpoint(op.file) || matches!(op.kind, DiskKind::Allocate { .. })
 }
 
 /// Opens a file for reading through the page cache, which reads what it is asked for and no more: who reads a

@@ -10,7 +10,7 @@ use crate::net::{self, Queue};
 use crate::now;
 use crate::sock::{Listener, Sock};
 use anyhow::Context;
-use chunkserver_core::io::{ConnId, DiskDone, Input, MasterAsk, Output};
+use chunkserver_core::io::{ConnId, DiskDone, DiskKind, Input, MasterAsk, Output};
 use chunkserver_core::{Node, Stats};
 use common::wire::chunk_master::{Order, RepairOrder};
 use common::wire::{self, ChunkConfig, Message, StoreInfo};
@@ -308,11 +308,10 @@ impl Shard {
                 self.disk_ops.borrow_mut().insert(op.token, now());
                 let shard = self.clone();
                 tokio::task::spawn_local(async move {
-                    // Room ahead of need takes as long as it takes.
-                    let makes_room = matches!(op.kind, chunkserver_core::io::DiskKind::Allocate { .. });
-                    if makes_room {
+                    if crate::disk::may_wait(&op) {
                         shard.disk_ops.borrow_mut().remove(&op.token);
                     }
+                    let makes_room = matches!(op.kind, DiskKind::Allocate { .. });
                     let result = shard.disk.perform(op.file, op.kind).await;
                     if let (true, Err(why)) = (makes_room, &result) {
                         tracing::warn!(%why, "the store counts as full");

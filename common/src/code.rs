@@ -70,6 +70,7 @@ codes! {
     OutsideWindow = 43, "the request is older than what is remembered of its client";
     NoServers = 44, "not enough chunkservers are up to place a chunk";
     Deadline = 45, "the deadline has passed";
+    MasterFull = 46, "the disk of the leading master is full: make room on it";
     // Chunks.
     NoSuchChunk = 60, "the chunk is not here";
     StaleEpoch = 61, "the epoch is older than the chunk's";

@@ -25,7 +25,7 @@ pub fn errno(error: &Error) -> Errno {
         Code::NoSuchAttribute => Errno::ENODATA,
         Code::Locked => Errno::EAGAIN,
         Code::TooManyLocks => Errno::ENOLCK,
-        Code::AttributesTooBig | Code::DiskFull => Errno::ENOSPC,
+        Code::AttributesTooBig | Code::DiskFull | Code::MasterFull => Errno::ENOSPC,
         _ => {
             tracing::warn!(%error, "told a program that its I/O failed");
             Errno::EIO

@@ -15,6 +15,7 @@ use config::Config;
 use openraft::BasicNode;
 use raft::log::LogStore;
 use raft::network::{Acknowledged, Network};
+use raft::room::Room;
 use raft::spare::Spares;
 use raft::state_machine::StateMachine;
 use std::collections::BTreeMap;
@@ -39,13 +40,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     check_identity(&config)?;
     let listener = tokio::net::TcpListener::bind(&config.listen).await;
     let listener = listener.with_context(|| format!("bind {}; is the port in use?", config.listen))?;
-    let log = LogStore::open(&config.dir.join("log"), config.id).context("open the Raft log")?;
+    let snapshots = config.dir.join("snapshot");
+    let room = Room::open(&snapshots).context("take room for a snapshot")?;
+    let log =
+        LogStore::open(&config.dir.join("log"), config.id, room.clone()).context("open the Raft log")?;
     let is_new = log.is_new();
-    let state_machine = StateMachine::open(&config.dir.join("snapshot")).context("open the snapshot")?;
+    let state_machine = StateMachine::open(&snapshots, room.clone()).context("open the snapshot")?;
     let state = state_machine.shared();
     let cluster = config.cluster_id();
     let acknowledged = Arc::new(Acknowledged::default());
-    let hung = log.hung();
+    let (hung, segments) = (log.hung(), log.clone());
     let spares = Arc::new(Spares::new(hung.clone()));
     let network =
         Network { id: config.id, cluster, acknowledged: acknowledged.clone(), spares: spares.clone() };
@@ -57,11 +61,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         id: config.id,
         started,
         is_new,
+        room: room.clone(),
         time_scale: config.time_scale,
         usage: rpc::Usage::default(),
     });
     tokio::spawn(common_net::serve(listener, cluster, Arc::new(rpc::Door(rpc.clone()))));
     tokio::spawn(handover::watch(leader.clone(), hung, config.time_scale));
+    tokio::spawn(handover::watch_room(leader.clone(), room, segments));
     tokio::spawn(steward::run(leader.clone(), steward::from(rpc)));
     // The lowest id founds a new cluster; the others wait to be told.
     let founds = config.initial.iter().map(|m| m.id).min() == Some(config.id);

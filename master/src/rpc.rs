@@ -7,6 +7,7 @@ mod locks;
 
 use crate::leader::Leader;
 use crate::raft::network::{self, Inbound};
+use crate::raft::room::Room;
 use common::Code;
 use common::limits::ELECTION_MS_MAX;
 use common::wire::chunk_master::StoreRequest;
@@ -29,6 +30,8 @@ pub struct Rpc {
     pub started: Instant,
     /// It has never voted: there is no lease that it could have granted.
     pub is_new: bool,
+    /// Whether its disk has some left.
+    pub room: Arc<Room>,
     /// Stretches the election timeout.
     pub time_scale: u64,
     /// Figures of stores that are not in the state yet.

@@ -1,20 +1,27 @@
 //! openraft's own suite on our log and state machine; the log across restarts and damage.
 
 use master::raft::log::LogStore;
+use master::raft::room::Room;
 use master::raft::state_machine::StateMachine;
 use master::raft::{RaftEntry, TypeConfig};
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{RaftLogReader, StorageError, Vote};
+use std::sync::Arc;
 use tempfile::TempDir;
+
+/// Room for snapshots, in a directory that is gone already: none is taken.
+fn room() -> Arc<Room> {
+    Room::open(TempDir::new().expect("a temporary directory").path()).expect("there is room")
+}
 
 struct Builder;
 
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = TempDir::new().expect("a temporary directory");
-        let log = LogStore::open(&dir.path().join("log"), 1).expect("an empty log opens");
-        let state = StateMachine::open(&dir.path().join("snapshot")).expect("no snapshot is fine");
+        let log = LogStore::open(&dir.path().join("log"), 1, room()).expect("an empty log opens");
+        let state = StateMachine::open(&dir.path().join("snapshot"), room()).expect("no snapshot is fine");
         Ok((dir, log, state))
     }
 }
@@ -48,7 +55,7 @@ async fn what_was_flushed_is_there_after_a_restart_through_many_segments() {
     let dir = TempDir::new().unwrap();
     let vote = Vote::new(3, 2);
     {
-        let mut log = LogStore::open(dir.path(), 1).unwrap();
+        let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
         log.save_vote(&vote).await.unwrap();
         for i in 0..400 {
             append(&mut log, i * 100..(i + 1) * 100).await;
@@ -57,7 +64,7 @@ async fn what_was_flushed_is_there_after_a_restart_through_many_segments() {
         log.purge(log_id(20_000)).await.unwrap();
         append(&mut log, 39_950..39_960).await;
     }
-    let mut log = LogStore::open(dir.path(), 1).unwrap();
+    let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
     assert_eq!(log.read_vote().await.unwrap(), Some(vote));
     let state = log.get_log_state().await.unwrap();
     assert_eq!(state.last_purged_log_id, Some(log_id(20_000)));
@@ -73,7 +80,7 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
     use std::os::unix::fs::FileExt;
     let dir = TempDir::new().unwrap();
     {
-        let mut log = LogStore::open(dir.path(), 1).unwrap();
+        let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
         for i in 0..10 {
             append(&mut log, i..i + 1).await;
         }
@@ -90,15 +97,15 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
     file.read_exact_at(&mut bytes, 0).unwrap();
     let last = bytes.chunks(4096).rposition(|block| block[..4] == *b"CRL2").unwrap() * 4096 + 36;
     file.write_all_at(&[bytes[last] ^ 1], last as u64).unwrap();
-    let mut log = LogStore::open(dir.path(), 1).unwrap();
+    let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
     assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(8)));
     // The same in the middle is no torn tail: what follows was acknowledged.
     file.write_all_at(&[bytes[5 * 4096 + 36] ^ 1], 5 * 4096 + 36).unwrap();
-    let error = LogStore::open(dir.path(), 1).err().expect("refused").to_string();
+    let error = LogStore::open(dir.path(), 1, room()).err().expect("refused").to_string();
     assert!(error.contains("damaged"), "{error}");
     // A log of the first version is not taken for an empty one.
     file.write_all_at(b"CRNR", 0).unwrap();
-    let error = LogStore::open(dir.path(), 1).err().expect("refused").to_string();
+    let error = LogStore::open(dir.path(), 1, room()).err().expect("refused").to_string();
     assert!(error.contains("earlier version"), "{error}");
 }
 
@@ -106,8 +113,8 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
 fn a_damaged_snapshot_is_refused_with_a_sentence() {
     let dir = TempDir::new().unwrap();
     std::fs::write(dir.path().join("snapshot"), b"CRNSNAP2\xff\xff\xff\xff1234").unwrap();
-    let error = StateMachine::open(dir.path()).err().expect("refused").to_string();
+    let error = StateMachine::open(dir.path(), room()).err().expect("refused").to_string();
     assert!(error.contains("too long"), "{error}");
     std::fs::write(dir.path().join("snapshot"), b"nonsense").unwrap();
-    assert!(StateMachine::open(dir.path()).is_err());
+    assert!(StateMachine::open(dir.path(), room()).is_err());
 }

@@ -56,6 +56,12 @@ impl Metadata {
         reply
     }
 
+    /// Whether this request was carried out, and its answer is remembered.
+    pub fn is_answered(&self, request: RequestId) -> bool {
+        let client = self.clients.get(&request.client);
+        client.is_some_and(|c| c.answers.binary_search_by_key(&request.seq, |(seq, _)| *seq).is_ok())
+    }
+
     /// Ends the clients that were last heard of before this log time.
     pub(crate) fn end_idle_clients(&mut self, before_ns: u64, budget: u32) {
         let idle = self.clients.iter().filter(|(_, c)| c.seen_ns < before_ns).map(|(id, _)| *id);

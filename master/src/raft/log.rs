@@ -7,6 +7,7 @@
 //! to its followers meanwhile.
 
 use super::hung::Hung;
+use super::room::Room;
 use super::{LogId, RaftEntry, TypeConfig, Vote, from_bytes, to_bytes};
 use common::checksum::crc32c;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -103,13 +104,14 @@ struct Writer {
     prepared: bool,
     failed: Option<String>,
     hung: Arc<Hung>,
+    room: Arc<Room>,
     /// Twice the memory that is needed, so that an aligned part of it can be used.
     buffer: Vec<u8>,
 }
 
 impl LogStore {
     /// Opens the log of a master in a directory, making it if there is none.
-    pub fn open(dir: &Path, id: u64) -> anyhow::Result<LogStore> {
+    pub fn open(dir: &Path, id: u64, room: Arc<Room>) -> anyhow::Result<LogStore> {
         std::fs::create_dir_all(dir)?;
         if let Err(error) = common_net::disk::overwrite_in_place(dir) {
             tracing::warn!(%error, path = %dir.display(), "changes will be slow");
@@ -166,6 +168,7 @@ impl LogStore {
             prepared: false,
             failed: None,
             hung: hung.clone(),
+            room,
             buffer: vec![],
         };
         let (writer, queued) = (Arc::new(Mutex::new(writer)), Arc::new(AtomicUsize::new(0)));
@@ -204,6 +207,13 @@ impl LogStore {
         let (tell, told) = tokio::sync::oneshot::channel();
         self.send(Request { records: vec![(tag, bytes)], end, purge, done: Done::Told(tell) })?;
         told.await.map_err(io::Error::other)?
+    }
+
+    /// Somebody may have made room for a segment. Waits for the disk.
+    pub fn make_spare(&self) {
+        let mut writer = self.writer.lock().expect("never poisoned");
+        writer.prepared = false;
+        writer.prepare();
     }
 
     /// For how long its disk has completed nothing.
@@ -367,9 +377,13 @@ impl Writer {
         let path = self.dir.join("new.spare");
         match self.hung.during(|| zero_file(&path)) {
             Ok(()) => self.spare.push(path),
-            // It is tried again when it is needed.
-            Err(error) => tracing::warn!(%error, path = %path.display(), "cannot make a spare log segment"),
+            // What there is of it takes room from others.
+            Err(error) => {
+                let _ = std::fs::remove_file(&path);
+                tracing::debug!(%error, path = %path.display(), "cannot make a spare log segment");
+            }
         }
+        self.room.log_is_short(self.spare.is_empty());
     }
 
     fn write(&mut self, batch: &[Request]) -> io::Result<()> {
@@ -419,6 +433,7 @@ impl Writer {
         out[HEADER_BYTES + body.len()..].fill(0);
         segment.file.write_all_at(out, self.offset)?;
         self.offset += len as u64;
+        self.room.set_log_left(SEGMENT_BYTES * (1 + self.spare.len() as u64) - self.offset);
         self.group += 1;
         Ok(())
     }
@@ -459,7 +474,10 @@ impl Writer {
             let path = self.dir.join(format!("{:012}.log", old.sequence));
             let spare = self.dir.join(format!("{:012}.spare", old.sequence));
             let done = match self.spare.len() < SPARE_MAX {
-                true => std::fs::rename(&path, &spare).map(|()| self.spare.push(spare)),
+                true => std::fs::rename(&path, &spare).map(|()| {
+                    self.spare.push(spare);
+                    self.room.log_is_short(false);
+                }),
                 false => std::fs::remove_file(&path),
             };
             if let Err(error) = done {

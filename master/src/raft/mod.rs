@@ -3,6 +3,7 @@
 pub mod hung;
 pub mod log;
 pub mod network;
+pub mod room;
 pub mod spare;
 pub mod state_machine;
 mod succession;

@@ -1,6 +1,7 @@
 //! The adapter: openraft's apply is `Metadata::apply`, one to one. Snapshots are clones of the
 //! state, O(1), encoded and written in the background.
 
+use super::room::{self, Room};
 use super::{Applied, LogId, Membership, Snapshot, SnapshotMeta, TypeConfig, from_bytes, to_bytes};
 use common::checksum::crc32c;
 use futures::{Stream, StreamExt};
@@ -8,7 +9,7 @@ use master_core::Metadata;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -20,6 +21,8 @@ pub type Shared = Arc<RwLock<Metadata>>;
 
 /// First bytes of a snapshot's file; its last digit is the version.
 const MAGIC: &[u8; 8] = b"CRNSNAP2";
+/// What found the disk full is tried again after this.
+const ROOM_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// Most bytes of one part.
 const PART_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
@@ -34,12 +37,13 @@ pub struct StateMachine {
     state: Shared,
     position: Position,
     dir: PathBuf,
+    room: Arc<Room>,
     current: Arc<Mutex<Option<Snapshot>>>,
 }
 
 impl StateMachine {
     /// Loads the last snapshot of a directory, if there is one.
-    pub fn open(dir: &Path) -> anyhow::Result<StateMachine> {
+    pub fn open(dir: &Path, room: Arc<Room>) -> anyhow::Result<StateMachine> {
         std::fs::create_dir_all(dir)?;
         let path = dir.join("snapshot");
         let mut state = Metadata::new();
@@ -56,6 +60,7 @@ impl StateMachine {
             state: Arc::new(RwLock::new(state)),
             position,
             dir: dir.into(),
+            room,
             current: Arc::new(Mutex::new(current)),
         })
     }
@@ -109,13 +114,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             state: self.state.read().expect("never poisoned").clone(),
             position: self.position.clone(),
             dir: self.dir.clone(),
+            room: self.room.clone(),
             current: self.current.clone(),
         }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Parts) -> Result<(), io::Error> {
         let state = decode(&snapshot)?;
-        write_file(&self.dir, meta, &snapshot)?;
+        write_file(&self.dir, &self.room, meta, &snapshot)?;
         *self.state.write().expect("never poisoned") = state;
         self.position = Position { applied: meta.last_log_id, membership: meta.last_membership.clone() };
         *self.current.lock().expect("never poisoned") = Some(Snapshot { meta: meta.clone(), snapshot });
@@ -132,6 +138,7 @@ pub struct Builder {
     state: Metadata,
     position: Position,
     dir: PathBuf,
+    room: Arc<Room>,
     current: Arc<Mutex<Option<Snapshot>>>,
 }
 
@@ -143,12 +150,22 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             last_log_id: self.position.applied,
             last_membership: self.position.membership.clone(),
         };
-        let (state, dir, header) = (self.state.clone(), self.dir.clone(), meta.clone());
+        let (state, dir, room, header) =
+            (self.state.clone(), self.dir.clone(), self.room.clone(), meta.clone());
         let work = move || {
             let mut parts = vec![];
             state.encode(|part| parts.push(part));
             let parts = Arc::new(parts);
-            write_file(&dir, &header, &parts).map(|()| parts)
+            loop {
+                match write_file(&dir, &room, &header, &parts) {
+                    // Nothing depends on it but the log's length: the leader refuses what makes that grow.
+                    Err(error) if room::is_full(&error) => {
+                        room.snapshot_is_short();
+                        std::thread::sleep(ROOM_AGAIN);
+                    }
+                    done => break done.map(|()| parts),
+                }
+            }
         };
         let parts = tokio::task::spawn_blocking(work).await.map_err(io::Error::other)??;
         let snapshot = Snapshot { meta, snapshot: parts };
@@ -159,9 +176,9 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
 /// The file: magic, then parts (length, CRC-32C, bytes) - the first the description - then an
 /// empty part. Whole or not at all: written aside, synced, renamed.
-fn write_file(dir: &Path, meta: &SnapshotMeta, parts: &Parts) -> io::Result<()> {
-    let tmp = dir.join("snapshot.tmp");
-    let mut file = io::BufWriter::with_capacity(1024 * 1024, File::create(&tmp)?);
+fn write_file(dir: &Path, room: &Room, meta: &SnapshotMeta, parts: &Parts) -> io::Result<()> {
+    let alone = room.writing();
+    let mut file = io::BufWriter::with_capacity(1024 * 1024, room::open_aside(dir)?);
     file.write_all(MAGIC)?;
     let meta = to_bytes(meta);
     for part in std::iter::once(&meta).chain(parts.iter()).chain(std::iter::once(&vec![])) {
@@ -169,9 +186,16 @@ fn write_file(dir: &Path, meta: &SnapshotMeta, parts: &Parts) -> io::Result<()> 
         file.write_all(&crc32c(part).to_le_bytes())?;
         file.write_all(part)?;
     }
-    file.into_inner().map_err(|e| e.into_error())?.sync_all()?;
-    std::fs::rename(&tmp, dir.join("snapshot"))?;
-    File::open(dir)?.sync_all()
+    let mut file = file.into_inner().map_err(|e| e.into_error())?;
+    let len = file.stream_position()?;
+    // It has the room that was taken for it.
+    file.set_len(len)?;
+    file.sync_all()?;
+    std::fs::rename(room::aside(dir), dir.join("snapshot"))?;
+    File::open(dir)?.sync_all()?;
+    room.take_for_next(len);
+    drop(alone);
+    Ok(())
 }
 
 fn read_file(path: &Path) -> io::Result<(SnapshotMeta, Parts)> {

@@ -8,7 +8,7 @@ use common::wire::chunk_master::StoreReply;
 use common::wire::client_master::{
     HOLD_FILES_MAX, MasterReply, MasterRequest, Mutation, REPORT_FILES_MAX, SnapshotInfo,
 };
-use common::{ChunkHandle, Code, Epoch, Refusal};
+use common::{ChunkHandle, Code, Epoch, Refusal, RequestId};
 use master_core::{Command, Metadata, Reply};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,11 @@ pub(super) const GRACE: Duration = Duration::from_secs(3);
 pub(super) fn not_here(not_here: NotHere) -> MasterReply {
     MasterReply::Refused { code: not_here.code, about: String::new(), leader: not_here.leader }
 }
+
+/// Bytes of a full log that are not for clients.
+const LOG_KEPT_BYTES: u64 = 2 * 1024 * 1024;
+/// Whatever was proposed is carried out by then, or never.
+const SETTLED: Duration = Duration::from_secs(4);
 
 /// What a change of a chunk's members came to, for a client.
 fn for_client(reply: StoreReply) -> MasterReply {
@@ -39,7 +44,44 @@ pub(super) fn refusal(refusal: Refusal) -> MasterReply {
     MasterReply::Refused { code: refusal.code, about: refusal.about, leader: None }
 }
 
+/// Whether a change makes more of the state, or of chunks; else it is a way to have less of it, or to let go.
+fn grows(mutation: &Mutation) -> bool {
+    !matches!(
+        mutation,
+        Mutation::Unlink { .. }
+            | Mutation::EmptyTrash { .. }
+            | Mutation::DeleteSnapshot { .. }
+            | Mutation::EndClient
+            | Mutation::Unclaim { .. }
+            | Mutation::EndLocks { .. }
+            | Mutation::GiveUp { .. }
+    )
+}
+
 impl Rpc {
+    /// With a full disk only what makes the state smaller is done, as long as the log can take that; the rest is refused,
+    /// unless it was done before. What else is in the log is for the cluster itself: sessions, chunks' members.
+    async fn without_room(&self, request: RequestId, mutation: &Mutation) -> Option<MasterReply> {
+        // Who does not lead says who does.
+        self.leader.term()?;
+        let short_for = self.room.short_for()?;
+        if !grows(mutation) && self.room.log_left() >= LOG_KEPT_BYTES {
+            return None;
+        }
+        // What was proposed before, by this client too, may still be carried out; then it must not hear that it was not.
+        if short_for.min(self.leader.led_for()) < SETTLED {
+            return Some(MasterReply::refused(
+                Code::Unavailable,
+                "the disk is full; another master may lead",
+            ));
+        }
+        if let Err(elsewhere) = self.leader.round().await {
+            return Some(not_here(elsewhere));
+        }
+        let is_answered = self.leader.state.read().expect("never poisoned").is_answered(request);
+        (!is_answered).then(|| MasterReply::refused(Code::MasterFull, format!("master {}", self.id)))
+    }
+
     /// Answers a client.
     pub(super) async fn client(&self, request: MasterRequest) -> MasterReply {
         match request {
@@ -48,6 +90,9 @@ impl Rpc {
                     return MasterReply::refused(Code::BadArgument, about);
                 }
                 if let Some(refused) = self.before_lock(&mutation).await {
+                    return refused;
+                }
+                if let Some(refused) = self.without_room(request, &mutation).await {
                     return refused;
                 }
                 let lock = self.lock_in(&mutation);

@@ -1,6 +1,6 @@
 //! The disk fills up: a small file system of its own, on a loop device, with a whole cluster on
 //! it. What was acknowledged stays, what is refused is refused at once, and space comes back: when others on that disk
-//! give some, and when files are deleted.
+//! give some, and when files are deleted. In the end even the masters, on that disk too, have no room.
 
 use super::disk::{FileSystem, LoopDisk};
 use super::load::block;
@@ -21,6 +21,8 @@ const OTHERS_BYTES: u64 = 200 << 20;
 const BLOCKS: u64 = 8;
 /// The disk is full before so many files.
 const FILES_MAX: u64 = 200;
+/// Masters without room refuse before so many names.
+const NAMES_MAX: u64 = 20_000;
 /// A refusal comes within this, and writes go again within this after space is made.
 const WITHIN: Duration = Duration::from_secs(20);
 /// Between two tries.
@@ -102,7 +104,7 @@ async fn one(home: &Path, binary: &Path, disks: FileSystem, outcome: &mut Outcom
     let disk = LoopDisk::new(home, DISK_BYTES, disks)?;
     let others = disk.path().join("others");
     rustix::fs::fallocate(std::fs::File::create(&others)?, FallocateFlags::empty(), 0, OTHERS_BYTES)?;
-    let mut cluster = Cluster::open(&disk.path().join("cluster"), &Spec::small(1, 3), binary)?;
+    let mut cluster = Cluster::open(&disk.path().join("cluster"), &Spec::small(3, 3), binary)?;
     cluster.start_all()?;
     let client = cluster.healthy().await?;
     let mut acked = 0;
@@ -134,10 +136,56 @@ async fn one(home: &Path, binary: &Path, disks: FileSystem, outcome: &mut Outcom
     for n in deleted..acked {
         verify(&client, n).await?;
     }
+    let (made, names_after) = masters_without_room(&client, disk.path()).await?;
+    for n in deleted..acked {
+        verify(&client, n).await.context("after the masters had no room")?;
+    }
     cluster.stop()?;
     outcome.count("files verified, before and after a restart on the full disk", acked);
     outcome.gap("refusals", refused_after);
     outcome.gap("room again", writable_after);
     outcome.gap("room of others", given_after);
+    outcome.count("names made and deleted before and while masters had no room", made);
+    outcome.gap("names again", names_after);
     Ok(())
+}
+
+/// Others take all that is left: names are refused, not lost, and no master ends. How many were made, and how long after there
+/// was room again one could be.
+async fn masters_without_room(client: &Client, disk: &Path) -> anyhow::Result<(u64, Duration)> {
+    let others = disk.join("others");
+    let file = std::fs::File::create(&others)?;
+    let full = rustix::fs::statvfs(disk)?;
+    let mut bytes = full.f_bfree * full.f_frsize;
+    while bytes > 0 && rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes).is_err() {
+        bytes = bytes.saturating_sub(64 * 1024);
+    }
+    drop(file);
+    let name = |n: u64| format!("/name-{n}").into_bytes();
+    let make = async |n: u64| client.mkdir(&name(n), false, 0o755).await;
+    let mut made = 0;
+    loop {
+        match make(made).await {
+            Ok(_) => made += 1,
+            Err(Error::Refused(r)) if r.code == Code::MasterFull => break,
+            Err(error) => return Err(error).context("masters without room answer with another error"),
+        }
+        if made > NAMES_MAX {
+            bail!("{made} names were made without room");
+        }
+    }
+    for n in 0..made {
+        client.stat(&name(n)).await.with_context(|| format!("name {n} is lost"))?;
+    }
+    // What makes the state smaller is done.
+    client.unlink(&name(0), true).await.context("delete while masters have no room")?;
+    std::fs::remove_file(&others)?;
+    let began = Instant::now();
+    while let Err(error) = make(made).await {
+        if began.elapsed() > WITHIN {
+            return Err(error).context("no name can be made though there is room for the masters");
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    Ok((made, began.elapsed()))
 }

@@ -1,0 +1,139 @@
+//! Room on a master's disk. A log that cannot go on has failed, and so has who keeps it: the next segment is made when
+//! half of the last is left, and what the next snapshot will take is taken when this one is written. Without them a leader
+//! refuses what makes the state grow, in time, and goes on with all the rest.
+
+use rustix::fs::FallocateFlags;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// What is taken for a snapshot at least, in bytes.
+const SNAPSHOT_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// The next snapshot may be larger than the last, by one of so many parts.
+const GROWTH_PARTS: u64 = 4;
+
+/// What there is room for. Shared by the log, the snapshots and the leader.
+#[derive(Debug)]
+pub struct Room {
+    /// Where the snapshot is.
+    dir: PathBuf,
+    log_is_short: AtomicBool,
+    /// Bytes that are left in the log.
+    log_left: AtomicU64,
+    snapshot_is_short: AtomicBool,
+    snapshot_bytes: AtomicU64,
+    /// Since when either is short.
+    since: Mutex<Option<Instant>>,
+    /// Who writes a snapshot, or takes room for one.
+    writing: Mutex<()>,
+}
+
+impl Room {
+    /// For snapshots in this directory, which is made if it is not there.
+    pub fn open(dir: &Path) -> io::Result<Arc<Room>> {
+        std::fs::create_dir_all(dir)?;
+        let room = Room {
+            dir: dir.into(),
+            log_is_short: AtomicBool::new(false),
+            log_left: AtomicU64::new(u64::MAX),
+            snapshot_is_short: AtomicBool::new(false),
+            snapshot_bytes: AtomicU64::new(0),
+            since: Mutex::new(None),
+            writing: Mutex::new(()),
+        };
+        room.take_for_next(std::fs::metadata(dir.join("snapshot")).map_or(0, |file| file.len()));
+        Ok(Arc::new(room))
+    }
+
+    fn settle(&self) {
+        let is_short =
+            self.log_is_short.load(Ordering::Relaxed) || self.snapshot_is_short.load(Ordering::Relaxed);
+        let mut since = self.since.lock().expect("never poisoned");
+        match (is_short, *since) {
+            (true, None) => {
+                tracing::warn!(dir = %self.dir.display(), "the disk of this master is full: make room on it");
+                *since = Some(Instant::now());
+            }
+            (false, Some(_)) => {
+                tracing::info!(dir = %self.dir.display(), "there is room on the disk of this master again");
+                *since = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the log has no next segment, though this one is half full.
+    pub fn log_is_short(&self, is_short: bool) {
+        self.log_is_short.store(is_short, Ordering::Relaxed);
+        self.settle();
+    }
+
+    /// So many bytes are left in the log.
+    pub fn set_log_left(&self, bytes: u64) {
+        self.log_left.store(bytes, Ordering::Relaxed);
+    }
+
+    /// How many bytes are left in the log.
+    pub fn log_left(&self) -> u64 {
+        self.log_left.load(Ordering::Relaxed)
+    }
+
+    /// For how long there has been too little.
+    pub fn short_for(&self) -> Option<Duration> {
+        self.since.lock().expect("never poisoned").map(|since| since.elapsed())
+    }
+
+    /// A snapshot is being written, until this is dropped.
+    pub fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().expect("never poisoned")
+    }
+
+    /// There was no room for a snapshot.
+    pub fn snapshot_is_short(&self) {
+        self.snapshot_is_short.store(true, Ordering::Relaxed);
+        self.settle();
+    }
+
+    /// A snapshot of so many bytes was written: takes room for the next.
+    pub fn take_for_next(&self, last: u64) {
+        let bytes = SNAPSHOT_BYTES_MIN.max(last + last / GROWTH_PARTS);
+        self.snapshot_bytes.store(bytes, Ordering::Relaxed);
+        self.take();
+    }
+
+    fn take(&self) {
+        let bytes = self.snapshot_bytes.load(Ordering::Relaxed);
+        let taken = open_aside(&self.dir)
+            .and_then(|file| Ok(rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes)?));
+        // Where the file system has no such thing it is as good as it can be.
+        self.snapshot_is_short.store(taken.is_err_and(|error| is_full(&error)), Ordering::Relaxed);
+        self.settle();
+    }
+
+    /// Somebody may have made room for a snapshot.
+    pub fn take_again(&self) {
+        if self.snapshot_is_short.load(Ordering::Relaxed)
+            && let Ok(_alone) = self.writing.try_lock()
+        {
+            self.take();
+        }
+    }
+}
+
+/// The file that a snapshot is written into, with the room that it has.
+pub fn open_aside(dir: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).open(aside(dir))
+}
+
+/// Its path.
+pub fn aside(dir: &Path) -> PathBuf {
+    dir.join("snapshot.tmp")
+}
+
+/// Whether an error says that the disk is full.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
