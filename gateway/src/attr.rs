@@ -47,12 +47,20 @@ pub fn nanos(time: SystemTime) -> i64 {
     }
 }
 
+/// Blocks of 512 bytes that are told of a file: never less than it has. A hole, however long, counts as a chunk; if there were no
+/// difference, who copies a sparse file would not look for its holes.
+fn blocks(attr: &Attr) -> u64 {
+    let most =
+        if attr.kind == FileKind::File { attr.count.saturating_mul(attr.chunk_bytes) } else { u64::MAX };
+    attr.length.min(most).div_ceil(512)
+}
+
 /// All attributes.
 pub fn file_attr(attr: &Attr) -> FileAttr {
     FileAttr {
         ino: INodeNo(attr.file.0),
         size: attr.length,
-        blocks: attr.length.div_ceil(512),
+        blocks: blocks(attr),
         atime: time(attr.atime_ns),
         mtime: time(attr.mtime_ns),
         ctime: time(attr.ctime_ns),
@@ -71,6 +79,36 @@ pub fn file_attr(attr: &Attr) -> FileAttr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn holes_take_no_blocks() {
+        let attr =
+            |length, count| Attr { kind: FileKind::File, length, count, chunk_bytes: 64 << 20, ..ATTR };
+        for (length, count, wanted) in
+            [(0, 0, 0), (1, 1, 1), (200 << 20, 4, 200 << 11), (1 << 40, 2, 128 << 11)]
+        {
+            assert_eq!(blocks(&attr(length, count)), wanted, "{length} bytes in {count}");
+        }
+        assert_eq!(blocks(&Attr { kind: FileKind::Symlink, length: 600, ..ATTR }), 2);
+    }
+
+    const ATTR: Attr = Attr {
+        file: common::FileId(1),
+        kind: FileKind::File,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime_ns: 0,
+        length: 0,
+        count: 0,
+        open: None,
+        target: vec![],
+        chunk_bytes: 0,
+        atime_ns: 0,
+        ctime_ns: 0,
+        links: 1,
+        device: 0,
+    };
 
     #[test]
     fn times_come_back_as_they_went() {
