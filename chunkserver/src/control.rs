@@ -19,6 +19,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 const BEAT_LIMIT: Duration = Duration::from_millis(1000);
 /// A question of a shard is given up after this.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// A store that has accepted no connection for so long, though one came, is not renewed.
+const DEAF_MS: u64 = 1000;
 /// Masters that refuse this server for good are asked again after this.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -269,6 +271,11 @@ async fn heartbeat(
         };
         if report.oldest_disk_op_ms > DISK_HUNG_MS {
             tracing::warn!(%store, ms = report.oldest_disk_op_ms, "a disk operation hangs");
+            continue;
+        }
+        // Who asks for it must not wait for ever, and the masters tell nobody else.
+        if report.deaf_ms > DEAF_MS {
+            tracing::warn!(%store, ms = report.deaf_ms, "no connection can be accepted; raise LimitNOFILE");
             continue;
         }
         while let Ok(more) = confirmed.try_recv() {

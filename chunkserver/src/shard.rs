@@ -71,6 +71,8 @@ pub struct Report {
     pub stats: Stats,
     /// Age of the oldest disk operation under way, in milliseconds.
     pub oldest_disk_op_ms: u64,
+    /// For how long it has been able to accept no connection, in milliseconds; 0 if the last one was.
+    pub deaf_ms: u64,
 }
 
 /// A shard, as the control thread sees it.
@@ -99,6 +101,8 @@ pub struct Shard {
     pub cluster: ClusterId,
     pub engine: Engine,
     conns_max: usize,
+    /// Since when no connection could be accepted.
+    deaf_since: Cell<Option<Time>>,
     node: RefCell<Node>,
     disk: Disk,
     board: Arc<Board>,
@@ -184,7 +188,7 @@ async fn run(
         match inbox.recv().await {
             Some(ToShard::Begin(id, cluster, next_chunk)) => break (id, cluster, next_chunk),
             Some(ToShard::Probe(answer)) => {
-                let _ = answer.send(Report { stats: Stats::default(), oldest_disk_op_ms: 0 });
+                let _ = answer.send(Report { stats: Stats::default(), oldest_disk_op_ms: 0, deaf_ms: 0 });
             }
             Some(ToShard::Stop) | None => return,
             Some(_) => {}
@@ -204,6 +208,7 @@ async fn run(
         cluster,
         engine,
         conns_max: files.conns,
+        deaf_since: Cell::new(None),
         node: RefCell::new(node),
         disk,
         board,
@@ -261,9 +266,11 @@ impl Shard {
 
     fn report(&self) -> Report {
         let oldest = self.disk_ops.borrow().values().min().copied();
+        let age_ms = |since: Option<Time>| since.map_or(0, |since| now().since(since).0 / 1_000_000);
         Report {
             stats: self.node.borrow().stats(),
-            oldest_disk_op_ms: oldest.map_or(0, |began| now().since(began).0 / 1_000_000),
+            oldest_disk_op_ms: age_ms(oldest),
+            deaf_ms: age_ms(self.deaf_since.get()),
         }
     }
 
@@ -379,7 +386,10 @@ async fn accept(shard: Rc<Shard>, listener: std::net::TcpListener) {
 }
 
 async fn admit(shard: &Rc<Shard>, accepted: std::io::Result<TcpStream>) {
-    match accepted.and_then(|stream| Sock::new(stream, shard.engine)) {
+    let accepted = accepted.and_then(|stream| Sock::new(stream, shard.engine));
+    let deaf_since = accepted.is_err().then(|| shard.deaf_since.get().unwrap_or_else(now));
+    shard.deaf_since.set(deaf_since);
+    match accepted {
         Ok(sock) if shard.conns.borrow().len() >= shard.conns_max => sock.close(),
         Ok(sock) => {
             tokio::task::spawn_local(net::serve(shard.clone(), sock));
