@@ -54,8 +54,6 @@ mutants! {
     PagesUnsynced,
     /// Bytes that were overwritten on their way home replace what overwrote them.
     HomeAnyway,
-    /// What gathered bytes leave is free before both checkpoints are newer.
-    GatheredAtOnce,
     /// Writes are admitted while a member joins.
     AdmitWhileJoining,
     /// The last round of a copy does not wait for the tail.

@@ -20,7 +20,6 @@ fn made_for(mutant: Mutant) -> Option<&'static str> {
         Mutant::ForkEarly => Some("snapshots"),
         Mutant::CloneAdmits => Some("clones"),
         Mutant::CloneTwice => Some("clones-power"),
-        Mutant::GatheredAtOnce => Some("scattered"),
         _ => None,
     }
 }

@@ -18,7 +18,7 @@ use crate::store::read::{ReadResult, one_piece, parts_of};
 use crate::store::{PieceTicket, Sort};
 use crate::timers::Timer;
 use common::limits::{BLOCK_BYTES, PIECE_BYTES_MAX};
-use common::{ChunkHandle, Mutant, Span, Time};
+use common::{ChunkHandle, Span, Time};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A piece is gathered if it lies in so many places.
@@ -277,10 +277,7 @@ impl Node {
             let chunk = self.chunks.get_mut(&handle).expect("it stands");
             let freed = chunk.state_mut().extents.put(from, &Place::Runs(vec![run]), last);
             assert!(freed.shared.is_empty(), "whole extents are replaced");
-            match Mutant::GatheredAtOnce.on() {
-                true => self.store.free(freed.free),
-                false => self.gather.given_up.extend(freed.free),
-            }
+            self.gather.given_up.extend(freed.free);
             self.gathered_bytes += (to - from) as u64;
         }
     }

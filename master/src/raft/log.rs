@@ -211,9 +211,7 @@ impl LogStore {
 
     /// Somebody may have made room for a segment. Waits for the disk.
     pub fn make_spare(&self) {
-        let mut writer = self.writer.lock().expect("never poisoned");
-        writer.prepared = false;
-        writer.prepare();
+        self.writer.lock().expect("never poisoned").make_spare();
     }
 
     /// For how long its disk has completed nothing.
@@ -367,20 +365,25 @@ impl Writer {
     /// Has a spare segment ready when this one is half full: to make one takes time, and a disk that has
     /// become full has no room for it.
     fn prepare(&mut self) {
-        if !self.wants_spare() {
+        if self.wants_spare() {
+            self.prepared = true;
+            self.make_spare();
+        }
+    }
+
+    fn make_spare(&mut self) {
+        if self.failed.is_some() {
             return;
         }
-        self.prepared = true;
-        if !self.spare.is_empty() {
-            return;
-        }
-        let path = self.dir.join("new.spare");
-        match self.hung.during(|| zero_file(&path)) {
-            Ok(()) => self.spare.push(path),
-            // What there is of it takes room from others.
-            Err(error) => {
-                let _ = std::fs::remove_file(&path);
-                tracing::debug!(%error, path = %path.display(), "cannot make a spare log segment");
+        if self.spare.is_empty() {
+            let path = self.dir.join("new.spare");
+            match self.hung.during(|| self.room.has(SEGMENT_BYTES).and_then(|()| zero_file(&path))) {
+                Ok(()) => self.spare.push(path),
+                // What there is of it takes room from others.
+                Err(error) => {
+                    let _ = std::fs::remove_file(&path);
+                    tracing::debug!(%error, path = %path.display(), "cannot make a spare log segment");
+                }
             }
         }
         self.room.log_is_short(self.spare.is_empty());

@@ -48,6 +48,18 @@ impl Room {
         Ok(Arc::new(room))
     }
 
+    /// Whether the disk has so many bytes left. Who is after the last of them takes it from others who need less.
+    ///
+    /// # Errors
+    /// The disk is full, or does not say.
+    pub fn has(&self, bytes: u64) -> io::Result<()> {
+        let disk = rustix::fs::statvfs(&self.dir)?;
+        match disk.f_bavail.saturating_mul(disk.f_frsize) >= bytes {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
+    }
+
     fn settle(&self) {
         let is_short =
             self.log_is_short.load(Ordering::Relaxed) || self.snapshot_is_short.load(Ordering::Relaxed);
@@ -106,8 +118,10 @@ impl Room {
 
     fn take(&self) {
         let bytes = self.snapshot_bytes.load(Ordering::Relaxed);
-        let taken = open_aside(&self.dir)
-            .and_then(|file| Ok(rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes)?));
+        let taken = open_aside(&self.dir).and_then(|file| {
+            self.has(bytes.saturating_sub(file.metadata()?.len()))?;
+            Ok(rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes)?)
+        });
         // Where the file system has no such thing it is as good as it can be.
         self.snapshot_is_short.store(taken.is_err_and(|error| is_full(&error)), Ordering::Relaxed);
         self.settle();

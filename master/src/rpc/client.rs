@@ -44,11 +44,14 @@ pub(super) fn refusal(refusal: Refusal) -> MasterReply {
     MasterReply::Refused { code: refusal.code, about: refusal.about, leader: None }
 }
 
-/// Whether a change makes more of the state, or of chunks; else it is a way to have less of it, or to let go.
+/// Whether a change makes more of the state; else it is a way to have less, to let go, or to go on with files that are there.
 fn grows(mutation: &Mutation) -> bool {
     !matches!(
         mutation,
         Mutation::Unlink { .. }
+            | Mutation::Truncate { .. }
+            | Mutation::ReportLength { .. }
+            | Mutation::Written { .. }
             | Mutation::EmptyTrash { .. }
             | Mutation::DeleteSnapshot { .. }
             | Mutation::EndClient
