@@ -3,6 +3,7 @@
 
 use crate::buf::AlignedBuf;
 use crate::config::EngineChoice;
+use crate::files::are_none_left;
 use crate::ring;
 use bytes::Bytes;
 use chunkserver_core::io::{DiskKind, DiskOp, FileRef};
@@ -149,7 +150,7 @@ impl Disk {
             match self.try_open(file) {
                 // As with many connections. Neither the disk nor what lies on it is at fault; if it lasts, the disk looks
                 // hung, and the store is not in session until it is over.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                Err(error) if are_none_left(&error) => {
                     let path = path_of(&self.dir, file);
                     tracing::warn!(%error, path = %path.display(), "waits until a file can be opened; raise LimitNOFILE");
                     tokio::time::sleep(NO_FILES_PAUSE).await;

@@ -7,6 +7,11 @@ use common_net::files;
 /// A segment is open twice: for direct writes, and for reads through the page cache.
 const PER_SEGMENT: u64 = 2;
 
+/// Whether an error says that no more may be open.
+pub fn are_none_left(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// How many there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Files {

@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::dir::{DataDir, Meta};
 use crate::disk::{Disk, Engine};
-use crate::files::Files;
+use crate::files::{self, Files};
 use crate::links::{self, Class};
 use crate::local::Board;
 use crate::net::{self, Queue};
@@ -101,7 +101,7 @@ pub struct Shard {
     pub cluster: ClusterId,
     pub engine: Engine,
     conns_max: usize,
-    /// Since when no connection could be accepted.
+    /// Since when no connection could be accepted, for want of files.
     deaf_since: Cell<Option<Time>>,
     node: RefCell<Node>,
     disk: Disk,
@@ -387,8 +387,9 @@ async fn accept(shard: Rc<Shard>, listener: std::net::TcpListener) {
 
 async fn admit(shard: &Rc<Shard>, accepted: std::io::Result<TcpStream>) {
     let accepted = accepted.and_then(|stream| Sock::new(stream, shard.engine));
-    let deaf_since = accepted.is_err().then(|| shard.deaf_since.get().unwrap_or_else(now));
-    shard.deaf_since.set(deaf_since);
+    // A caller that is gone already says nothing of the next one.
+    let is_deaf = accepted.as_ref().is_err_and(files::are_none_left);
+    shard.deaf_since.set(is_deaf.then(|| shard.deaf_since.get().unwrap_or_else(now)));
     match accepted {
         Ok(sock) if shard.conns.borrow().len() >= shard.conns_max => sock.close(),
         Ok(sock) => {

@@ -189,7 +189,6 @@ impl Node {
                         return;
                     }
                     let chunks = self.chunks_to_home();
-                    // What was in a tail at the last one may have been committed without the log.
                     let gathers = match std::mem::take(&mut self.checkpoint.wanted) {
                         true => self.checkpoint.gathers,
                         false => is_quiet || self.gather.is_light(self.now),
@@ -198,6 +197,7 @@ impl Node {
                         true => self.begin_gather(),
                         false => self.gather.skip(self.now),
                     }
+                    // What was in a tail at the last one may have been committed without the log.
                     if chunks.is_empty() && !self.store.log_moved() && !self.gather.has_work() {
                         return;
                     }
