@@ -150,28 +150,34 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             last_log_id: self.position.applied,
             last_membership: self.position.membership.clone(),
         };
-        let (state, dir, room, header) =
-            (self.state.clone(), self.dir.clone(), self.room.clone(), meta.clone());
-        let work = move || {
+        let state = self.state.clone();
+        let parts = blocking(move || {
             let mut parts = vec![];
             state.encode(|part| parts.push(part));
-            let parts = Arc::new(parts);
-            loop {
-                match write_file(&dir, &room, &header, &parts) {
-                    // Nothing depends on it but the log's length: the leader refuses what makes that grow.
-                    Err(error) if room::is_full(&error) => {
-                        room.snapshot_is_short();
-                        std::thread::sleep(ROOM_AGAIN);
-                    }
-                    done => break done.map(|()| parts),
+            Ok(Arc::new(parts))
+        })
+        .await?;
+        loop {
+            let (dir, room, header) = (self.dir.clone(), self.room.clone(), meta.clone());
+            let encoded = parts.clone();
+            match blocking(move || write_file(&dir, &room, &header, &encoded)).await {
+                // Nothing depends on it but the log's length: the leader refuses what makes that grow. Who waits on no
+                // thread keeps nobody from stopping.
+                Err(error) if room::is_full(&error) => {
+                    self.room.snapshot_is_short();
+                    tokio::time::sleep(ROOM_AGAIN).await;
                 }
+                done => break done?,
             }
-        };
-        let parts = tokio::task::spawn_blocking(work).await.map_err(io::Error::other)??;
+        }
         let snapshot = Snapshot { meta, snapshot: parts };
         *self.current.lock().expect("never poisoned") = Some(snapshot.clone());
         Ok(snapshot)
     }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// The file: magic, then parts (length, CRC-32C, bytes) - the first the description - then an
