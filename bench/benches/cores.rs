@@ -4,9 +4,10 @@
 use bytes::Bytes;
 use chunkserver_core::Node;
 use chunkserver_core::io::{DiskDone, DiskKind, Input, Output};
+use chunkserver_core::store::checkpoint::first_checkpoint;
 use chunkserver_core::store::format::Record;
 use chunkserver_core::store::log::Log;
-use chunkserver_core::store::recover::{first_checkpoint, recover};
+use chunkserver_core::store::recover::recover;
 use chunkserver_core::store::{StoreConfig, Ticket};
 use common::wire::chunk_master::Register;
 use common::wire::client_chunk::ClientChunk;

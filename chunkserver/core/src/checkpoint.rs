@@ -13,13 +13,13 @@ use crate::io::{FileRef, Outbox};
 use crate::node::Node;
 use crate::state::ChunkState;
 use crate::store::alloc::Blocks;
+use crate::store::checkpoint::checkpoint_block;
 use crate::store::crc::PageKey;
 use crate::store::format::{
     CHECKPOINT_BLOCK_BYTES, CHECKPOINT_HEAD_BYTES, CheckpointEntry, FormatVersion, PAGE_PAIR_BYTES, Page,
     Place, Run,
 };
 use crate::store::index::{Extent, Freed, Home};
-use crate::store::recover::checkpoint_block;
 use crate::store::{CheckpointDone, PieceTicket, Sort};
 use common::checksum::{first_mismatch, slice_crcs};
 use common::limits::{BLOCK_BYTES, PIECE_BYTES_MAX};

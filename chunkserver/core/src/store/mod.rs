@@ -1,6 +1,7 @@
 //! The chunk store: log, extents, checksums. Emits disk operations; never performs one.
 
 pub mod alloc;
+pub mod checkpoint;
 pub mod crc;
 pub mod format;
 pub mod index;

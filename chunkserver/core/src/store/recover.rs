@@ -12,11 +12,9 @@
 //! | H | the newest checkpoint is bad, the other good | replay from the other; F decides |
 
 use super::alloc::{Alloc, Blocks};
+use super::checkpoint::Loaded;
 use super::crc::CrcTable;
-use super::format::{
-    CHECKPOINT_BLOCK_BYTES, CHECKPOINT_HEAD_BYTES, CheckpointEntry, CheckpointHead, FormatVersion,
-    GROUP_HEADER_BYTES, GroupHeader, Record, Run, decode_records,
-};
+use super::format::{GROUP_HEADER_BYTES, GroupHeader, Record, Run, decode_records};
 use super::log::{Log, locate};
 use super::{Recovered, Store, StoreConfig, Ticket};
 use crate::io::FileRef;
@@ -25,7 +23,7 @@ use bytes::Bytes;
 use common::checksum::crc32c;
 use common::limits::{BLOCK_BYTES, LOG_GROUP_BYTES_MAX};
 use common::{ChunkHandle, Epoch};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Why a store cannot be opened.
@@ -71,34 +69,6 @@ pub enum RecoverError {
 
 /// Reads `len` bytes of a file at an offset; past its end come zeros.
 pub type ReadFn<'a> = dyn FnMut(FileRef, u64, u32) -> Result<Bytes, String> + 'a;
-
-struct Loaded {
-    sequence: u64,
-    position: u64,
-    segments: u32,
-    chunks: BTreeMap<ChunkHandle, ChunkState>,
-    floors: BTreeMap<ChunkHandle, Epoch>,
-    horizon: ChunkHandle,
-}
-
-/// The blocks of an empty store's first checkpoint.
-pub fn first_checkpoint(config: &StoreConfig) -> Vec<u8> {
-    let head =
-        CheckpointEntry::Head { version: FormatVersion::V1, position: 0, store_tag: config.tag, segments: 0 };
-    checkpoint_block(1, 0, true, &[common::wire::to_vec(&head)])
-}
-
-/// A block of a checkpoint.
-pub fn checkpoint_block(sequence: u64, index: u32, last: bool, entries: &[Vec<u8>]) -> Vec<u8> {
-    let mut body = vec![];
-    super::format::encode_records(entries, &mut body);
-    assert!(body.len() <= CHECKPOINT_BLOCK_BYTES - CHECKPOINT_HEAD_BYTES);
-    let head = CheckpointHead { sequence, index, len: body.len() as u32, last, crc: crc32c(&body) };
-    let mut out = head.encode().to_vec();
-    out.extend_from_slice(&body);
-    out.resize(CHECKPOINT_BLOCK_BYTES, 0);
-    out
-}
 
 /// Opens a store. What `read` gives must be durable: after a process was killed, writes that were
 /// complete are in the disk's cache still, and what is recovered is told to others as durable.
@@ -154,9 +124,9 @@ fn claim(alloc: &mut Alloc, blocks: Blocks) {
     }
 }
 
-struct Reader<'a, 'b> {
+pub(super) struct Reader<'a, 'b> {
     read: &'a mut ReadFn<'b>,
-    config: &'a StoreConfig,
+    pub config: &'a StoreConfig,
 }
 
 struct Group {
@@ -165,64 +135,8 @@ struct Group {
 }
 
 impl Reader<'_, '_> {
-    fn bytes(&mut self, file: FileRef, offset: u64, len: u32) -> Result<Bytes, RecoverError> {
+    pub fn bytes(&mut self, file: FileRef, offset: u64, len: u32) -> Result<Bytes, RecoverError> {
         (self.read)(file, offset, len).map_err(|why| RecoverError::Read { file, offset, why })
-    }
-
-    /// The checkpoint in a slot, if a whole good one is there.
-    fn checkpoint(&mut self, slot: u32) -> Result<Option<Loaded>, RecoverError> {
-        let mut loaded: Option<Loaded> = None;
-        let mut of = ChunkHandle::HOLE;
-        for index in 0.. {
-            let offset = index as u64 * CHECKPOINT_BLOCK_BYTES as u64;
-            let block = self.bytes(FileRef::Checkpoint(slot), offset, CHECKPOINT_BLOCK_BYTES as u32)?;
-            let Some(head) = CheckpointHead::decode(&block) else {
-                return Ok(None);
-            };
-            let body = &block[CHECKPOINT_HEAD_BYTES..CHECKPOINT_HEAD_BYTES + head.len as usize];
-            let same = loaded.as_ref().is_none_or(|l| l.sequence == head.sequence);
-            if head.index != index || !same || crc32c(body) != head.crc {
-                return Ok(None);
-            }
-            let Some(entries) = split_entries(body) else {
-                return Ok(None);
-            };
-            for entry in entries {
-                match (entry, &mut loaded) {
-                    (CheckpointEntry::Head { position, store_tag, segments, .. }, None) => {
-                        if store_tag != self.config.tag {
-                            return Err(RecoverError::OtherStore);
-                        }
-                        let (sequence, horizon) = (head.sequence, ChunkHandle(0));
-                        let (chunks, floors) = (BTreeMap::new(), BTreeMap::new());
-                        loaded = Some(Loaded { sequence, position, segments, chunks, floors, horizon });
-                    }
-                    (CheckpointEntry::Chunk(dump), Some(loaded)) => {
-                        of = dump.config.handle;
-                        loaded.chunks.insert(of, ChunkState::restore(dump));
-                    }
-                    (CheckpointEntry::Extents(list), Some(loaded)) => {
-                        let good = loaded.chunks.get_mut(&of).is_some_and(|c| c.extents.restore(list));
-                        if !good {
-                            return Ok(None);
-                        }
-                    }
-                    (CheckpointEntry::Tail(op, place), Some(loaded)) => {
-                        let good = loaded.chunks.get_mut(&of).is_some_and(|c| c.restore_tail(op, place));
-                        if !good {
-                            return Ok(None);
-                        }
-                    }
-                    (CheckpointEntry::Floors(floors), Some(loaded)) => loaded.floors.extend(floors),
-                    (CheckpointEntry::Horizon(horizon), Some(loaded)) => loaded.horizon = horizon,
-                    _ => return Ok(None),
-                }
-            }
-            if head.last {
-                break;
-            }
-        }
-        Ok(loaded)
     }
 
     /// The header of a group that lies at this position of the endless log, whatever it says.
@@ -277,17 +191,6 @@ impl Reader<'_, '_> {
         let mut of_block = blocks.zip(slices).zip(&run.crcs);
         Ok(of_block.all(|((b, slice), crc)| !used.contains(&(run.segment, b)) || crc32c(slice) == *crc))
     }
-}
-
-fn split_entries(mut body: &[u8]) -> Option<Vec<CheckpointEntry>> {
-    let mut entries = vec![];
-    while !body.is_empty() {
-        let (len, rest) = body.split_first_chunk::<4>()?;
-        let len = u32::from_le_bytes(*len) as usize;
-        entries.push(common::wire::from_slice(rest.get(..len)?).ok()?);
-        body = &rest[len..];
-    }
-    Some(entries)
 }
 
 struct Replayed {
