@@ -54,6 +54,12 @@ mutants! {
     PagesUnsynced,
     /// Bytes that were overwritten on their way home replace what overwrote them.
     HomeAnyway,
+    /// A checkpoint that says what has changed leaves a chunk out that has.
+    ChangeForgotten,
+    /// Or one that is gone.
+    GoneForgotten,
+    /// A checkpoint says chunks as they are when it comes to them, not as they were when it was cut.
+    CutMoves,
     /// Writes are admitted while a member joins.
     AdmitWhileJoining,
     /// The last round of a copy does not wait for the tail.

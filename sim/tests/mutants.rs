@@ -15,7 +15,7 @@ const RUNS: u64 = 4000;
 /// The scenario in which a mistake is looked for that shows in one run of hundreds, even there.
 fn made_for(mutant: Mutant) -> Option<&'static str> {
     match mutant {
-        Mutant::OneSegmentSynced => Some("long"),
+        Mutant::OneSegmentSynced | Mutant::CutMoves => Some("long"),
         Mutant::LedAsNew => Some("cradles"),
         Mutant::ForkEarly => Some("snapshots"),
         Mutant::CloneAdmits => Some("clones"),

@@ -859,5 +859,7 @@ fn floors_are_forgotten_and_nothing_comes_back() {
     assert!(one.node.chunk_view(ChunkHandle(3)).is_some());
 }
 
+#[path = "store/changes.rs"]
+mod changes;
 #[path = "store/gather.rs"]
 mod gather;

@@ -1,19 +1,20 @@
 //! The checkpoint: moves inline bytes home, writes the checksum pages and the index, and so lets
 //! the log be recycled. A few disk operations at a time, beside everything else; nothing waits
-//! for it unless the log's ring is full.
+//! for it unless the log's ring is full. Most say only what has changed since the last one in the same file.
 //!
 //! Steps, and what a crash after each leaves: (1) bytes are written home - nothing refers to
 //! them; (2) the cut: index and pages as of one position of the log are frozen in memory;
 //! (3) pages are written to the older of their twins - the other twin is good, and the log still
 //! has the new checksums; (4) sync of each segment that was written to; (5) the older checkpoint file is
-//! overwritten - the other is good; (6) sync: from here on this one counts, and the log before the cut may be
+//! written to - the other is good; (6) sync: from here on this one counts, and the log before the cut may be
 //! recycled.
 
+use crate::chunks::Chunks;
 use crate::io::{FileRef, Outbox};
 use crate::node::Node;
 use crate::state::ChunkState;
 use crate::store::alloc::Blocks;
-use crate::store::checkpoint::checkpoint_block;
+use crate::store::checkpoint::{Written, checkpoint_block};
 use crate::store::crc::PageKey;
 use crate::store::format::{
     CHECKPOINT_BLOCK_BYTES, CHECKPOINT_HEAD_BYTES, CheckpointEntry, FormatVersion, PAGE_PAIR_BYTES, Page,
@@ -31,9 +32,8 @@ use std::sync::Arc;
 const OPS_MAX: usize = 8;
 /// When nothing has come to the log for so long, what is in it is moved home: before that it is read from memory ...
 const QUIET_MS: u64 = 5000;
-/// ... if it is so many bytes, and as many as the index takes, about, of which each chunk has so many.
+/// ... if it is so many bytes.
 const QUIET_BYTES: u64 = 1024 * 1024;
-const INDEX_BYTES: u64 = 64;
 /// Floors in one entry.
 const FLOORS_PER_ENTRY: usize = 4096;
 
@@ -95,9 +95,8 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub(crate) struct Checkpoint {
     phase: Phase,
-    wanted: bool,
-    /// And that it gathers what lies scattered.
-    gathers: bool,
+    /// Somebody wants one that gathers what lies scattered, or one that does not.
+    wanted: Option<bool>,
     /// The log's head, and since when it has been there.
     quiet: (u64, Time),
     /// The log's head when a checkpoint was last begun since it was quiet.
@@ -109,65 +108,81 @@ pub(crate) struct Checkpoint {
     /// On their way home, and where to: side by side, each from a block of its own on.
     homing: BTreeMap<u64, Vec<(Move, Run)>>,
     next_homing: u64,
-    /// The cut: position of the log, chunks, floors.
+    /// What each file has; nothing, if another life wrote it.
+    written: [Option<Written>; 2],
+    /// The cut: position of the log, entries that come before the next chunk's, floors.
     position: u64,
-    chunks: VecDeque<Arc<ChunkState>>,
+    entries: VecDeque<Vec<u8>>,
     floors: VecDeque<(ChunkHandle, Epoch)>,
     horizon: Option<ChunkHandle>,
-    segments: u32,
-    block_index: u32,
-    /// Entries that did not fit into the last block.
-    entries: VecDeque<Vec<u8>>,
+    /// What it follows in its file, and which block is next.
+    after: Option<Written>,
+    next_block: u32,
 }
 
 impl Checkpoint {
     pub fn new(sequence: u64) -> Checkpoint {
         Checkpoint {
             phase: Phase::Idle,
-            wanted: false,
-            gathers: false,
+            wanted: None,
             quiet: (0, Time(0)),
             quieted: 0,
             sequence,
             pending: 0,
             homing: BTreeMap::new(),
             next_homing: 1,
+            written: [None; 2],
             position: 0,
-            chunks: VecDeque::new(),
+            entries: VecDeque::new(),
             floors: VecDeque::new(),
             horizon: None,
-            segments: 0,
-            block_index: 0,
-            entries: VecDeque::new(),
+            after: None,
+            next_block: 0,
         }
     }
 
+    /// Which file the next one goes to.
+    fn file(&self) -> usize {
+        ((self.sequence + 1) % 2) as usize
+    }
+
     /// The next entry of the index, encoded.
-    fn next_entry(&mut self) -> Option<Vec<u8>> {
+    fn next_entry(&mut self, chunks: &mut Chunks) -> Option<Vec<u8>> {
+        while self.entries.is_empty()
+            && let Some((handle, state)) = chunks.next_of_cut()
+        {
+            let is_real = |state: &Arc<ChunkState>| state.config.epoch.number() > 0;
+            match state.filter(is_real) {
+                Some(state) => state.dump().iter().for_each(|entry| self.push(entry)),
+                None if self.after.is_some() => self.push(&CheckpointEntry::Gone(handle)),
+                None => {}
+            }
+        }
         if self.entries.is_empty() {
-            if let Some(chunk) = self.chunks.pop_front() {
-                self.entries = chunk.dump().iter().map(common::wire::to_vec).collect();
-            } else if let Some(horizon) = self.horizon.take() {
-                self.entries.push_back(common::wire::to_vec(&CheckpointEntry::Horizon(horizon)));
+            if let Some(horizon) = self.horizon.take() {
+                self.push(&CheckpointEntry::Horizon(horizon));
             } else if !self.floors.is_empty() {
                 let n = self.floors.len().min(FLOORS_PER_ENTRY);
-                let floors = CheckpointEntry::Floors(self.floors.drain(..n).collect());
-                self.entries.push_back(common::wire::to_vec(&floors));
+                let floors = self.floors.drain(..n).collect();
+                self.push(&CheckpointEntry::Floors(floors));
             }
         }
         self.entries.pop_front()
     }
 
+    fn push(&mut self, entry: &CheckpointEntry) {
+        self.entries.push_back(common::wire::to_vec(entry));
+    }
+
     pub fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Idle) && !self.wanted
+        matches!(self.phase, Phase::Idle) && self.wanted.is_none()
     }
 }
 
 impl Node {
     /// Somebody wants a checkpoint, and whether it gathers what lies scattered, or ends soon.
     pub(crate) fn want_checkpoint(&mut self, gathers: bool) {
-        self.checkpoint.wanted = true;
-        self.checkpoint.gathers = gathers;
+        self.checkpoint.wanted = Some(gathers);
         if !gathers {
             self.gather.stop();
         }
@@ -185,14 +200,12 @@ impl Node {
                     let is_due = self.store.log.used() > self.store.log.capacity() / 4
                         || self.floors.are_many()
                         || self.gather.is_overdue(self.now);
-                    if !is_quiet && !is_due && !self.checkpoint.wanted {
+                    if !is_quiet && !is_due && self.checkpoint.wanted.is_none() {
                         return;
                     }
                     let chunks = self.chunks_to_home();
-                    let gathers = match std::mem::take(&mut self.checkpoint.wanted) {
-                        true => self.checkpoint.gathers,
-                        false => is_quiet || self.gather.is_light(self.now),
-                    };
+                    let wanted = self.checkpoint.wanted.take();
+                    let gathers = wanted.unwrap_or(is_quiet || self.gather.is_light(self.now));
                     match gathers {
                         true => self.begin_gather(),
                         false => self.gather.skip(self.now),
@@ -250,7 +263,7 @@ impl Node {
                     if *done {
                         self.checkpoint.phase = Phase::IndexSync;
                         self.checkpoint.pending = 1;
-                        let file = self.checkpoint_file();
+                        let file = FileRef::Checkpoint(self.checkpoint.file() as u32);
                         self.store.checkpoint_sync(file, out);
                         return;
                     }
@@ -261,9 +274,17 @@ impl Node {
         }
     }
 
-    fn chunks_to_home(&self) -> VecDeque<ChunkHandle> {
-        let inline = self.chunks.iter().filter(|(_, c)| c.state.extents.has_inline());
-        inline.map(|(handle, _)| *handle).collect()
+    /// The chunks that have bytes in memory. Only who has changed may have, or may have become scattered.
+    fn chunks_to_home(&mut self) -> VecDeque<ChunkHandle> {
+        let mut inline = VecDeque::new();
+        for handle in self.chunks.unwritten() {
+            let Some(chunk) = self.chunks.get(&handle) else { continue };
+            self.gather.look_at(handle, &chunk.state);
+            if chunk.state.extents.has_inline() {
+                inline.push_back(handle);
+            }
+        }
+        inline
     }
 
     /// Whether nobody has written for a while, though much was written before: what is home can be read by clients on
@@ -276,16 +297,11 @@ impl Node {
         if self.now.since(self.checkpoint.quiet.1) < Span::from_ms(QUIET_MS) {
             return false;
         }
-        let is_worth_it = QUIET_BYTES.max(self.chunks.len() as u64 * INDEX_BYTES);
-        let is_first = self.checkpoint.quieted != head && self.store.log.used() > is_worth_it;
+        let is_first = self.checkpoint.quieted != head && self.store.log.used() > QUIET_BYTES;
         if is_first {
             self.checkpoint.quieted = head;
         }
         is_first || self.gather.is_due(self.now)
-    }
-
-    fn checkpoint_file(&self) -> FileRef {
-        FileRef::Checkpoint(((self.checkpoint.sequence + 1) % 2) as u32)
     }
 
     /// What is written home next, of one chunk or of several; nothing, if all was.
@@ -357,8 +373,8 @@ impl Node {
             }
             self.store.crcs.set(run.segment, run.block, &run.crcs);
             let last = old.iter().map(|e| e.last).max().expect("something was moved");
-            let chunk = self.chunks.get_mut(&handle).expect("it stands");
-            let freed = chunk.state_mut().extents.put(from, &Place::Runs(vec![run]), last);
+            let state = self.chunks.state_mut(&handle).expect("it stands");
+            let freed = state.extents.put(from, &Place::Runs(vec![run]), last);
             assert!(freed == Freed::default() || Mutant::HomeAnyway.on(), "inline extents have no blocks");
         }
     }
@@ -366,16 +382,27 @@ impl Node {
     /// Step 2: freezes what the checkpoint will say.
     fn cut_checkpoint(&mut self) {
         let todo = self.store.crcs.freeze();
-        let checkpoint = &mut self.checkpoint;
-        checkpoint.position = self.store.log.head();
-        let real = self.chunks.iter().map(|(_, c)| c).filter(|c| c.state.config.epoch.number() > 0);
-        checkpoint.chunks = real.map(|c| c.state.clone()).collect();
         let (queued, in_groups) = self.store.log.records();
         self.floors.cut(queued, in_groups, |handle| self.chunks.contains_key(&handle));
+        let file = self.checkpoint.file();
+        // The log can be replayed from any checkpoint that is in a file, but for blocks that were given up without a record.
+        // Once they are free, none that refers to them may be found, whatever rots.
+        let after = self.checkpoint.written[file].filter(|w| !w.is_long() && !self.gather.holds_blocks());
+        self.chunks.cut(file, after.is_none());
+        let checkpoint = &mut self.checkpoint;
+        checkpoint.position = self.store.log.head();
+        checkpoint.push(&CheckpointEntry::Head {
+            version: FormatVersion::V1,
+            position: checkpoint.position,
+            store_tag: self.store.config().tag,
+            segments: self.store.alloc.segments(),
+        });
+        let (by, since) = (self.store.config().incarnation, after.map(|w| w.sequence));
+        checkpoint.push(&CheckpointEntry::Written { by, since });
         checkpoint.floors = self.floors.all().collect();
         checkpoint.horizon = Some(self.floors.horizon());
-        checkpoint.segments = self.store.alloc.segments();
-        checkpoint.block_index = 0;
+        checkpoint.after = after;
+        checkpoint.next_block = after.map_or(0, |w| w.blocks());
         checkpoint.pending = 0;
         checkpoint.phase = Phase::Pages { left: todo.len(), todo };
     }
@@ -412,7 +439,10 @@ impl Node {
             (CheckpointDone::Synced, Phase::IndexSync) => {
                 // Step 6: this checkpoint counts.
                 self.checkpoint.pending = 0;
-                self.checkpoint.sequence += 1;
+                let (file, sequence) = (self.checkpoint.file(), self.checkpoint.sequence + 1);
+                let Checkpoint { after, next_block, .. } = self.checkpoint;
+                self.checkpoint.written[file] = Some(Written::after(after, sequence, next_block));
+                self.checkpoint.sequence = sequence;
                 self.store.checkpoint_counts(self.checkpoint.position);
                 let free = self.gather.checkpoint_counts(self.now);
                 self.store.free(free);
@@ -427,19 +457,9 @@ impl Node {
         const ROOM: usize = CHECKPOINT_BLOCK_BYTES - CHECKPOINT_HEAD_BYTES;
         let mut entries: Vec<Vec<u8>> = vec![];
         let mut bytes = 0;
-        if self.checkpoint.block_index == 0 {
-            let head = CheckpointEntry::Head {
-                version: FormatVersion::V1,
-                position: self.checkpoint.position,
-                store_tag: self.store.config().tag,
-                segments: self.checkpoint.segments,
-            };
-            entries.push(common::wire::to_vec(&head));
-            bytes += entries[0].len() + 4;
-        }
         let mut last = false;
         loop {
-            let Some(entry) = self.checkpoint.next_entry() else {
+            let Some(entry) = self.checkpoint.next_entry(&mut self.chunks) else {
                 last = true;
                 break;
             };
@@ -451,12 +471,12 @@ impl Node {
             bytes += entry.len() + 4;
             entries.push(entry);
         }
-        let index = self.checkpoint.block_index;
-        self.checkpoint.block_index += 1;
+        let index = self.checkpoint.next_block;
+        self.checkpoint.next_block += 1;
         self.checkpoint.pending = 1;
         self.checkpoint.phase = Phase::Index { done: last };
         let block = checkpoint_block(self.checkpoint.sequence + 1, index, last, &entries);
-        let file = self.checkpoint_file();
+        let file = FileRef::Checkpoint(self.checkpoint.file() as u32);
         self.store.checkpoint_write(file, index as u64 * CHECKPOINT_BLOCK_BYTES as u64, block.into(), out);
     }
 }

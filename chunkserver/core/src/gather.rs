@@ -7,6 +7,7 @@
 //! it, so the log knows nothing of it. But what they leave, an older index refers to. It is free when both files of the
 //! checkpoint are newer: the log can be replayed from either.
 
+use crate::chunks::Chunks;
 use crate::io::Outbox;
 use crate::node::Node;
 use crate::reads::ReadFor;
@@ -19,7 +20,7 @@ use crate::store::{PieceTicket, Sort};
 use crate::timers::Timer;
 use common::limits::{BLOCK_BYTES, PIECE_BYTES_MAX};
 use common::{ChunkHandle, Span, Time};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A piece is gathered if it lies in so many places.
 const PLACES_MIN: usize = 8;
@@ -61,7 +62,9 @@ fn range(extents: &[Extent]) -> (u32, u32) {
 /// What a checkpoint gathers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Gather {
-    /// Chunks that are left, and where to go on in the first.
+    /// Chunks that may have to be gathered.
+    scattered: BTreeSet<ChunkHandle>,
+    /// Those that this checkpoint has left, and where to go on in the first.
     chunks: VecDeque<ChunkHandle>,
     from: u32,
     /// The piece that is being read, or written.
@@ -85,10 +88,24 @@ pub(crate) struct Gather {
 
 impl Gather {
     /// A store was opened; only its older checkpoint refers to these blocks.
-    pub fn recovered(of_older: Vec<Blocks>) -> Gather {
+    pub fn recovered(of_older: Vec<Blocks>, chunks: &Chunks) -> Gather {
         let now = Time(0);
         let held_since = (!of_older.is_empty()).then_some(now);
-        Gather { due: Some(now), of_older, held_since, ..Gather::default() }
+        let scattered =
+            chunks.iter().filter(|(_, c)| is_scattered(&c.state)).map(|(handle, _)| *handle).collect();
+        Gather { scattered, due: Some(now), of_older, held_since, ..Gather::default() }
+    }
+
+    /// A chunk has changed.
+    pub fn look_at(&mut self, handle: ChunkHandle, state: &ChunkState) {
+        if is_scattered(state) {
+            self.scattered.insert(handle);
+        }
+    }
+
+    /// Whether blocks are held to which a file of the checkpoint refers, though the log does not say what has become of them.
+    pub fn holds_blocks(&self) -> bool {
+        !self.given_up.is_empty() || !self.of_older.is_empty()
     }
 
     /// Whether there is something to do when nobody writes.
@@ -135,6 +152,15 @@ impl Gather {
     }
 }
 
+/// The bytes of an extent, on average.
+fn mean(state: &ChunkState) -> u64 {
+    state.length as u64 / state.extents.count().max(1) as u64
+}
+
+fn is_scattered(state: &ChunkState) -> bool {
+    state.extents.count() >= PLACES_MIN && mean(state) < MEAN_BYTES
+}
+
 /// The next extents that are worth it, from a byte of a chunk on.
 fn next_scattered(extents: &Extents, from: u32, alloc: &Alloc) -> Option<Vec<Extent>> {
     let mut found: Vec<Extent> = vec![];
@@ -175,10 +201,12 @@ fn is_worth_it(extents: &[Extent], alloc: &Alloc) -> bool {
 impl Node {
     /// A checkpoint begins, and will gather: the most scattered chunks first.
     pub(crate) fn begin_gather(&mut self) {
-        let mean = |c: &ChunkState| c.length as u64 / c.extents.count().max(1) as u64;
-        let is_scattered = |c: &ChunkState| c.extents.count() >= PLACES_MIN && mean(c) < MEAN_BYTES;
-        let scattered = self.chunks.iter().filter(|(_, c)| is_scattered(&c.state));
-        let mut chunks: Vec<_> = scattered.map(|(handle, c)| (mean(&c.state), *handle)).collect();
+        self.gather
+            .scattered
+            .retain(|handle| self.chunks.get(handle).is_some_and(|c| is_scattered(&c.state)));
+        let scattered = self.gather.scattered.iter();
+        let mut chunks: Vec<_> =
+            scattered.map(|handle| (mean(&self.chunks[handle].state), *handle)).collect();
         chunks.sort_unstable();
         self.gather.chunks = chunks.into_iter().map(|(_, handle)| handle).collect();
         self.gather.from = 0;
@@ -274,8 +302,8 @@ impl Node {
             self.store.crcs.set(segment, block, &piece.crcs);
             let last = piece.old.iter().map(|e| e.last).max().expect("there are some");
             let run = Run { segment, block, len: to - from, crcs: piece.crcs };
-            let chunk = self.chunks.get_mut(&handle).expect("it stands");
-            let freed = chunk.state_mut().extents.put(from, &Place::Runs(vec![run]), last);
+            let state = self.chunks.state_mut(&handle).expect("it stands");
+            let freed = state.extents.put(from, &Place::Runs(vec![run]), last);
             assert!(freed.shared.is_empty(), "whole extents are replaced");
             self.gather.given_up.extend(freed.free);
             self.gathered_bytes += (to - from) as u64;

@@ -44,7 +44,10 @@ pub(crate) struct Waiting {
 /// A chunk at this store.
 #[derive(Clone, Debug)]
 pub(crate) struct Chunk {
+    /// Changed by `Chunks::state_mut` alone.
     pub state: Arc<ChunkState>,
+    /// No file of the checkpoint has it as it is, and that is known.
+    pub is_unwritten: bool,
     /// The session in which the masters confirmed the configuration.
     pub confirmed: Option<SessionId>,
     /// Everything up to here is durable here.
@@ -69,6 +72,7 @@ impl Chunk {
             durable: state.last_point().1,
             logged_commit: state.committed(),
             state,
+            is_unwritten: false,
             confirmed: None,
             lead: None,
             follow: Follow::default(),
@@ -106,10 +110,6 @@ impl Chunk {
         if self.follow.queue.is_empty() {
             self.follow.queue = Default::default();
         }
-    }
-
-    pub(crate) fn state_mut(&mut self) -> &mut ChunkState {
-        Arc::make_mut(&mut self.state)
     }
 }
 
@@ -220,7 +220,8 @@ impl Node {
 
     /// A node on a recovered store.
     pub fn new(id: StoreId, recovered: Recovered) -> Node {
-        let chunks = recovered.chunks.into_iter().map(|(h, s)| (h, Box::new(Chunk::new(s)))).collect();
+        let chunks: Chunks =
+            recovered.chunks.into_iter().map(|(h, s)| (h, Box::new(Chunk::new(s)))).collect();
         Node {
             id,
             now: Time(0),
@@ -228,13 +229,13 @@ impl Node {
             first_chunk: None,
             snapshot: 0,
             store: recovered.store,
+            gather: Gather::recovered(recovered.of_older, &chunks),
             chunks,
             board: Board::default(),
             floors: Floors::recovered(recovered.floors, recovered.horizon),
             held: HeldPieces::default(),
             reads: BTreeMap::new(),
             checkpoint: Checkpoint::new(recovered.checkpoint),
-            gather: Gather::recovered(recovered.of_older),
             gathered_bytes: 0,
             timers: Timers::default(),
             busy: BTreeSet::new(),
@@ -549,8 +550,7 @@ impl Node {
     pub(crate) fn set_config(&mut self, config: ChunkConfig, ticket: Ticket) {
         let handle = config.handle;
         self.store.record(&Record::Config(config.clone()), ticket);
-        let chunk = self.chunks.get_mut(&handle).expect("the chunk is here");
-        let state = chunk.state_mut();
+        let state = self.chunks.state_mut(&handle).expect("the chunk is here");
         state.removed = false;
         let epoch = config.epoch;
         state.config = config;
@@ -675,9 +675,8 @@ impl Node {
                 self.store.record(&Record::Committed { handle, serial }, Ticket::Free(blocks));
             }
         } else {
-            let chunk = self.chunks.get_mut(&handle).expect("it is here");
-            chunk.state_mut().removed = true;
-            chunk.confirmed = None;
+            self.chunks.state_mut(&handle).expect("it is here").removed = true;
+            self.chunks.get_mut(&handle).expect("it is here").confirmed = None;
         }
     }
 
@@ -723,7 +722,7 @@ impl Node {
 
     /// Moves the commit point; the blocks this frees are free once the log says it.
     pub(crate) fn advance(&mut self, handle: ChunkHandle, serial: Serial) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else {
+        let Some(chunk) = self.chunks.get(&handle) else {
             return;
         };
         // An old copy stays as it is: a new one may be made of it, and refers to its blocks.
@@ -735,10 +734,11 @@ impl Node {
         if serial <= chunk.state.committed() {
             return;
         }
-        let freed = chunk.state_mut().commit(serial);
+        let freed = self.chunks.state_mut(&handle).expect("it is here").commit(serial);
         for (segment, block) in freed.shared {
             self.store.alloc.share(segment, block);
         }
+        let chunk = self.chunks.get_mut(&handle).expect("it is here");
         let overdue = serial.0 - chunk.logged_commit.0 >= COMMIT_LOGGED_EVERY;
         if Mutant::FreeAtCommit.on() {
             self.store.free(freed.free);

@@ -264,11 +264,11 @@ impl Node {
             }
         }
         let ticket = Ticket::Write(handle, (op.origin, op.serial));
-        let chunk = self.chunks.get_mut(&handle).expect("appended to a chunk that is here");
+        let state = self.chunks.state_mut(&handle).expect("appended to a chunk that is here");
         let record = Record::Write { handle, op, place };
         self.store.record(&record, ticket);
         let Record::Write { op, place, .. } = record else { unreachable!() };
-        chunk.state_mut().push(op, place);
+        state.push(op, place);
     }
 
     /// Sends the records from `first` on to one secondary, or to all.

@@ -370,9 +370,10 @@ impl Node {
 
     /// Drops the tail after `keep`, durably; its blocks are free after that.
     fn cut_tail(&mut self, handle: ChunkHandle, keep: Serial, ticket: Ticket) {
+        let state = self.chunks.state_mut(&handle).expect("the chunk is here");
+        let keep = keep.max(state.committed());
+        let blocks = state.cut(keep);
         let chunk = self.chunks.get_mut(&handle).expect("the chunk is here");
-        let keep = keep.max(chunk.state.committed());
-        let blocks = chunk.state_mut().cut(keep);
         chunk.durable = chunk.durable.min(keep);
         self.store.record(&Record::Cut { handle, keep }, ticket);
         if !blocks.is_empty() {

@@ -7,7 +7,7 @@ const BYTES: usize = 1 << 20;
 
 impl One {
     /// A checkpoint that gathers what there is.
-    fn gather(&mut self) {
+    pub fn gather(&mut self) {
         self.step(Input::Checkpoint { gathers: true });
         for _ in 0..10_000 {
             self.settle();

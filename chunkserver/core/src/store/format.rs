@@ -378,6 +378,15 @@ pub enum CheckpointEntry {
     Floors(Vec<(ChunkHandle, Epoch)>),
     /// Below this handle the floors of chunks that are not here may have been forgotten.
     Horizon(ChunkHandle),
+    /// Second: who wrote it, and whether it says everything.
+    Written {
+        /// The life of the store. What another one has left in the file does not follow from this one's.
+        by: u64,
+        /// Only what has changed since this checkpoint, which comes before it in the file; floors are all there.
+        since: Option<u64>,
+    },
+    /// The chunk is not here any more.
+    Gone(ChunkHandle),
 }
 
 /// A chunk in a checkpoint.

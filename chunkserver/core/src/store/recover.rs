@@ -9,7 +9,7 @@
 //! | E | a good last group, and extents that it names and leaves in use do not verify | never acknowledged: the log ends before it |
 //! | F | no good group, but one of a later lap here or next | the log was recycled past this checkpoint: refused |
 //! | G | no good checkpoint | refused |
-//! | H | the newest checkpoint is bad, the other good | replay from the other; F decides |
+//! | H | the newest checkpoint is bad, one before it good | replay from the newest good one; F decides |
 
 use super::alloc::{Alloc, Blocks};
 use super::checkpoint::Loaded;
