@@ -125,13 +125,17 @@ impl One {
     fn new() -> One {
         let config = StoreConfig { extent_segment_bytes: 1 << 26, ..StoreConfig::default() };
         let first = first_checkpoint(&config);
-        let recovered = recover(config, &mut |file, offset, len| {
-            let mut out = vec![0; len as usize];
-            if file == chunkserver_core::io::FileRef::Checkpoint(1) && offset == 0 {
-                out[..first.len()].copy_from_slice(&first);
-            }
-            Ok(out.into())
-        });
+        let recovered = recover(
+            config,
+            &mut |file, offset, len| {
+                let mut out = vec![0; len as usize];
+                if file == chunkserver_core::io::FileRef::Checkpoint(1) && offset == 0 {
+                    out[..first.len()].copy_from_slice(&first);
+                }
+                Ok(out.into())
+            },
+            &|_| true,
+        );
         let mut one = One {
             node: Node::new(StoreId(1), recovered.expect("an empty store")),
             files: BTreeMap::new(),
@@ -167,7 +171,7 @@ impl One {
                                 file.resize(len as usize, 0);
                                 Bytes::new()
                             }
-                            DiskKind::Sync => Bytes::new(),
+                            DiskKind::Sync | DiskKind::Release => Bytes::new(),
                         };
                         todo.push_back(Input::Disk(DiskDone { token: op.token, result: Ok(result) }));
                     }

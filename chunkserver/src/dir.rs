@@ -168,7 +168,11 @@ fn read_all(path: &Path, store: StoreConfig) -> anyhow::Result<Recovered> {
     };
     let read: &mut ReadFn = &mut read;
     let started = std::time::Instant::now();
-    let recovered = recover(store, read)?;
+    let bytes = store.extent_segment_bytes;
+    let has_room = |segment| {
+        std::fs::metadata(path_of(path, FileRef::Extents(segment))).is_ok_and(|file| file.len() >= bytes)
+    };
+    let recovered = recover(store, read, &has_room)?;
     tracing::info!(
         path = %path.display(),
         chunks = recovered.chunks.len(),

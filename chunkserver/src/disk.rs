@@ -111,8 +111,8 @@ pub fn allocate(dir: &Path, file: FileRef, len: u64) -> io::Result<()> {
         FileRef::Log(_) | FileRef::Checkpoint(_) => write_zeros(&open, len),
     };
     if let Err(e) = made {
-        // It takes room, and is of no use.
-        let _ = std::fs::remove_file(&path);
+        // It takes room, and is of no use. It may be open: the file stays.
+        let _ = open.set_len(0);
         return Err(e);
     }
     open.sync_all()?;
@@ -189,6 +189,12 @@ impl Disk {
             DiskKind::Allocate { len } => {
                 let dir = self.dir.clone();
                 blocking(move || allocate(&dir, file, len)).await?;
+                Ok(Bytes::new())
+            }
+            // Through the file that others may have open, which will be taken again.
+            DiskKind::Release => {
+                let file = self.open(file).await?.direct.0.clone();
+                blocking(move || file.set_len(0)).await?;
                 Ok(Bytes::new())
             }
             DiskKind::Sync => {
@@ -301,7 +307,7 @@ fn is_checkpoint(file: FileRef) -> bool {
 
 /// Whether an operation takes as long as it takes, and a disk is not called hung for it: room ahead of need, and a checkpoint.
 pub fn may_wait(op: &DiskOp) -> bool {
-    is_checkpoint(op.file) || matches!(op.kind, DiskKind::Allocate { .. })
+    is_checkpoint(op.file) || matches!(op.kind, DiskKind::Allocate { .. } | DiskKind::Release)
 }
 
 /// Opens a file for reading through the page cache, which reads what it is asked for and no more: who reads a
@@ -328,6 +334,7 @@ fn verb(kind: &DiskKind) -> &'static str {
         DiskKind::Write { .. } => "write",
         DiskKind::Sync => "flush",
         DiskKind::Allocate { .. } => "allocate",
+        DiskKind::Release => "empty",
     }
 }
 

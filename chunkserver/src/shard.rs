@@ -318,10 +318,14 @@ impl Shard {
                     if crate::disk::may_wait(&op) {
                         shard.disk_ops.borrow_mut().remove(&op.token);
                     }
-                    let makes_room = matches!(op.kind, DiskKind::Allocate { .. });
+                    let consequence = match op.kind {
+                        DiskKind::Allocate { .. } => Some("the store counts as full"),
+                        DiskKind::Release => Some("an empty segment keeps its room"),
+                        _ => None,
+                    };
                     let result = shard.disk.perform(op.file, op.kind).await;
-                    if let (true, Err(why)) = (makes_room, &result) {
-                        tracing::warn!(%why, "the store counts as full");
+                    if let (Some(consequence), Err(why)) = (consequence, &result) {
+                        tracing::warn!(%why, "{consequence}");
                     }
                     shard.disk_ops.borrow_mut().remove(&op.token);
                     shard.feed(Input::Disk(DiskDone { token: op.token, result }));

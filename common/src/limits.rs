@@ -81,6 +81,8 @@ pub const LOG_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 pub const LOG_SEGMENTS: u64 = 4;
 /// Most bytes of one log group.
 pub const LOG_GROUP_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Empty segments of extents give their room back to the host after so long, in milliseconds.
+pub const RELEASE_MS: u64 = 60_000;
 /// Bytes of a segment of extents, by default.
 pub const EXTENT_SEGMENT_BYTES: u64 = 256 * 1024 * 1024;
 /// Free bytes of extents that a store keeps for writes that a primary has admitted (a quarter of a segment,

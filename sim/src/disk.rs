@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chunkserver_core::io::{DiskDone, DiskKind, DiskOp, FileRef};
 use rand::RngExt;
 use rand::rngs::StdRng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ const SECTOR: usize = 512;
 
 /// Bytes of a page of a file in memory.
 const PAGE: usize = 4096;
+
+/// Pages of checksums lie before this in a segment, and data behind it.
+const PAGES_MAX: u64 = 40 * 1024;
 
 /// A file's bytes; pages that were never written are zeros, and take no memory.
 #[derive(Clone, Debug, Default, Hash)]
@@ -67,6 +70,8 @@ pub struct MemDisk {
     files: BTreeMap<FileRef, FileBytes>,
     /// Writes that were submitted and are not known durable: file, offset, bytes.
     loose: Vec<(FileRef, u64, Bytes)>,
+    /// Files that were emptied since they were last made durable.
+    released: BTreeSet<FileRef>,
     /// Most segments of extents; more are refused as a full disk refuses.
     pub segments_max: Option<u32>,
     /// Flushes and durable writes so far.
@@ -107,9 +112,17 @@ impl MemDisk {
                 _ => {
                     let zeros = Sparse { len, ..Sparse::default() };
                     self.files.insert(file, FileBytes { seen: zeros.clone(), durable: zeros });
+                    self.loose.retain(|(of, ..)| *of != file);
+                    self.released.remove(&file);
                     Ok(Bytes::new())
                 }
             },
+            DiskKind::Release => {
+                self.files.entry(file).or_default().seen = Sparse::default();
+                self.loose.retain(|(of, ..)| *of != file);
+                self.released.insert(file);
+                Ok(Bytes::new())
+            }
         };
         DiskDone { token, result }
     }
@@ -122,6 +135,12 @@ impl MemDisk {
 
     fn write(&mut self, file: FileRef, offset: u64, data: Bytes, durable: bool) {
         let bytes = self.files.entry(file).or_default();
+        // Pages of checksums are written to a segment that has given its room back, too.
+        let has_room = offset + data.len() as u64 <= bytes.seen.len || offset < PAGES_MAX;
+        assert!(
+            has_room || !matches!(file, FileRef::Extents(_)),
+            "{file:?} has no room for bytes at {offset}"
+        );
         bytes.seen.put(offset, &data);
         if durable {
             // Only this write: what was written before elsewhere is as loose as it was.
@@ -135,6 +154,9 @@ impl MemDisk {
     /// Makes a file's writes durable; those of other files stay as loose as they were.
     fn sync(&mut self, file: FileRef) {
         let FileBytes { durable, .. } = self.files.entry(file).or_default();
+        if self.released.remove(&file) {
+            *durable = Sparse::default();
+        }
         for (_, offset, data) in self.loose.extract_if(.., |(of, ..)| *of == file) {
             durable.put(offset, &data);
         }
@@ -143,6 +165,9 @@ impl MemDisk {
 
     /// Makes everything durable.
     pub fn sync_all(&mut self) {
+        for file in std::mem::take(&mut self.released) {
+            self.files.entry(file).or_default().durable = Sparse::default();
+        }
         for (file, offset, data) in std::mem::take(&mut self.loose) {
             self.files.entry(file).or_default().durable.put(offset, &data);
         }
@@ -151,6 +176,10 @@ impl MemDisk {
 
     /// Power was lost: nothing that was not flushed survives.
     pub fn lose_unflushed(&mut self) {
+        for file in std::mem::take(&mut self.released) {
+            let bytes = self.files.entry(file).or_default();
+            bytes.seen = bytes.durable.clone();
+        }
         for (file, offset, data) in std::mem::take(&mut self.loose) {
             let bytes = self.files.entry(file).or_default();
             bytes.seen.put(offset, &bytes.durable.get(offset, data.len()));

@@ -17,7 +17,7 @@ mod snapshots;
 use crate::disk::MemDisk;
 use bytes::Bytes;
 use chunkserver_core::Node;
-use chunkserver_core::io::{DiskKind, DiskOp, Input, MasterAsk, Output};
+use chunkserver_core::io::{DiskKind, DiskOp, FileRef, Input, MasterAsk, Output};
 use chunkserver_core::store::checkpoint::first_checkpoint;
 use chunkserver_core::store::recover::{RecoverError, recover};
 use chunkserver_core::store::{Recovered, StoreConfig};
@@ -48,12 +48,12 @@ pub fn small_store(tag: u64, incarnation: u64) -> StoreConfig {
         segments_max: 8,
         scrub_period_s: 1,
         horizon_ms: 300,
+        release_ms: 20,
     }
 }
 
 /// A disk with an empty store on it.
 pub fn empty_disk(config: &StoreConfig) -> MemDisk {
-    use chunkserver_core::io::FileRef;
     let mut disk = MemDisk::default();
     let checkpoint = first_checkpoint(config);
     disk = disk.with_file(FileRef::Checkpoint(1), &checkpoint, checkpoint.len() as u64);
@@ -82,7 +82,9 @@ pub fn register(n: usize, store: Option<StoreId>, incarnation: u64) -> Register 
 /// Recovers a store from a disk, as a server does: what a killed process wrote is made durable first.
 pub fn open(config: StoreConfig, disk: &mut MemDisk) -> Result<Recovered, RecoverError> {
     disk.sync_all();
-    recover(config, &mut |file, offset, len| Ok(disk.read(file, offset, len)))
+    let bytes = config.extent_segment_bytes;
+    let mut read = |file, offset, len| Ok(disk.read(file, offset, len));
+    recover(config, &mut read, &|segment| disk.len(FileRef::Extents(segment)) >= bytes)
 }
 
 /// Makes a file, or opens the one that is there.

@@ -251,6 +251,16 @@ impl One {
         }
     }
 
+    fn delete(&mut self, n: u64) {
+        self.deleted.push(n);
+        self.step(Input::Orders(vec![Order {
+            handle: ChunkHandle(n),
+            epoch: Epoch::DELETED,
+            discard: true,
+        }]));
+        self.settle();
+    }
+
     fn checkpoint(&mut self) {
         self.step(Input::Checkpoint { gathers: false });
         self.settle();
@@ -784,10 +794,7 @@ fn garbage_is_freed() {
     one.write(1, Some(5), b"x");
     one.checkpoint();
     assert!(used(&one) <= 2 * 1_048_576, "{} bytes in use for one megabyte", used(&one));
-    let order =
-        common::wire::chunk_master::Order { handle: ChunkHandle(1), epoch: Epoch::DELETED, discard: true };
-    one.step(Input::Orders(vec![order]));
-    one.settle();
+    one.delete(1);
     assert_eq!(used(&one), 0);
     assert_eq!(one.read(1, 0, 10), Err(Code::NoSuchChunk));
     // For ever: not even a client that kept its configuration makes it again.
@@ -863,3 +870,5 @@ fn floors_are_forgotten_and_nothing_comes_back() {
 mod changes;
 #[path = "store/gather.rs"]
 mod gather;
+#[path = "store/room.rs"]
+mod room;

@@ -252,6 +252,8 @@ pub enum DiskKind {
         /// Its bytes.
         len: u64,
     },
+    /// Gives back the room that a file has: it is empty then. Not durable; nobody cares for what was in it.
+    Release,
 }
 
 /// The end of an operation.

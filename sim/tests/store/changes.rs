@@ -5,12 +5,6 @@ use super::*;
 use chunkserver_core::store::format::{CHECKPOINT_BLOCK_BYTES, CHECKPOINT_HEAD_BYTES, CheckpointHead};
 use std::collections::BTreeMap;
 
-fn delete(one: &mut One, n: u64) {
-    one.deleted.push(n);
-    one.step(Input::Orders(vec![Order { handle: ChunkHandle(n), epoch: Epoch::DELETED, discard: true }]));
-    one.settle();
-}
-
 /// The head of a block of a file of the checkpoint.
 fn head(one: &One, file: u32, block: u32) -> Option<CheckpointHead> {
     let at = block as u64 * CHECKPOINT_BLOCK_BYTES as u64;
@@ -28,7 +22,7 @@ fn a_checkpoint_says_what_has_changed() {
     assert!(whole.iter().all(|w| w.len > 300 * 40 && w.last), "{whole:?}");
     // Each file hears of each change, from the checkpoint that goes there.
     one.write(7, Some(0), b"changed");
-    delete(&mut one, 8);
+    one.delete(8);
     for (file, changes) in [(0, 3), (1, 2)] {
         one.write(9, Some(0), b"something for the log");
         one.checkpoint();
@@ -68,7 +62,7 @@ fn whatever_rots_in_the_files_of_the_checkpoint_what_opens_is_right() {
                 0 if models.len() > 2 => {
                     let n = some(&mut rng).unwrap();
                     models.remove(&n);
-                    delete(&mut one, n);
+                    one.delete(n);
                 }
                 1 => one.gather(),
                 2..5 => one.checkpoint(),

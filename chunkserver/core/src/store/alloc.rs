@@ -2,7 +2,7 @@
 
 use super::format::{PAGE_CRCS, PAGE_PAIR_BYTES};
 use common::limits::{BLOCK_BYTES, PIECE_BYTES_MAX, WRITE_BYTES_MAX};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Runs of so many blocks and more have room for any write.
 const ROOMY_BLOCKS: u32 = (WRITE_BYTES_MAX / BLOCK_BYTES) as u32;
@@ -32,6 +32,10 @@ pub struct Alloc {
     segment_bytes: u64,
     /// Free runs of each segment: first block -> count.
     free: Vec<BTreeMap<u32, u32>>,
+    /// Segments in which nothing lies.
+    empty: BTreeSet<u32>,
+    /// Those that have given their room back to the host.
+    hollow: BTreeSet<u32>,
     free_blocks: u64,
     /// Those in roomy runs.
     roomy_blocks: u64,
@@ -54,6 +58,8 @@ impl Alloc {
         Alloc {
             segment_bytes,
             free: vec![],
+            empty: BTreeSet::new(),
+            hollow: BTreeSet::new(),
             free_blocks,
             roomy_blocks,
             short_blocks,
@@ -69,17 +75,50 @@ impl Alloc {
         (pages * PAGE_PAIR_BYTES / BLOCK_BYTES as u64) as u32
     }
 
-    /// Adds a segment, all free.
-    pub fn add_segment(&mut self) {
-        let head = self.head_blocks();
-        let blocks = (self.segment_bytes / BLOCK_BYTES as u64) as u32 - head;
-        self.free.push(BTreeMap::new());
-        self.insert(self.segments() - 1, head, blocks);
+    /// Blocks of a segment that are for data.
+    fn data_blocks(&self) -> u32 {
+        (self.segment_bytes / BLOCK_BYTES as u64) as u32 - self.head_blocks()
     }
 
-    /// How many segments there are.
+    /// The segment that is to take room next: one that gave it back, or a new one.
+    pub fn next_segment(&self) -> u32 {
+        self.hollow.first().copied().unwrap_or(self.segments())
+    }
+
+    /// It has taken room, and is all free.
+    pub fn add_segment(&mut self, segment: u32) {
+        if !self.hollow.remove(&segment) {
+            assert_eq!(segment, self.segments(), "one after another");
+            self.free.push(BTreeMap::new());
+        }
+        self.insert(segment, self.head_blocks(), self.data_blocks());
+    }
+
+    /// Whether nothing lies in a segment that has room.
+    pub fn is_empty(&self, segment: u32) -> bool {
+        self.empty.contains(&segment)
+    }
+
+    /// The last segment in which nothing lies.
+    pub fn last_empty(&self) -> Option<u32> {
+        self.empty.last().copied()
+    }
+
+    /// A segment in which nothing lies has no room any more.
+    pub fn hollow_out(&mut self, segment: u32) {
+        assert!(self.is_empty(segment), "something lies in segment {segment}");
+        self.remove(segment, self.head_blocks());
+        self.hollow.insert(segment);
+    }
+
+    /// How many segments there are: one more than the highest number.
     pub fn segments(&self) -> u32 {
         self.free.len() as u32
+    }
+
+    /// How many of them have room.
+    pub fn present(&self) -> u32 {
+        self.segments() - self.hollow.len() as u32
     }
 
     /// Bytes that are free in the present segments.
@@ -96,12 +135,18 @@ impl Alloc {
     fn insert(&mut self, segment: u32, block: u32, count: u32) {
         self.free[segment as usize].insert(block, count);
         self.count(count, 1);
+        if count == self.data_blocks() {
+            self.empty.insert(segment);
+        }
     }
 
     /// A run is not free any more: how long it was.
     fn remove(&mut self, segment: u32, block: u32) -> Option<u32> {
         let count = self.free[segment as usize].remove(&block)?;
         self.count(count, -1);
+        if count == self.data_blocks() {
+            self.empty.remove(&segment);
+        }
         Some(count)
     }
 
@@ -122,7 +167,7 @@ impl Alloc {
     /// Bytes in use by data.
     pub fn used_bytes(&self) -> u64 {
         let head = self.head_blocks() as u64 * BLOCK_BYTES as u64;
-        self.free.len() as u64 * (self.segment_bytes - head) - self.free_bytes()
+        self.present() as u64 * (self.segment_bytes - head) - self.free_bytes()
     }
 
     /// Takes `count` blocks that lie together: next to the last ones taken if it can be, or in a short run if there are many,
@@ -186,7 +231,7 @@ impl Alloc {
     }
 
     fn is_scattered(&self) -> bool {
-        let all = self.free.len() as u64 * (self.segment_bytes / BLOCK_BYTES as u64);
+        let all = self.present() as u64 * (self.segment_bytes / BLOCK_BYTES as u64);
         (self.free_blocks - self.roomy_blocks) * SCATTERED_PARTS > all
     }
 
@@ -288,7 +333,7 @@ mod tests {
 
     fn alloc() -> Alloc {
         let mut alloc = Alloc::new(4 * 1024 * 1024);
-        alloc.add_segment();
+        alloc.add_segment(0);
         alloc
     }
 
@@ -325,6 +370,21 @@ mod tests {
                 assert!(alloc.roomy_bytes() == 0 || alloc.clone().take(ROOMY_BLOCKS, which % 2 == 0).is_some());
             }
         }
+    }
+
+    #[test]
+    fn what_nothing_lies_in_gives_its_room_back() {
+        let mut alloc = alloc();
+        alloc.add_segment(1);
+        let (all, a) = (alloc.free_bytes(), alloc.take(10, false).unwrap());
+        assert_eq!((alloc.next_segment(), alloc.last_empty()), (2, Some(1)));
+        alloc.hollow_out(1);
+        assert_eq!((alloc.next_segment(), alloc.last_empty(), alloc.present()), (1, None, 1));
+        assert_eq!((alloc.used_bytes(), alloc.free_bytes()), (10 * 4096, all / 2 - 10 * 4096));
+        assert_eq!(alloc.take((all / 2 / 4096) as u32, false), None);
+        alloc.add_segment(1);
+        alloc.give(a);
+        assert_eq!((alloc.free_bytes(), alloc.segments(), alloc.last_empty()), (all, 2, Some(1)));
     }
 
     #[test]

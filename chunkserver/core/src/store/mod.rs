@@ -16,7 +16,7 @@ use bytes::Bytes;
 use common::Mutant;
 use common::limits::{
     BLOCK_BYTES, EXTENT_SEGMENT_BYTES, HORIZON_MS, LOG_SEGMENT_BYTES, LOG_SEGMENTS, PROMISED_BYTES_MAX,
-    SCRUB_PERIOD_S,
+    RELEASE_MS, SCRUB_PERIOD_S,
 };
 use common::wire::chunk_chunk::{CopyId, LogPoint};
 use common::wire::chunk_master::Order;
@@ -58,6 +58,9 @@ pub struct StoreConfig {
     pub scrub_period_s: u64,
     /// Chunks that were named so long ago, in milliseconds, are made only if the masters know them.
     pub horizon_ms: u64,
+    /// Segments in which nothing lies give their room back to the host when there has been more than enough without them for
+    /// so long, in milliseconds.
+    pub release_ms: u64,
 }
 
 impl Default for StoreConfig {
@@ -71,6 +74,7 @@ impl Default for StoreConfig {
             segments_max: u32::MAX,
             scrub_period_s: SCRUB_PERIOD_S,
             horizon_ms: HORIZON_MS,
+            release_ms: RELEASE_MS,
         }
     }
 }
@@ -168,6 +172,7 @@ enum Op {
         key: crc::PageKey,
     },
     Allocate,
+    Release,
     CheckpointPageRead(crc::PageKey),
     CheckpointWrite,
     CheckpointSync,
@@ -209,8 +214,10 @@ pub struct Store {
     group_ops: usize,
     /// Since when a group with writes is under way to the disk.
     flushing: Option<(Time, bool)>,
-    /// A new segment of extents is being made.
-    allocating: bool,
+    /// A segment of extents takes room, or gives it back.
+    resizing: bool,
+    /// Since when there has been more than enough room.
+    spare: Option<Time>,
     /// Since when there is no room for one.
     full: Option<Time>,
     failed: Option<String>,
@@ -235,7 +242,8 @@ impl Store {
             loose: BTreeMap::new(),
             group_ops: 0,
             flushing: None,
-            allocating: false,
+            resizing: false,
+            spare: None,
             full: None,
             failed: None,
         }
@@ -253,7 +261,7 @@ impl Store {
 
     /// Whether it can take no more segments.
     pub fn is_full(&self) -> bool {
-        self.full.is_some() || self.alloc.segments() >= self.config.segments_max
+        self.full.is_some() || self.alloc.present() >= self.config.segments_max
     }
 
     /// Appends a record to the log.
@@ -523,32 +531,50 @@ impl Store {
         }
         let len = self.config.extent_segment_bytes;
         let is_due = self.full.is_none_or(|since| now >= since + ROOM_AGAIN);
-        let may_grow = is_due && self.alloc.segments() < self.config.segments_max;
+        let may_grow = is_due && self.alloc.present() < self.config.segments_max;
         // Many short runs are of no use to a long write, however much they are together.
         let is_short = self.alloc.roomy_bytes() < self.kept() + len / AHEAD_PARTS;
         if !is_short {
             // Others have given some back, of what there is.
             self.full = None;
         }
-        if !self.allocating && may_grow && is_short {
-            self.allocating = true;
-            let segment = FileRef::Extents(self.alloc.segments());
+        if !self.resizing && may_grow && is_short {
+            self.resizing = true;
+            let segment = FileRef::Extents(self.alloc.next_segment());
             self.submit(segment, DiskKind::Allocate { len }, Op::Allocate, out);
+        }
+        self.release(now, out);
+    }
+
+    /// An empty segment gives its room back, if there has been enough without it for long.
+    fn release(&mut self, now: Time, out: &mut Outbox) {
+        // As much as one has is left, which is more than what calls for the next.
+        let len = self.config.extent_segment_bytes;
+        let segment = self.alloc.last_empty().filter(|_| self.alloc.roomy_bytes() >= self.kept() + 2 * len);
+        let since = segment.map(|_| self.spare.unwrap_or(now));
+        self.spare = since;
+        let is_due = since.is_some_and(|since| now.since(since) >= Span::from_ms(self.config.release_ms));
+        if let Some(segment) = segment.filter(|_| is_due && !self.resizing) {
+            self.alloc.hollow_out(segment);
+            self.resizing = true;
+            self.submit(FileRef::Extents(segment), DiskKind::Release, Op::Release, out);
         }
     }
 
     /// An operation is done: what the node should know.
     pub fn done(&mut self, now: Time, done: DiskDone, out: &mut Outbox) -> Vec<Event> {
         let (file, op) = self.ops.remove(&done.token).expect("an operation is done once");
-        if let Op::Allocate = op {
-            self.allocating = false;
-            match done.result {
-                Ok(_) => {
-                    self.alloc.add_segment();
+        if let Op::Allocate | Op::Release = op {
+            self.resizing = false;
+            match (op, file, done.result) {
+                (Op::Allocate, FileRef::Extents(segment), Ok(_)) => {
+                    self.alloc.add_segment(segment);
                     self.full = None;
                 }
                 // No room on the device is no failure of it: the store is full, until others give some back.
-                Err(_) => self.full = Some(now),
+                (Op::Allocate, ..) => self.full = Some(now),
+                // It is taken anew before it is used, whatever it has.
+                _ => {}
             }
             return vec![];
         }
@@ -622,7 +648,7 @@ impl Store {
             }
             Op::CheckpointWrite => vec![Event::Checkpoint(CheckpointDone::Wrote)],
             Op::CheckpointSync => vec![Event::Checkpoint(CheckpointDone::Synced)],
-            Op::Allocate => unreachable!("handled above"),
+            Op::Allocate | Op::Release => unreachable!("handled above"),
         }
     }
 

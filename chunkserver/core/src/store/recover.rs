@@ -71,8 +71,13 @@ pub enum RecoverError {
 pub type ReadFn<'a> = dyn FnMut(FileRef, u64, u32) -> Result<Bytes, String> + 'a;
 
 /// Opens a store. What `read` gives must be durable: after a process was killed, writes that were
-/// complete are in the disk's cache still, and what is recovered is told to others as durable.
-pub fn recover(config: StoreConfig, read: &mut ReadFn) -> Result<Recovered, RecoverError> {
+/// complete are in the disk's cache still, and what is recovered is told to others as durable. `has_room` says
+/// whether a segment of extents has its room.
+pub fn recover(
+    config: StoreConfig,
+    read: &mut ReadFn,
+    has_room: &dyn Fn(u32) -> bool,
+) -> Result<Recovered, RecoverError> {
     let mut reader = Reader { read, config: &config };
     let mut found: Vec<Loaded> = vec![];
     for slot in 0..2 {
@@ -86,11 +91,17 @@ pub fn recover(config: StoreConfig, read: &mut ReadFn) -> Result<Recovered, Reco
     let mut alloc = Alloc::new(config.extent_segment_bytes);
     // Segments that were added after the checkpoint are told by the records that use them.
     let used = loaded.chunks.values().flat_map(|c| c.blocks()).map(|b| b.segment + 1).max();
-    for _ in 0..loaded.segments.max(used.unwrap_or(0)) {
-        alloc.add_segment();
+    for segment in 0..loaded.segments.max(used.unwrap_or(0)) {
+        alloc.add_segment(segment);
     }
     for blocks in loaded.chunks.values().flat_map(|c| c.blocks()) {
         claim(&mut alloc, blocks);
+    }
+    // The older checkpoint may refer to what was in them.
+    for segment in (0..alloc.segments()).filter(|segment| !has_room(*segment)) {
+        if alloc.is_empty(segment) {
+            alloc.hollow_out(segment);
+        }
     }
     let of_older = found.pop().into_iter().flat_map(|older| older.chunks.into_values());
     let of_older = of_older.flat_map(|c| c.blocks()).flat_map(|blocks| alloc.take_rest(blocks)).collect();
