@@ -10,7 +10,7 @@ use chunkserver_core::store::checkpoint::first_checkpoint;
 use chunkserver_core::store::recover::{ReadFn, recover};
 use chunkserver_core::store::{Recovered, StoreConfig};
 use common::limits::{BLOCK_BYTES, LOG_SEGMENTS};
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -80,13 +80,12 @@ pub fn open(path: &Path, config: &Config, files: Files) -> anyhow::Result<DataDi
         bail!("the directory does not exist; make it first (this protects against an unmounted disk)");
     }
     let lock_path = path.join("LOCK");
-    let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
+    let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
     if !lock_within(&lock) {
         let holder = std::fs::read_to_string(&lock_path).unwrap_or_default();
         bail!("another process serves it ({}); two servers cannot share a directory", holder.trim());
     }
-    lock.set_len(0)?;
-    writeln!(lock, "pid {}", std::process::id())?;
+    overwrite(&lock, format!("pid {}\n", std::process::id()).as_bytes())?;
     let mut meta = match std::fs::read_to_string(path.join("meta.toml")) {
         Ok(text) => toml::from_str::<Meta>(&text).context("read meta.toml")?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => format(path, config)?,
@@ -218,14 +217,26 @@ fn format(path: &Path, config: &Config) -> anyhow::Result<Meta> {
     Ok(meta)
 }
 
-/// Writes `meta.toml`, whole or not at all.
+/// Writes `meta.toml`, whole or not at all. The file that it was stays aside: the next one is written in its room, on a
+/// full disk, too.
 pub fn write_meta(path: &Path, meta: &Meta) -> anyhow::Result<()> {
     let text = toml::to_string(meta).context("encode meta.toml")?;
-    let tmp = path.join("meta.toml.tmp");
-    durable_file(&tmp, text.as_bytes())?;
-    std::fs::rename(&tmp, path.join("meta.toml"))?;
+    let (aside, at) = (path.join("meta.toml.tmp"), path.join("meta.toml"));
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&aside)?;
+    overwrite(&file, text.as_bytes())?;
+    file.sync_all()?;
+    if rustix::fs::renameat_with(CWD, &aside, CWD, &at, RenameFlags::EXCHANGE).is_err() {
+        // There was none, or the file system cannot.
+        std::fs::rename(&aside, &at)?;
+    }
     File::open(path)?.sync_all()?;
     Ok(())
+}
+
+/// Writes a small file over where it lies: that takes no room, if it had a block.
+fn overwrite(file: &File, bytes: &[u8]) -> std::io::Result<()> {
+    file.write_all_at(bytes, 0)?;
+    file.set_len(bytes.len() as u64)
 }
 
 /// What a directory says of itself, without holding it.

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     match begin(&args.command).and_then(|_log| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cairn: {error:#}");
+            output::complain(format_args!("cairn: {error:#}"));
             ExitCode::FAILURE
         }
     }

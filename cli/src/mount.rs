@@ -1,6 +1,7 @@
 //! `cairn mount`: the cluster as a directory of this machine.
 
 use crate::args::Mount;
+use crate::output::{complain, say};
 use crate::{background, up};
 use anyhow::{Context, bail};
 use client::Client;
@@ -59,11 +60,15 @@ pub fn run(args: Mount, cluster: &Option<String>) -> anyhow::Result<()> {
         });
         let shown = point.clone();
         let mounted = move |mut unmounter: gateway::Unmounter| {
-            println!("mounted on {}; `umount {}` or Ctrl-C ends it", shown.display(), shown.display());
+            say(format_args!(
+                "mounted on {}; `umount {}` or Ctrl-C ends it",
+                shown.display(),
+                shown.display()
+            ));
             tokio::spawn(async move {
                 let _ = interrupted.await;
                 if let Err(error) = unmounter.unmount() {
-                    eprintln!("cairn: cannot unmount {}: {error}", shown.display());
+                    complain(format_args!("cairn: cannot unmount {}: {error}", shown.display()));
                 }
             });
         };

@@ -2,6 +2,18 @@
 
 use client::{Attr, FileKind};
 use serde_json::{Value, json};
+use std::io::Write;
+
+/// Says something to whoever started a process that goes on: standard output may be a file on a full disk by then, which
+/// shall end nobody.
+pub fn say(line: std::fmt::Arguments) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// And what went wrong.
+pub fn complain(line: std::fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
 
 /// Bytes as people read them.
 pub fn human(bytes: u64) -> String {

@@ -2,6 +2,7 @@
 
 use crate::args::Up;
 use crate::background;
+use crate::output::{complain, say};
 use anyhow::{Context, bail};
 use client::{Config, Owner};
 use ops::cluster::{self, ClientFile, Cluster, Spec};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Where a cluster is looked for when none is named.
 const DEFAULT_DIR: &str = "./cairn-data";
+/// The file that is there while the cluster is up.
+const READY: &str = "up.ready";
 
 /// How to connect to the cluster that is meant. What is made belongs to the user of this process.
 pub fn find(cluster: &Option<String>) -> anyhow::Result<Config> {
@@ -89,11 +92,14 @@ async fn run(dir: &Path, spec: &Spec) -> anyhow::Result<()> {
         _ = term.recv() => return Ok(()),
         _ = int.recv() => return Ok(()),
     };
-    let ready = cluster.dir().join("up.ready");
-    std::fs::write(&ready, "")?;
-    println!("cluster is up after {:.1} s in {}", began.elapsed().as_secs_f64(), cluster.dir().display());
-    println!("  use it: cairn --cluster {} ls /", cluster.dir().display());
-    println!("  stop it: Ctrl-C, or cairn down --dir {}", cluster.dir().display());
+    say_ready(cluster.dir(), true)?;
+    say(format_args!(
+        "cluster is up after {:.1} s in {}",
+        began.elapsed().as_secs_f64(),
+        cluster.dir().display()
+    ));
+    say(format_args!("  use it: cairn --cluster {} ls /", cluster.dir().display()));
+    say(format_args!("  stop it: Ctrl-C, or cairn down --dir {}", cluster.dir().display()));
     let live = std::io::stdout().is_terminal();
     let mut ticks = tokio::time::interval(Duration::from_millis(20));
     let mut shown = Instant::now();
@@ -104,7 +110,7 @@ async fn run(dir: &Path, spec: &Spec) -> anyhow::Result<()> {
             _ = int.recv() => break,
         }
         while let Some(name) = cluster.exited() {
-            println!("{name} has ended; see {}/{name}/log.txt", cluster.dir().display());
+            say(format_args!("{name} has ended; see {}/{name}/log.txt", cluster.dir().display()));
             report(&cluster, &name);
         }
         if live && shown.elapsed() > Duration::from_secs(1) {
@@ -112,10 +118,21 @@ async fn run(dir: &Path, spec: &Spec) -> anyhow::Result<()> {
             show(&client).await;
         }
     }
-    println!("\nstopping");
-    // It is gone only if somebody tidied up.
-    let _ = std::fs::remove_file(&ready);
+    say(format_args!("\nstopping"));
+    // Somebody may have tidied up.
+    let _ = say_ready(cluster.dir(), false);
     cluster.stop()
+}
+
+/// The file that says whether the cluster is up: it is renamed, which takes no room on a full disk.
+fn say_ready(dir: &Path, is_ready: bool) -> std::io::Result<()> {
+    let (starting, ready) = (dir.join("up.starting"), dir.join(READY));
+    let (from, to) = if is_ready { (starting, ready) } else { (ready, starting) };
+    match std::fs::rename(from, &to) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !to.exists() => std::fs::write(to, ""),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 /// The parent of a chunkserver was killed too: its worker died with it, and somebody must say so.
@@ -130,7 +147,7 @@ fn report(cluster: &Cluster, name: &str) {
         if let Ok(config) = chunkserver::config::Config::parse(&text)
             && let Err(error) = chunkserver::parent::report_exit(&config)
         {
-            eprintln!("cannot report the end of {name}: {error:#}");
+            complain(format_args!("cannot report the end of {name}: {error:#}"));
         }
     });
 }
@@ -155,8 +172,8 @@ fn detach(args: &Up) -> anyhow::Result<()> {
     if let Ok(Some(_)) = cluster::running(&args.dir) {
         bail!("a cluster is running in {} already", args.dir.display());
     }
-    let ready = args.dir.join("up.ready");
-    let _ = std::fs::remove_file(&ready);
+    say_ready(&args.dir, false)?;
+    let ready = args.dir.join(READY);
     let log_path = args.dir.join("up.log");
     let began = Instant::now();
     background::start(&log_path, cluster::HEALTHY_WITHIN + Duration::from_secs(10), || Ok(ready.exists()))?;

@@ -10,13 +10,14 @@ use anyhow::{Context, bail};
 use client::{Client, Error};
 use common::Code;
 use rustix::fs::FallocateFlags;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Bytes of the file system.
-const DISK_BYTES: u64 = 1100 << 20;
+const DISK_BYTES: u64 = 1200 << 20;
 /// Bytes that somebody else has on it.
-const OTHERS_BYTES: u64 = 200 << 20;
+const OTHERS_BYTES: u64 = 300 << 20;
 /// Writes of one file.
 const BLOCKS: u64 = 8;
 /// The disk is full before so many files.
@@ -136,7 +137,7 @@ async fn one(home: &Path, binary: &Path, disks: FileSystem, outcome: &mut Outcom
     for n in deleted..acked {
         verify(&client, n).await?;
     }
-    let (made, names_after) = masters_without_room(&client, disk.path()).await?;
+    let (made, names_after) = masters_without_room(&client, &mut cluster, disk.path()).await?;
     for n in deleted..acked {
         verify(&client, n).await.context("after the masters had no room")?;
     }
@@ -150,17 +151,30 @@ async fn one(home: &Path, binary: &Path, disks: FileSystem, outcome: &mut Outcom
     Ok(())
 }
 
-/// Others take all that is left: names are refused, not lost, and no master ends. How many were made, and how long after there
-/// was room again one could be.
-async fn masters_without_room(client: &Client, disk: &Path) -> anyhow::Result<(u64, Duration)> {
-    let others = disk.join("others");
-    let file = std::fs::File::create(&others)?;
+/// Others take all that is left, to the last block.
+fn take_all(disk: &Path, others: &Path) -> anyhow::Result<()> {
+    let file = std::fs::File::create(others)?;
     let full = rustix::fs::statvfs(disk)?;
     let mut bytes = full.f_bfree * full.f_frsize;
     while bytes > 0 && rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes).is_err() {
         bytes = bytes.saturating_sub(64 * 1024);
     }
-    drop(file);
+    let mut end = bytes;
+    while file.write_all_at(&[1; 4096], end).is_ok() && file.sync_data().is_ok() {
+        end += 4096;
+    }
+    Ok(())
+}
+
+/// Others take all that is left: names are refused, not lost, no master ends, and chunkservers can be started. How many were
+/// made, and how long after there was room again one could be.
+async fn masters_without_room(
+    client: &Client,
+    cluster: &mut Cluster,
+    disk: &Path,
+) -> anyhow::Result<(u64, Duration)> {
+    let others = disk.join("others");
+    take_all(disk, &others)?;
     let name = |n: u64| format!("/name-{n}").into_bytes();
     let make = async |n: u64| client.mkdir(&name(n), false, 0o755).await;
     let mut made = 0;
@@ -179,6 +193,14 @@ async fn masters_without_room(client: &Client, disk: &Path) -> anyhow::Result<(u
     }
     // What makes the state smaller is done.
     client.unlink(&name(0), true).await.context("delete while masters have no room")?;
+    for server in cluster.names()?.iter().filter(|name| name.starts_with("cs")) {
+        cluster.kill(server)?;
+        cluster.start(server)?;
+    }
+    cluster
+        .healthy()
+        .await
+        .context("chunkservers that were started on a disk that is full to the last block")?;
     std::fs::remove_file(&others)?;
     let began = Instant::now();
     while let Err(error) = make(made).await {
