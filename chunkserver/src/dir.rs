@@ -17,8 +17,8 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The version of the directory that this build makes and reads.
-pub const FORMAT: u16 = 1;
+/// The version of the directory that this build makes, and makes of earlier ones: `chunkserver/FORMAT.md`.
+pub const FORMAT: u16 = 2;
 
 /// What a directory says of itself: `meta.toml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,9 +91,11 @@ pub fn open(path: &Path, config: &Config, files: Files) -> anyhow::Result<DataDi
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => format(path, config)?,
         Err(e) => return Err(e).context("read meta.toml"),
     };
-    if meta.format != FORMAT {
-        bail!("it has format {}, this build reads {FORMAT}", meta.format);
+    if !(1..=FORMAT).contains(&meta.format) {
+        bail!("it has format {}, this build reads formats up to {FORMAT}", meta.format);
     }
+    // From here on an earlier build would not find its way, and says so.
+    meta.format = FORMAT;
     meta.incarnation += 1;
     write_meta(path, &meta)?;
     // The lock on the very file through which I/O goes: an operation under way of a dead process
@@ -260,4 +262,30 @@ fn used_bytes(path: &Path) -> anyhow::Result<u64> {
         }
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_an_earlier_format_is_opened_and_one_of_a_later_is_not() {
+        let path = std::env::temp_dir().join(format!("cairn-format-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        let text = format!("masters = []\nrack = \"r1\"\ndata = [{path:?}]\nlog_segment_bytes = {}", 4 << 20);
+        let config: Config = toml::from_str(&text).unwrap();
+        let opened = || open(&path, &config, Files::allowed(1)).map(|dir| dir.meta);
+        let made = opened().unwrap();
+        let with_format = |format| write_meta(&path, &Meta { format, ..made.clone() }).unwrap();
+        with_format(1);
+        let again = opened().unwrap();
+        assert_eq!((again.format, again.incarnation), (FORMAT, made.incarnation + 1));
+        with_format(FORMAT + 1);
+        let refused = opened().unwrap_err().to_string();
+        std::fs::remove_dir_all(&path).unwrap();
+        assert!(
+            refused.contains(&format!("format {}, this build reads formats up to {FORMAT}", FORMAT + 1)),
+            "{refused}"
+        );
+    }
 }
