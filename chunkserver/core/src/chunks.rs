@@ -36,6 +36,12 @@ impl Cut {
     }
 }
 
+/// Whether a chunk will be another on disk without a change of its own, or somebody must be told of it again: bytes found no
+/// room there, or records are not known committed.
+fn is_in_motion(state: &ChunkState) -> bool {
+    state.extents.has_inline() || !state.tail.is_empty()
+}
+
 /// Neither file of the checkpoint has the chunk as it is.
 fn add(unwritten: &mut [BTreeSet<ChunkHandle>; 2], handle: ChunkHandle) {
     for file in unwritten {
@@ -111,7 +117,7 @@ impl Chunks {
         Some(chunk)
     }
 
-    /// Those that have changed since the last checkpoint, or since the one before it.
+    /// Those that have changed since the last checkpoint or since the one before it, and all that are in motion.
     pub fn unwritten(&self) -> impl Iterator<Item = ChunkHandle> {
         let [one, other] = &self.unwritten;
         one.union(other).copied()
@@ -122,8 +128,7 @@ impl Chunks {
         let handles = std::mem::take(&mut self.unwritten[file]);
         for handle in &handles {
             let Some(chunk) = self.map.get_mut(handle) else { continue };
-            // Bytes that found no room will be on disk elsewhere some day, without another change.
-            chunk.is_unwritten = chunk.state.extents.has_inline();
+            chunk.is_unwritten = is_in_motion(&chunk.state);
             if chunk.is_unwritten {
                 self.unwritten[file].insert(*handle);
             }
@@ -160,6 +165,14 @@ impl Chunks {
         self.map.len()
     }
 
+    /// Panics if a chunk in motion would not be found.
+    pub fn check(&self) {
+        for (handle, _) in self.iter().filter(|(_, chunk)| is_in_motion(&chunk.state)) {
+            let is_known = self.unwritten.iter().all(|file| file.contains(handle));
+            assert!(is_known || Mutant::ChangeForgotten.on(), "{handle}: it is in motion, and nobody knows");
+        }
+    }
+
     /// All of them. There may be millions.
     pub fn iter(&self) -> impl Iterator<Item = (&ChunkHandle, &Chunk)> {
         self.map.iter().map(|(handle, chunk)| (handle, &**chunk))
@@ -178,7 +191,7 @@ impl FromIterator<(ChunkHandle, Box<Chunk>)> for Chunks {
         let map: BTreeMap<_, Box<Chunk>> = chunks.into_iter().collect();
         let mut chunks = Chunks { map, ..Chunks::default() };
         for (handle, chunk) in &mut chunks.map {
-            if chunk.state.extents.has_inline() {
+            if is_in_motion(&chunk.state) {
                 chunk.is_unwritten = true;
                 add(&mut chunks.unwritten, *handle);
             }

@@ -184,6 +184,8 @@ pub struct Node {
     /// When stores last acknowledged a write that they had not before, of any chunk that this store leads; or said that
     /// they have no room just now.
     pub(crate) moved: BTreeMap<StoreId, Time>,
+    /// Chunks of which records are fetched.
+    pub(crate) fetching: BTreeSet<ChunkHandle>,
     /// Chunks whose secondaries' durability must be told to their primary.
     pub(crate) acks: BTreeSet<ChunkHandle>,
     pub(crate) corrupt: u64,
@@ -241,6 +243,7 @@ impl Node {
             busy: BTreeSet::new(),
             lost: BTreeSet::new(),
             moved: BTreeMap::new(),
+            fetching: BTreeSet::new(),
             acks: BTreeSet::new(),
             corrupt: 0,
             learners: BTreeMap::new(),
@@ -792,12 +795,15 @@ impl Node {
 
     /// Panics if an invariant does not hold.
     pub fn check(&self) {
+        self.chunks.check();
         for (handle, chunk) in self.chunks.iter() {
             let state = &chunk.state;
             assert_eq!(state.config.handle, *handle);
             let last = state.last_point().1;
             assert!(state.committed() <= chunk.durable, "{handle}: committed beyond durable");
             assert!(chunk.durable <= last, "{handle}: durable beyond the last record");
+            let is_fetched = chunk.follow.fetch.is_some();
+            assert_eq!(is_fetched, self.fetching.contains(handle), "{handle}: whether it is fetched");
             if chunk.lead.is_some() {
                 assert_eq!(state.config.primary, self.id, "{handle}: leads without being primary");
             }

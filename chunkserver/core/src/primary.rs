@@ -662,8 +662,8 @@ impl Node {
         self.fetch_anew(peer, out);
         // And what this store had said to a primary.
         let followed = |c: &crate::node::Chunk| c.config().primary == peer && !c.state.tail.is_empty();
-        let again = self.chunks.iter().filter(|(_, c)| followed(c)).map(|(handle, _)| *handle);
-        self.acks.extend(again.collect::<Vec<_>>());
+        let again = self.chunks.unwritten().filter(|handle| self.chunks.get(handle).is_some_and(followed));
+        self.acks.extend(again);
     }
 
     // --- sealing and length --------------------------------------------------------------

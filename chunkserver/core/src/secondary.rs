@@ -276,6 +276,7 @@ impl Node {
         let (op, blocks, crcs, asked) = (None, None, vec![], self.now);
         let fetch = Fetch { from, serial, index: 0, op, blocks, writing: false, crcs, asked };
         chunk.follow.fetch = Some(Box::new(fetch));
+        self.fetching.insert(handle);
         self.ask_fetch(handle, out);
     }
 
@@ -301,8 +302,8 @@ impl Node {
     /// The connection to a store broke and stands again: what it was asked for may be lost.
     pub(crate) fn fetch_anew(&mut self, from: StoreId, out: &mut Outbox) {
         let fetched = |c: &crate::node::Chunk| c.follow.fetch.as_ref().is_some_and(|f| f.from == from);
-        let again: Vec<_> =
-            self.chunks.iter().filter(|(_, c)| fetched(c)).map(|(handle, _)| *handle).collect();
+        let again = self.fetching.iter().copied();
+        let again: Vec<_> = again.filter(|handle| self.chunks.get(handle).is_some_and(fetched)).collect();
         for handle in again {
             self.ask_fetch(handle, out);
         }
@@ -391,6 +392,7 @@ impl Node {
     fn fetch_complete(&mut self, handle: ChunkHandle, op: WriteOp, place: Place, out: &mut Outbox) {
         let chunk = self.chunks.get_mut(&handle).expect("the caller found it");
         chunk.follow.fetch = None;
+        self.fetching.remove(&handle);
         if op.serial != chunk.state.last_point().1.next() {
             let blocks = crate::state::blocks_of(&place);
             return self.store.free(blocks);
@@ -405,6 +407,7 @@ impl Node {
 
     /// Drops a fetch. Blocks that are being written come back when that is done.
     fn end_fetch(&mut self, handle: ChunkHandle) {
+        self.fetching.remove(&handle);
         let fetch = self.chunks.get_mut(&handle).and_then(|c| c.follow.fetch.take());
         if let Some(blocks) = fetch.filter(|f| !f.writing).and_then(|f| f.blocks) {
             self.store.free(vec![blocks]);
