@@ -81,7 +81,7 @@ pub struct MemDisk {
 /// What is on it, and what of that is durable; how it came there does not count.
 impl Hash for MemDisk {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.files, &self.loose).hash(state);
+        (&self.files, &self.loose, &self.released).hash(state);
     }
 }
 

@@ -261,6 +261,20 @@ impl One {
         self.settle();
     }
 
+    /// The process ends, or the power, perhaps in the middle of a checkpoint; and it is opened again.
+    fn end(mut self, config: StoreConfig, rng: &mut StdRng) -> One {
+        self.step(Input::Checkpoint { gathers: rng.random() });
+        for _ in 0..rng.random_range(0..30) {
+            self.disk_one();
+            self.step(Input::Wake);
+        }
+        if rng.random() {
+            self.disk.power_lost(rng);
+        }
+        let deleted = self.deleted;
+        One { deleted, ..One::open(config, self.disk).expect("it opens") }
+    }
+
     fn checkpoint(&mut self) {
         self.step(Input::Checkpoint { gathers: false });
         self.settle();

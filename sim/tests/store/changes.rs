@@ -68,17 +68,8 @@ fn whatever_rots_in_the_files_of_the_checkpoint_what_opens_is_right() {
                 2..5 => one.checkpoint(),
                 // The process ends, or the power, perhaps in the middle of a checkpoint.
                 5 | 6 => {
-                    one.step(Input::Checkpoint { gathers: rng.random() });
-                    for _ in 0..rng.random_range(0..30) {
-                        one.disk_one();
-                    }
-                    if rng.random() {
-                        one.disk.power_lost(&mut rng);
-                    }
                     incarnation += 1;
-                    let deleted = one.deleted;
-                    one = One::open(small(incarnation), one.disk).expect("it opens");
-                    one.deleted = deleted;
+                    one = one.end(small(incarnation), &mut rng);
                 }
                 // Small writes here and there.
                 7..11 if !models.is_empty() => {

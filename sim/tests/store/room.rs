@@ -84,18 +84,8 @@ fn whatever_ends_while_room_is_given_back_nothing_is_lost() {
                 2 => one.wait(rng.random_range(1..60)),
                 3 => one.checkpoint(),
                 4 => {
-                    one.step(Input::Checkpoint { gathers: rng.random() });
-                    for _ in 0..rng.random_range(0..10) {
-                        one.disk_one();
-                        one.step(Input::Wake);
-                    }
-                    if rng.random() {
-                        one.disk.power_lost(&mut rng);
-                    }
                     incarnation += 1;
-                    let deleted = one.deleted;
-                    one = One::open(config(incarnation), one.disk).expect("it opens");
-                    one.deleted = deleted;
+                    one = one.end(config(incarnation), &mut rng);
                 }
                 _ if used < 60 * MIB => {
                     let data = bytes(rng.random(), rng.random_range(1..8 * MIB));

@@ -8,7 +8,7 @@ use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::{Answers, LogPoint, WriteOp};
 use common::{ChunkHandle, Epoch, Serial};
 
-/// Versions of the data directory, newest first.
+/// Versions of the log's groups, and of what says where a checkpoint begins, newest first. That of the directory is in `meta.toml`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[repr(u16)]
 pub enum FormatVersion {
