@@ -8,52 +8,31 @@
 
 use super::hung::Hung;
 use super::room::Room;
-use super::{LogId, RaftEntry, TypeConfig, Vote, from_bytes, to_bytes};
+use super::segment::{
+    BLOCK, COMMITTED, ENTRY, HEADER_BYTES, MAGIC, MAGIC_V1, Mirror, PURGE, SEGMENT_BYTES, TRUNCATE, VOTE,
+    open_segment, push_record, replay, zero_file,
+};
+use super::{LogId, RaftEntry, TypeConfig, Vote, to_bytes};
 use common::checksum::crc32c;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::vote::RaftLeaderId;
 use openraft::{OptionalSend, RaftLogReader};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
-const BLOCK: usize = 4096;
-/// Bytes of a segment.
-const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 /// Most bytes of a group, unless one record alone is longer.
 const GROUP_BYTES: usize = 1024 * 1024;
 /// Most bytes that one read of entries gives.
 const READ_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Requests that wait for the writer.
 const QUEUE: usize = 4096;
-/// First bytes of a group. The second version: commands may name owners, links and inodes.
-const MAGIC: u32 = u32::from_le_bytes(*b"CRL2");
-/// First bytes of a group of the first version, which this build does not read.
-const MAGIC_V1: u32 = u32::from_le_bytes(*b"CRNR");
-const HEADER_BYTES: usize = 32;
-
-/// A record, by its tag.
-const VOTE: u8 = 1;
-const ENTRY: u8 = 2;
-const TRUNCATE: u8 = 3;
-const PURGE: u8 = 4;
-const COMMITTED: u8 = 5;
-
-/// What the log holds, in memory too: the entries since the last purge.
-#[derive(Default)]
-struct Mirror {
-    vote: Option<Vote>,
-    committed: Option<LogId>,
-    purged: Option<LogId>,
-    entries: BTreeMap<u64, (RaftEntry, usize)>,
-}
-
 enum Done {
     Flushed(IOFlushed<TypeConfig>),
     Told(tokio::sync::oneshot::Sender<io::Result<()>>),
@@ -223,89 +202,6 @@ impl LogStore {
     pub fn is_new(&self) -> bool {
         self.mirror.lock().expect("never poisoned").vote.is_none()
     }
-}
-
-/// Applies the groups of a segment; gives the next group's number and where it goes.
-fn replay(
-    bytes: &[u8],
-    sequence: u64,
-    mut group: u64,
-    mirror: &mut Mirror,
-    last_index: &mut u64,
-) -> anyhow::Result<(u64, u64)> {
-    let mut at = 0;
-    let mut first = true;
-    while let Some(header) = bytes.get(at..at + HEADER_BYTES) {
-        let u32_at = |i: usize| u32::from_le_bytes(header[i..i + 4].try_into().expect("4 bytes"));
-        let u64_at = |i: usize| u64::from_le_bytes(header[i..i + 8].try_into().expect("8 bytes"));
-        let good = u32_at(0) == MAGIC && u32_at(28) == crc32c(&header[..28]) && u64_at(4) == sequence;
-        let expected = u64_at(12) == group || (first && group == 0);
-        let len = u32_at(20) as usize;
-        let Some(body) = bytes.get(at + HEADER_BYTES..at + HEADER_BYTES + len) else {
-            break;
-        };
-        if !good || !expected || crc32c(body) != u32_at(24) {
-            if follows(&bytes[at..], sequence, group) {
-                anyhow::bail!(
-                    "group {group} of the Raft log is damaged, and later ones follow: it was durable; remove this master and add an empty one"
-                );
-            }
-            break;
-        }
-        first = false;
-        group = u64_at(12) + 1;
-        apply_records(body, mirror, last_index)
-            .ok_or_else(|| anyhow::anyhow!("a record of the Raft log cannot be decoded"))?;
-        at += (HEADER_BYTES + len).next_multiple_of(BLOCK);
-    }
-    Ok((group, at as u64))
-}
-
-/// Whether a group that was written after the one expected here lies further on in the segment.
-fn follows(bytes: &[u8], sequence: u64, group: u64) -> bool {
-    bytes.chunks_exact(BLOCK).skip(1).any(|block| {
-        let header = &block[..HEADER_BYTES];
-        let u64_at = |i: usize| u64::from_le_bytes(header[i..i + 8].try_into().expect("8 bytes"));
-        header[..4] == MAGIC.to_le_bytes()
-            && header[28..32] == crc32c(&header[..28]).to_le_bytes()
-            && u64_at(4) == sequence
-            && u64_at(12) > group
-    })
-}
-
-fn apply_records(mut body: &[u8], mirror: &mut Mirror, last_index: &mut u64) -> Option<()> {
-    while !body.is_empty() {
-        let (tag, rest) = body.split_first()?;
-        let (len, rest) = rest.split_first_chunk::<4>()?;
-        let len = u32::from_le_bytes(*len) as usize;
-        let record = rest.get(..len)?;
-        body = &rest[len..];
-        match *tag {
-            VOTE => mirror.vote = Some(from_bytes(record)?),
-            COMMITTED => mirror.committed = from_bytes(record)?,
-            ENTRY => {
-                let entry: RaftEntry = from_bytes(record)?;
-                let index = entry.log_id.index;
-                *last_index = index.max(*last_index);
-                mirror.entries.insert(index, (entry, len));
-            }
-            TRUNCATE => {
-                let first: u64 = from_bytes(record)?;
-                mirror.entries.split_off(&first);
-            }
-            PURGE => {
-                let upto: LogId = from_bytes(record)?;
-                mirror.entries = mirror.entries.split_off(&(upto.index + 1));
-                mirror.purged = Some(upto);
-            }
-            _ => return None,
-        }
-    }
-    Some(())
-}
-
-fn open_segment(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(path)
 }
 
 /// The writer's thread: writes what is queued, as much as there is at a time.
@@ -493,21 +389,6 @@ impl Writer {
 
 fn size(request: &Request) -> usize {
     request.records.iter().map(|(_, r)| r.len() + 5).sum()
-}
-
-fn push_record(body: &mut Vec<u8>, tag: u8, record: &[u8]) {
-    body.push(tag);
-    body.extend_from_slice(&(record.len() as u32).to_le_bytes());
-    body.extend_from_slice(record);
-}
-
-fn zero_file(path: &Path) -> io::Result<()> {
-    let file = File::create(path)?;
-    let zeros = vec![0; 1024 * 1024];
-    for offset in (0..SEGMENT_BYTES).step_by(zeros.len()) {
-        file.write_all_at(&zeros, offset)?;
-    }
-    file.sync_all()
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {

@@ -4,6 +4,7 @@ pub mod hung;
 pub mod log;
 pub mod network;
 pub mod room;
+mod segment;
 pub mod spare;
 pub mod state_machine;
 mod succession;

@@ -1,0 +1,132 @@
+//! Segments of the Raft log: files of zeros that are written over, group by group; what groups hold, as bytes and back.
+
+use super::{LogId, RaftEntry, Vote, from_bytes};
+use common::checksum::crc32c;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+pub(super) const BLOCK: usize = 4096;
+/// Bytes of a segment.
+pub(super) const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+/// First bytes of a group. The second version: commands may name owners, links and inodes.
+pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"CRL2");
+/// First bytes of a group of the first version, which this build does not read.
+pub(super) const MAGIC_V1: u32 = u32::from_le_bytes(*b"CRNR");
+pub(super) const HEADER_BYTES: usize = 32;
+
+/// A record, by its tag.
+pub(super) const VOTE: u8 = 1;
+pub(super) const ENTRY: u8 = 2;
+pub(super) const TRUNCATE: u8 = 3;
+pub(super) const PURGE: u8 = 4;
+pub(super) const COMMITTED: u8 = 5;
+
+/// What the log holds, in memory too: the entries since the last purge.
+#[derive(Default)]
+pub(super) struct Mirror {
+    pub vote: Option<Vote>,
+    pub committed: Option<LogId>,
+    pub purged: Option<LogId>,
+    pub entries: BTreeMap<u64, (RaftEntry, usize)>,
+}
+
+/// Applies the groups of a segment; gives the next group's number and where it goes.
+pub(super) fn replay(
+    bytes: &[u8],
+    sequence: u64,
+    mut group: u64,
+    mirror: &mut Mirror,
+    last_index: &mut u64,
+) -> anyhow::Result<(u64, u64)> {
+    let mut at = 0;
+    let mut first = true;
+    while let Some(header) = bytes.get(at..at + HEADER_BYTES) {
+        let u32_at = |i: usize| u32::from_le_bytes(header[i..i + 4].try_into().expect("4 bytes"));
+        let u64_at = |i: usize| u64::from_le_bytes(header[i..i + 8].try_into().expect("8 bytes"));
+        let good = u32_at(0) == MAGIC && u32_at(28) == crc32c(&header[..28]) && u64_at(4) == sequence;
+        let expected = u64_at(12) == group || (first && group == 0);
+        let len = u32_at(20) as usize;
+        let Some(body) = bytes.get(at + HEADER_BYTES..at + HEADER_BYTES + len) else {
+            break;
+        };
+        if !good || !expected || crc32c(body) != u32_at(24) {
+            if follows(&bytes[at..], sequence, group) {
+                anyhow::bail!(
+                    "group {group} of the Raft log is damaged, and later ones follow: it was durable; remove this master and add an empty one"
+                );
+            }
+            break;
+        }
+        first = false;
+        group = u64_at(12) + 1;
+        apply_records(body, mirror, last_index)
+            .ok_or_else(|| anyhow::anyhow!("a record of the Raft log cannot be decoded"))?;
+        at += (HEADER_BYTES + len).next_multiple_of(BLOCK);
+    }
+    Ok((group, at as u64))
+}
+
+/// Whether a group that was written after the one expected here lies further on in the segment.
+fn follows(bytes: &[u8], sequence: u64, group: u64) -> bool {
+    bytes.chunks_exact(BLOCK).skip(1).any(|block| {
+        let header = &block[..HEADER_BYTES];
+        let u64_at = |i: usize| u64::from_le_bytes(header[i..i + 8].try_into().expect("8 bytes"));
+        header[..4] == MAGIC.to_le_bytes()
+            && header[28..32] == crc32c(&header[..28]).to_le_bytes()
+            && u64_at(4) == sequence
+            && u64_at(12) > group
+    })
+}
+
+fn apply_records(mut body: &[u8], mirror: &mut Mirror, last_index: &mut u64) -> Option<()> {
+    while !body.is_empty() {
+        let (tag, rest) = body.split_first()?;
+        let (len, rest) = rest.split_first_chunk::<4>()?;
+        let len = u32::from_le_bytes(*len) as usize;
+        let record = rest.get(..len)?;
+        body = &rest[len..];
+        match *tag {
+            VOTE => mirror.vote = Some(from_bytes(record)?),
+            COMMITTED => mirror.committed = from_bytes(record)?,
+            ENTRY => {
+                let entry: RaftEntry = from_bytes(record)?;
+                let index = entry.log_id.index;
+                *last_index = index.max(*last_index);
+                mirror.entries.insert(index, (entry, len));
+            }
+            TRUNCATE => {
+                let first: u64 = from_bytes(record)?;
+                mirror.entries.split_off(&first);
+            }
+            PURGE => {
+                let upto: LogId = from_bytes(record)?;
+                mirror.entries = mirror.entries.split_off(&(upto.index + 1));
+                mirror.purged = Some(upto);
+            }
+            _ => return None,
+        }
+    }
+    Some(())
+}
+
+pub(super) fn open_segment(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(path)
+}
+
+pub(super) fn push_record(body: &mut Vec<u8>, tag: u8, record: &[u8]) {
+    body.push(tag);
+    body.extend_from_slice(&(record.len() as u32).to_le_bytes());
+    body.extend_from_slice(record);
+}
+
+pub(super) fn zero_file(path: &Path) -> io::Result<()> {
+    let file = File::create(path)?;
+    let zeros = vec![0; 1024 * 1024];
+    for offset in (0..SEGMENT_BYTES).step_by(zeros.len()) {
+        file.write_all_at(&zeros, offset)?;
+    }
+    file.sync_all()
+}
