@@ -23,6 +23,12 @@ use std::fs::OpenOptions;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Who was killed gives its memory back before it lets go of its directory: a second or so for millions of files. Who comes
+/// after it waits for so long.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+/// And looks again after this.
+const LOCK_AGAIN: Duration = Duration::from_millis(50);
+
 /// Runs a master until it is told to stop (SIGTERM, SIGINT) or cannot go on.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -34,22 +40,26 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.dir).with_context(|| format!("make {}", config.dir.display()))?;
     let lock_path = config.dir.join("LOCK");
     let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
-    if lock.try_lock().is_err() {
-        bail!("another master serves {}", config.dir.display());
+    let began = Instant::now();
+    while lock.try_lock().is_err() {
+        if began.elapsed() > LOCK_LIMIT {
+            bail!("another master serves {}", config.dir.display());
+        }
+        tokio::time::sleep(LOCK_AGAIN).await;
     }
     check_identity(&config)?;
     let listener = tokio::net::TcpListener::bind(&config.listen).await;
     let listener = listener.with_context(|| format!("bind {}; is the port in use?", config.listen))?;
-    let snapshots = config.dir.join("snapshot");
-    let room = Room::open(&snapshots).context("take room for a snapshot")?;
+    let room = Room::open(&config.dir.join("snapshot")).context("take room for an image")?;
     let log =
         LogStore::open(&config.dir.join("log"), config.id, room.clone()).context("open the Raft log")?;
     let is_new = log.is_new();
-    let state_machine = StateMachine::open(&snapshots, room.clone()).context("open the snapshot")?;
-    let state = state_machine.shared();
+    let state_machine = StateMachine::open(room.clone()).context("open the last image")?;
+    let (state, images) = (state_machine.shared(), state_machine.images());
     let cluster = config.cluster_id();
     let acknowledged = Arc::new(Acknowledged::default());
     let (hung, segments) = (log.hung(), log.clone());
+    let compacted = log.clone();
     let spares = Arc::new(Spares::new(hung.clone()));
     let network =
         Network { id: config.id, cluster, acknowledged: acknowledged.clone(), spares: spares.clone() };
@@ -62,11 +72,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         started,
         is_new,
         room: room.clone(),
+        images,
         time_scale: config.time_scale,
         usage: rpc::Usage::default(),
     });
     tokio::spawn(common_net::serve(listener, cluster, Arc::new(rpc::Door(rpc.clone()))));
     tokio::spawn(handover::watch(leader.clone(), hung, config.time_scale));
+    tokio::spawn(raft::compaction::run(raft.clone(), compacted, room.clone()));
     tokio::spawn(handover::watch_room(leader.clone(), room, segments));
     tokio::spawn(steward::run(leader.clone(), steward::from(rpc)));
     // The lowest id founds a new cluster; the others wait to be told.

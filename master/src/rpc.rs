@@ -6,6 +6,7 @@ mod client;
 mod locks;
 
 use crate::leader::Leader;
+use crate::raft::image::Images;
 use crate::raft::network::{self, Inbound};
 use crate::raft::room::Room;
 use common::Code;
@@ -32,6 +33,8 @@ pub struct Rpc {
     pub is_new: bool,
     /// Whether its disk has some left.
     pub room: Arc<Room>,
+    /// Where those of its state are.
+    pub images: Arc<Images>,
     /// Stretches the election timeout.
     pub time_scale: u64,
     /// Figures of stores that are not in the state yet.
@@ -56,7 +59,7 @@ impl Handler for Door {
     type State = Inbound;
 
     fn connected(&self) -> Inbound {
-        Inbound::default()
+        Inbound::new(self.0.images.clone())
     }
 
     fn handle(&self, state: &mut Inbound, frame: Frame) -> Served {

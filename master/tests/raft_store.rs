@@ -4,15 +4,24 @@ use master::raft::log::LogStore;
 use master::raft::room::Room;
 use master::raft::state_machine::StateMachine;
 use master::raft::{RaftEntry, TypeConfig};
-use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::storage::{IOFlushed, RaftLogStorage, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
-use openraft::{RaftLogReader, StorageError, Vote};
+use openraft::{RaftLogReader, RaftSnapshotBuilder, StorageError, Vote};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 
-/// Room for snapshots, in a directory that is gone already: none is taken.
+/// Room for images, in a directory that is gone already: none is taken.
 fn room() -> Arc<Room> {
-    Room::open(TempDir::new().expect("a temporary directory").path()).expect("there is room")
+    room_in(TempDir::new().expect("a temporary directory").path())
+}
+
+fn room_in(dir: &Path) -> Arc<Room> {
+    Room::open(dir).expect("there is room")
 }
 
 struct Builder;
@@ -21,7 +30,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = TempDir::new().expect("a temporary directory");
         let log = LogStore::open(&dir.path().join("log"), 1, room()).expect("an empty log opens");
-        let state = StateMachine::open(&dir.path().join("snapshot"), room()).expect("no snapshot is fine");
+        let state = StateMachine::open(room_in(&dir.path().join("snapshot"))).expect("no image is fine");
         Ok((dir, log, state))
     }
 }
@@ -109,12 +118,241 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
     assert!(error.contains("earlier version"), "{error}");
 }
 
+fn entry_of(term: u64, index: u64) -> RaftEntry {
+    use openraft::entry::RaftEntry as _;
+    use openraft::vote::RaftLeaderId;
+    let leader = openraft::impls::leader_id_std::LeaderId::new(term, 1);
+    RaftEntry::new_blank(openraft::LogId::new(leader.to_committed(), index))
+}
+
+async fn write(log: &mut LogStore, entries: Vec<RaftEntry>) {
+    use openraft::type_config::TypeConfigExt;
+    let (tell, told) = TypeConfig::oneshot();
+    log.append(entries, IOFlushed::signal(tell)).await.unwrap();
+    told.await.unwrap().unwrap();
+}
+
+/// What the log should say: the entries since the last purge.
+#[derive(Default)]
+struct Expected {
+    entries: BTreeMap<u64, RaftEntry>,
+    committed: u64,
+    purged: u64,
+    /// The most that were in memory.
+    in_memory_max: usize,
+    /// Checks that began before what was in memory.
+    on_disk: u32,
+}
+
+impl Expected {
+    fn end(&self) -> u64 {
+        self.entries.last_key_value().map_or(self.purged, |(index, _)| *index)
+    }
+
+    async fn check(&mut self, log: &mut LogStore, rng: &mut StdRng) {
+        let from = rng.random_range(self.purged.saturating_sub(3)..=self.end() + 1);
+        let to = rng.random_range(from..=(from + 9000).min(self.end() + 2));
+        let want: Vec<RaftEntry> = self.entries.range(from..to).map(|(_, entry)| entry.clone()).collect();
+        assert!(log.try_get_log_entries(from..to).await.unwrap() == want, "entries {from}..{to}");
+        let some = log.limited_get_log_entries(from, to).await.unwrap();
+        assert!(some.is_empty() == want.is_empty() && want.starts_with(&some), "some of {from}..{to}");
+        self.in_memory_max = self.in_memory_max.max(log.in_memory());
+        self.on_disk += u32::from(from > self.purged && from + (log.in_memory() as u64) < self.end());
+    }
+}
+
+/// Groups are one block each, so that a few thousand entries are many segments.
+#[tokio::test]
+async fn whatever_happens_to_a_long_log_it_says_what_was_written_and_keeps_little_of_it_in_memory() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let dir = TempDir::new().unwrap();
+    let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
+    let (mut expected, mut term) = (Expected::default(), 1);
+    for step in 0..30_000u32 {
+        match rng.random_range(0..30_000) {
+            0..30 => {
+                // Another leader: what was not committed may be none.
+                term += 1;
+                let last = rng.random_range(expected.committed..=expected.end());
+                if last > expected.purged {
+                    expected.entries.split_off(&(last + 1));
+                    let id = expected.entries[&last].log_id;
+                    log.truncate_after(Some(id)).await.unwrap();
+                }
+            }
+            30..33 if expected.committed > expected.purged => {
+                let upto = rng.random_range(expected.purged + 1..=expected.committed);
+                let id = expected.entries[&upto].log_id;
+                log.purge(id).await.unwrap();
+                expected.entries = expected.entries.split_off(&(upto + 1));
+                expected.purged = upto;
+            }
+            33..43 => {
+                drop(log);
+                log = reopened(dir.path()).await;
+                expected.check(&mut log, &mut rng).await;
+            }
+            43..143 => expected.check(&mut log, &mut rng).await,
+            _ => {
+                let first = expected.end() + 1;
+                let entries: Vec<_> =
+                    (first..first + rng.random_range(1..4)).map(|i| entry_of(term, i)).collect();
+                expected.entries.extend(entries.iter().map(|entry| (entry.log_id.index, entry.clone())));
+                write(&mut log, entries).await;
+            }
+        }
+        // Mostly what was written counts soon.
+        if step % 3 == 0 && expected.end() > expected.committed {
+            expected.committed =
+                expected.end() - rng.random_range(0..=(expected.end() - expected.committed).min(40));
+            let id = expected.entries.get(&expected.committed).map(|entry| entry.log_id);
+            if id.is_some() {
+                log.save_committed(id).await.unwrap();
+            }
+        }
+    }
+    let Expected { in_memory_max, on_disk, .. } = expected;
+    println!("{} entries, {in_memory_max} in memory at most, {on_disk} checks of others", expected.end());
+    assert!(expected.end() > 50_000 && on_disk > 5, "the log is long");
+    // Two whole segments of blocks, with three entries each, and the one that is begun.
+    assert!(in_memory_max < 3 * 4096 * 3, "{in_memory_max} in memory");
+}
+
+/// The one before gives its thread up in a moment.
+async fn reopened(dir: &Path) -> LogStore {
+    LogStore::open(dir, 1, room()).expect("it opens again")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_old_entries_while_they_are_purged_gets_them_or_those_after_them() {
+    let dir = TempDir::new().unwrap();
+    let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
+    let progress = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+    let mut reader = log.get_log_reader().await;
+    let seen = progress.clone();
+    let reads = tokio::spawn(async move {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut reads = 0;
+        loop {
+            let (purged, end) = (seen.0.load(Ordering::Acquire), seen.1.load(Ordering::Acquire));
+            if end == u64::MAX {
+                return reads;
+            }
+            if end < 100 {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let from = rng.random_range(purged..end - 50);
+            let got = reader.try_get_log_entries(from..from + 50).await.unwrap();
+            let first = got.first().map_or(from + 50, |entry| entry.log_id.index);
+            let want: Vec<RaftEntry> = (first..from + 50).map(|i| entry_of(1, i)).collect();
+            assert!(
+                got == want && (first == from || first <= seen.0.load(Ordering::Acquire) + 1),
+                "{from}: {first}"
+            );
+            reads += 1;
+        }
+    });
+    for index in 1..=40_000 {
+        write(&mut log, vec![entry_of(1, index)]).await;
+        log.save_committed(Some(entry_of(1, index).log_id)).await.unwrap();
+        if index > 14_000 && index % 500 == 0 {
+            let upto = index - 13_000;
+            // Told before, so that who finds them gone knows that they may be.
+            progress.0.store(upto, Ordering::Release);
+            log.purge(entry_of(1, upto).log_id).await.unwrap();
+        }
+        progress.1.store(index, Ordering::Release);
+    }
+    progress.1.store(u64::MAX, Ordering::Release);
+    let reads = reads.await.unwrap();
+    println!("{reads} reads");
+    assert!(reads > 100);
+}
+
+/// The state machine after some directories were made.
+async fn with_entries(machine: &mut StateMachine, range: std::ops::Range<u64>) {
+    let entries = range.map(|index| Ok((entry(index), None)));
+    machine.apply(futures::stream::iter(entries)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_image_that_was_begun_before_a_later_one_came_does_not_take_its_place() {
+    let homes = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+    let mut machines = homes.each_ref().map(|home| StateMachine::open(room_in(home.path())).unwrap());
+    with_entries(&mut machines[0], 0..100).await;
+    with_entries(&mut machines[1], 0..10).await;
+    let later = machines[0].get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let mut earlier = machines[1].get_snapshot_builder().await;
+    machines[1].install_snapshot(&later.meta, later.snapshot).await.unwrap();
+    let made = earlier.build_snapshot().await.unwrap();
+    assert_eq!(made.meta.last_log_id, Some(log_id(99)));
+    drop(machines);
+    let mut again = StateMachine::open(room_in(homes[1].path())).unwrap();
+    assert_eq!(again.applied_state().await.unwrap().0, Some(log_id(99)));
+}
+
+#[tokio::test]
+async fn an_image_that_was_not_taken_leaves_nothing_behind() {
+    let home = TempDir::new().unwrap();
+    let mut machine = StateMachine::open(room_in(home.path())).unwrap();
+    with_entries(&mut machine, 0..10).await;
+    let made = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let names = || {
+        let mut names: Vec<_> = std::fs::read_dir(home.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let at_rest = names();
+    let mut incoming = machine.images().receive(&made.meta).unwrap();
+    for part in made.snapshot.parts().unwrap().skip(1) {
+        incoming.push(&part.unwrap()).unwrap();
+    }
+    assert_ne!(names(), at_rest);
+    let come = incoming.end().unwrap();
+    assert_eq!(come.parts().unwrap().count(), made.snapshot.parts().unwrap().count());
+    drop(come);
+    assert_eq!(names(), at_rest);
+    // Whose master ended meanwhile.
+    std::fs::write(home.path().join("incoming-3"), b"half").unwrap();
+    drop(machine);
+    StateMachine::open(room_in(home.path())).unwrap();
+    assert_eq!(names(), at_rest);
+}
+
+#[tokio::test]
+async fn whichever_bit_of_an_image_flips_it_is_refused() {
+    let home = TempDir::new().unwrap();
+    {
+        let mut machine = StateMachine::open(room_in(home.path())).unwrap();
+        with_entries(&mut machine, 0..10).await;
+        machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    }
+    let path = home.path().join("snapshot");
+    let good = std::fs::read(&path).unwrap();
+    for at in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(StateMachine::open(room_in(home.path())).is_err(), "byte {at} of {}", good.len());
+    }
+    for len in 0..good.len() {
+        std::fs::write(&path, &good[..len]).unwrap();
+        assert!(StateMachine::open(room_in(home.path())).is_err(), "{len} of {} bytes", good.len());
+    }
+}
+
 #[test]
 fn a_damaged_snapshot_is_refused_with_a_sentence() {
     let dir = TempDir::new().unwrap();
     std::fs::write(dir.path().join("snapshot"), b"CRNSNAP2\xff\xff\xff\xff1234").unwrap();
-    let error = StateMachine::open(dir.path(), room()).err().expect("refused").to_string();
+    let error = StateMachine::open(room_in(dir.path())).err().expect("refused").to_string();
     assert!(error.contains("too long"), "{error}");
     std::fs::write(dir.path().join("snapshot"), b"nonsense").unwrap();
-    assert!(StateMachine::open(dir.path(), room()).is_err());
+    assert!(StateMachine::open(room_in(dir.path())).is_err());
 }

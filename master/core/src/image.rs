@@ -91,8 +91,9 @@ enum Part {
 }
 
 impl Metadata {
-    /// Encodes the state as parts, each small enough to be decoded under a limit, in order.
-    pub fn encode(&self, mut emit: impl FnMut(Vec<u8>)) {
+    /// Encodes the state as parts, each small enough to be decoded under a limit, in order. Ends with the first error of
+    /// who takes them.
+    pub fn encode<E>(&self, mut emit: impl FnMut(Vec<u8>) -> Result<(), E>) -> Result<(), E> {
         let mut out = |part: Part| emit(common::wire::to_vec(&part));
         out(Part::Head(Head {
             version: Version::V2 as u16,
@@ -110,81 +111,82 @@ impl Metadata {
                 self.next_set,
             ),
             table: self.table,
-        }));
-        parts(self.tree.inodes.iter(), Part::Inodes, &mut out);
+        }))?;
+        parts(self.tree.inodes.iter(), Part::Inodes, &mut out)?;
         let entries = self
             .tree
             .dentries
             .iter()
             .map(|((parent, name), child)| ((*parent, name.bytes().to_vec()), child));
-        parts(entries, Part::Dentries, &mut out);
-        parts(all(&self.tree.policies), Part::Policies, &mut out);
-        parts(all(&self.tree.totals), Part::Totals, &mut out);
-        parts(all(&self.quotas), Part::Quotas, &mut out);
+        parts(entries, Part::Dentries, &mut out)?;
+        parts(all(&self.tree.policies), Part::Policies, &mut out)?;
+        parts(all(&self.tree.totals), Part::Totals, &mut out)?;
+        parts(all(&self.quotas), Part::Quotas, &mut out)?;
         for (id, extra) in &self.tree.extras {
             // One by one: an inode may have large ones.
-            out(Part::Extra(*id, extra.clone()));
+            out(Part::Extra(*id, extra.clone()))?;
         }
-        parts(self.chunks.iter(), Part::Chunks, &mut out);
-        parts(all(&self.file_policies), Part::FilePolicies, &mut out);
-        parts(all(&self.sets), Part::Sets, &mut out);
-        parts(all(&self.stores), Part::Stores, &mut out);
-        parts(all(&self.servers), Part::Servers, &mut out);
+        parts(self.chunks.iter(), Part::Chunks, &mut out)?;
+        parts(all(&self.file_policies), Part::FilePolicies, &mut out)?;
+        parts(all(&self.sets), Part::Sets, &mut out)?;
+        parts(all(&self.stores), Part::Stores, &mut out)?;
+        parts(all(&self.servers), Part::Servers, &mut out)?;
         for client in &self.clients {
             // One by one: a client may remember many answers.
-            out(Part::Clients(vec![(*client.0, client.1.clone())]));
+            out(Part::Clients(vec![(*client.0, client.1.clone())]))?;
         }
-        parts(all(&self.trash), Part::Trash, &mut out);
-        parts(self.unnamed.iter(), Part::Unnamed, &mut out);
-        parts(all(&self.orders), Part::Orders, &mut out);
-        parts(all(&self.deletions), Part::Deletions, &mut out);
-        parts(all(&self.repairs), Part::Repairs, &mut out);
-        out(Part::NextAttempt(self.next_attempt));
-        parts(all(&self.stale), Part::Stale, &mut out);
-        parts(all(&self.draining), Part::Draining, &mut out);
-        parts(all(&self.moving), Part::Moving, &mut out);
-        out(Part::NextSnapshot(self.next_snapshot));
+        parts(all(&self.trash), Part::Trash, &mut out)?;
+        parts(self.unnamed.iter(), Part::Unnamed, &mut out)?;
+        parts(all(&self.orders), Part::Orders, &mut out)?;
+        parts(all(&self.deletions), Part::Deletions, &mut out)?;
+        parts(all(&self.repairs), Part::Repairs, &mut out)?;
+        out(Part::NextAttempt(self.next_attempt))?;
+        parts(all(&self.stale), Part::Stale, &mut out)?;
+        parts(all(&self.draining), Part::Draining, &mut out)?;
+        parts(all(&self.moving), Part::Moving, &mut out)?;
+        out(Part::NextSnapshot(self.next_snapshot))?;
         let mut base = &self.tree;
         for (number, snapshot) in self.snapshots.iter().rev() {
-            out(Part::Snapshot(*number, snapshot.head.clone()));
+            out(Part::Snapshot(*number, snapshot.head.clone()))?;
             let tree = &snapshot.tree;
             let inodes = tree.inodes.unlike(&base.inodes).map(|(id, inode)| (id, inode.cloned()));
-            owned_parts(inodes, Part::OtherInodes, &mut out);
+            owned_parts(inodes, Part::OtherInodes, &mut out)?;
             let dentries = unlike(&tree.dentries, &base.dentries);
             let dentries = dentries.map(|((dir, name), child)| ((dir, name.bytes().to_vec()), child));
-            owned_parts(dentries, Part::OtherDentries, &mut out);
-            owned_parts(unlike(&tree.policies, &base.policies), Part::OtherPolicies, &mut out);
-            owned_parts(unlike(&tree.totals, &base.totals), Part::OtherTotals, &mut out);
+            owned_parts(dentries, Part::OtherDentries, &mut out)?;
+            owned_parts(unlike(&tree.policies, &base.policies), Part::OtherPolicies, &mut out)?;
+            owned_parts(unlike(&tree.totals, &base.totals), Part::OtherTotals, &mut out)?;
             for (id, extra) in unlike(&tree.extras, &base.extras) {
-                out(Part::OtherExtra(id, extra));
+                out(Part::OtherExtra(id, extra))?;
             }
             base = tree;
         }
-        parts(all(&self.kept), Part::Kept, &mut out);
-        parts(all(&self.forks), Part::Forks, &mut out);
-        parts(all(&self.forking), Part::Forking, &mut out);
-        parts(all(&self.forking_at), Part::ForkingAt, &mut out);
-        parts(all(&self.maintained), Part::Maintained, &mut out);
-        parts(all(&self.given_up), Part::GivenUp, &mut out);
-        out(Part::EmptiedNs(self.emptied_ns));
-        parts(all(&self.holders), Part::Holders, &mut out);
+        parts(all(&self.kept), Part::Kept, &mut out)?;
+        parts(all(&self.forks), Part::Forks, &mut out)?;
+        parts(all(&self.forking), Part::Forking, &mut out)?;
+        parts(all(&self.forking_at), Part::ForkingAt, &mut out)?;
+        parts(all(&self.maintained), Part::Maintained, &mut out)?;
+        parts(all(&self.given_up), Part::GivenUp, &mut out)?;
+        out(Part::EmptiedNs(self.emptied_ns))?;
+        parts(all(&self.holders), Part::Holders, &mut out)?;
         for claim in &self.claims {
             // One by one: there may be many ranges in it.
-            out(Part::Claims(vec![(*claim.0, claim.1.clone())]));
+            out(Part::Claims(vec![(*claim.0, claim.1.clone())]))?;
         }
-        parts(all(&self.contended), Part::Contended, &mut out);
-        parts(all(&self.clones), Part::Clones, &mut out);
+        parts(all(&self.contended), Part::Contended, &mut out)?;
+        parts(all(&self.clones), Part::Clones, &mut out)?;
+        Ok(())
     }
 
     /// The state that `encode` made these parts of.
-    pub fn decode<'a>(bytes: impl Iterator<Item = &'a [u8]>) -> Result<Metadata, Code> {
+    pub fn decode(parts: impl Iterator<Item = impl AsRef<[u8]>>) -> Result<Metadata, Code> {
         let mut state = Metadata::new();
         state.tree.inodes = Packed::new();
         let mut headed = false;
         // The snapshot whose tree is being read.
         let mut latest: Option<u64> = None;
-        for bytes in bytes {
-            match common::wire::from_slice::<Part>(bytes)? {
+        for part in parts {
+            match common::wire::from_slice::<Part>(part.as_ref())? {
                 Part::Head(head) if head.version != Version::V2 as u16 => return Err(Code::UnknownVersion),
                 Part::Head(head) => {
                     headed = true;
@@ -345,27 +347,28 @@ fn make_like<K: Ord + Clone, V: Clone>(
     }
 }
 
-fn parts<'a, K, V: Clone + 'a>(
+fn parts<'a, K, V: Clone + 'a, E>(
     entries: impl Iterator<Item = (K, &'a V)>,
     part: fn(Vec<(K, V)>) -> Part,
-    out: &mut impl FnMut(Part),
-) {
-    owned_parts(entries.map(|(key, value)| (key, value.clone())), part, out);
+    out: &mut impl FnMut(Part) -> Result<(), E>,
+) -> Result<(), E> {
+    owned_parts(entries.map(|(key, value)| (key, value.clone())), part, out)
 }
 
-fn owned_parts<K, V>(
+fn owned_parts<K, V, E>(
     entries: impl Iterator<Item = (K, V)>,
     part: fn(Vec<(K, V)>) -> Part,
-    out: &mut impl FnMut(Part),
-) {
+    out: &mut impl FnMut(Part) -> Result<(), E>,
+) -> Result<(), E> {
     let mut list = vec![];
     for entry in entries {
         list.push(entry);
         if list.len() == PART_ENTRIES {
-            out(part(std::mem::take(&mut list)));
+            out(part(std::mem::take(&mut list)))?;
         }
     }
-    if !list.is_empty() {
-        out(part(list));
+    match list.is_empty() {
+        true => Ok(()),
+        false => out(part(list)),
     }
 }

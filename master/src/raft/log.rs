@@ -2,26 +2,31 @@
 //! `O_DIRECT|O_DSYNC` write a group. Vote, entries, truncation, purge and commit go through one
 //! queue, in order. (Measured against a growing file with fdatasync: docs/decisions/0002.)
 //!
+//! In memory are the last entries (`mirror.rs`); others are read from their segments.
+//!
 //! A follower has nothing else to do while it writes entries, and somebody waits for just that: it writes them on the
 //! thread that has them, if nothing is queued, and spares the way to the writer's thread and back. A leader sends them
 //! to its followers meanwhile.
 
+use super::direct::{Aligned, BLOCK};
 use super::hung::Hung;
+use super::mirror::{Mirror, Place, take};
 use super::room::Room;
 use super::segment::{
-    BLOCK, COMMITTED, ENTRY, HEADER_BYTES, MAGIC, MAGIC_V1, Mirror, PURGE, SEGMENT_BYTES, TRUNCATE, VOTE,
-    open_segment, push_record, replay, zero_file,
+    COMMITTED, ENTRY, HEADER_BYTES, MAGIC, MAGIC_V1, PURGE, SEGMENT_BYTES, TRUNCATE, VOTE, open_segment,
+    push_record, replay,
 };
-use super::{LogId, RaftEntry, TypeConfig, Vote, to_bytes};
+use super::stock::Stock;
+use super::{LogId, RaftEntry, TypeConfig, Vote, segment, to_bytes};
 use common::checksum::crc32c;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::vote::RaftLeaderId;
 use openraft::{OptionalSend, RaftLogReader};
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,8 +46,10 @@ enum Done {
 struct Request {
     /// Records: tag, bytes.
     records: Vec<(u8, Vec<u8>)>,
-    /// Where the log ends after them, if they change that.
-    end: Option<u64>,
+    /// Entries among them.
+    entries: Option<RangeInclusive<u64>>,
+    /// Entries from here on are none any more.
+    truncated: Option<u64>,
     /// Entries up to here may be forgotten.
     purge: u64,
     done: Done,
@@ -53,24 +60,31 @@ struct Request {
 pub struct LogStore {
     /// Of which master.
     id: u64,
+    dir: PathBuf,
+    /// The last segment that was read.
+    read: Option<Read>,
     mirror: Arc<Mutex<Mirror>>,
     queue: mpsc::SyncSender<Request>,
     /// Requests that were queued and are not done.
     queued: Arc<AtomicUsize>,
     writer: Arc<Mutex<Writer>>,
     hung: Arc<Hung>,
+    stock: Arc<Stock>,
 }
 
 struct Segment {
     sequence: u64,
     file: File,
-    last_index: u64,
 }
+
+/// A segment that was read because its entries are not in memory.
+type Read = (u64, Arc<BTreeMap<u64, (RaftEntry, usize)>>);
 
 struct Writer {
     dir: PathBuf,
     mirror: Arc<Mutex<Mirror>>,
-    segments: VecDeque<Segment>,
+    /// The last one, which is written to.
+    segment: Option<Segment>,
     offset: u64,
     group: u64,
     purged: u64,
@@ -78,14 +92,11 @@ struct Writer {
     end: u64,
     /// What the log says is committed.
     committed: Option<LogId>,
-    spare: Vec<PathBuf>,
-    /// A spare one was made, or could not be made, since the last segment was begun.
-    prepared: bool,
+    stock: Arc<Stock>,
     failed: Option<String>,
     hung: Arc<Hung>,
     room: Arc<Room>,
-    /// Twice the memory that is needed, so that an aligned part of it can be used.
-    buffer: Vec<u8>,
+    buffer: Aligned,
 }
 
 impl LogStore {
@@ -106,7 +117,7 @@ impl LogStore {
             }
         }
         found.sort();
-        let mut segments = VecDeque::new();
+        let mut segment = None;
         let (mut group, mut offset) = (0, SEGMENT_BYTES);
         let last = found.len().saturating_sub(1);
         for (i, (sequence, path)) in found.into_iter().enumerate() {
@@ -117,8 +128,10 @@ impl LogStore {
                     path.display()
                 );
             }
-            let mut last_index = 0;
-            let (next, end) = replay(&bytes, sequence, group, &mut mirror, &mut last_index)?;
+            mirror.begin_segment(sequence);
+            let (next, end) = replay(&bytes, sequence, group, &mut mirror)?;
+            mirror.written(end);
+            mirror.forget(usize::MAX);
             if end == 0 && i < last {
                 anyhow::bail!(
                     "segment {} of the Raft log is damaged; remove this master and add an empty one",
@@ -126,32 +139,44 @@ impl LogStore {
                 );
             }
             (group, offset) = (next, end);
-            segments.push_back(Segment { sequence, file: open_segment(&path)?, last_index });
+            if i == last {
+                segment = Some(Segment { sequence, file: open_segment(&path)? });
+            }
         }
         let purged = mirror.purged.map_or(0, |id| id.index);
         let committed = mirror.committed;
-        let end = mirror.entries.keys().next_back().copied().unwrap_or(0).max(purged);
+        let end = mirror.state().last_log_id.map_or(0, |id| id.index);
         let mirror = Arc::new(Mutex::new(mirror));
         let (queue, requests) = mpsc::sync_channel(QUEUE);
         let hung = Hung::watch(dir)?;
+        let stock = Stock::open(dir, room.clone())?;
         let writer = Writer {
             dir: dir.into(),
             mirror: mirror.clone(),
-            segments,
+            segment,
             offset,
             group,
             purged,
             end,
             committed,
-            spare: vec![],
-            prepared: false,
+            stock: stock.clone(),
             failed: None,
             hung: hung.clone(),
             room,
-            buffer: vec![],
+            buffer: Aligned::default(),
         };
         let (writer, queued) = (Arc::new(Mutex::new(writer)), Arc::new(AtomicUsize::new(0)));
-        let log = LogStore { id, mirror, queue, queued: queued.clone(), writer: writer.clone(), hung };
+        let log = LogStore {
+            id,
+            dir: dir.into(),
+            read: None,
+            mirror,
+            queue,
+            queued: queued.clone(),
+            writer: writer.clone(),
+            hung,
+            stock,
+        };
         std::thread::Builder::new()
             .name("raft-log".into())
             .spawn(move || write_queued(requests, &queued, &writer))?;
@@ -171,10 +196,6 @@ impl LogStore {
             return self.send(request);
         }
         let mut writer = self.writer.lock().expect("never poisoned");
-        if writer.wants_spare() {
-            drop(writer);
-            return self.send(request);
-        }
         let batch = vec![request];
         let result = writer.perform(&batch);
         drop(writer);
@@ -182,15 +203,78 @@ impl LogStore {
         Ok(())
     }
 
-    async fn durably(&self, tag: u8, bytes: Vec<u8>, end: Option<u64>, purge: u64) -> io::Result<()> {
+    async fn durably(&self, tag: u8, bytes: Vec<u8>, truncated: Option<u64>, purge: u64) -> io::Result<()> {
         let (tell, told) = tokio::sync::oneshot::channel();
-        self.send(Request { records: vec![(tag, bytes)], end, purge, done: Done::Told(tell) })?;
+        let records = vec![(tag, bytes)];
+        self.send(Request { records, entries: None, truncated, purge, done: Done::Told(tell) })?;
         told.await.map_err(io::Error::other)?
+    }
+
+    /// Entries of `[start, end)`: some of them, from the first on, up to so many bytes.
+    async fn some_entries(&mut self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<RaftEntry>> {
+        loop {
+            let (sequence, start, until) = {
+                let mirror = self.mirror.lock().expect("never poisoned");
+                let start = start.max(mirror.purged.map_or(0, |id| id.index + 1));
+                match mirror.place(start) {
+                    Place::Memory => {
+                        self.read = None;
+                        return Ok(mirror.in_memory(start, end, bytes_max));
+                    }
+                    Place::Segment { sequence, until } => (sequence, start, until),
+                }
+            };
+            let entries = match &self.read {
+                Some((read, entries)) if *read == sequence => entries.clone(),
+                _ => {
+                    let dir = self.dir.clone();
+                    let read = tokio::task::spawn_blocking(move || segment::entries(&dir, sequence)).await;
+                    let entries = match read.map_err(io::Error::other)? {
+                        Ok(entries) => Arc::new(entries),
+                        // It was given up meanwhile.
+                        Err(_) if !self.holds(start) => continue,
+                        Err(error) => return Err(error),
+                    };
+                    self.read = Some((sequence, entries.clone()));
+                    entries
+                }
+            };
+            let taken = take(&entries, start, end.min(until), bytes_max);
+            if !taken.is_empty() || start >= end {
+                return Ok(taken);
+            }
+            self.read = None;
+            if self.holds(start) {
+                return Err(io::Error::other(format!(
+                    "entry {start} is not in segment {sequence} of the Raft log"
+                )));
+            }
+        }
+    }
+
+    /// How many entries are in memory.
+    pub fn in_memory(&self) -> usize {
+        self.mirror.lock().expect("never poisoned").count()
+    }
+
+    /// Whether an entry is not purged.
+    fn holds(&self, index: u64) -> bool {
+        self.mirror.lock().expect("never poisoned").purged.is_none_or(|id| id.index < index)
+    }
+
+    /// How many bytes of the log hold entries after this index.
+    pub fn bytes_after(&self, index: u64) -> u64 {
+        self.mirror.lock().expect("never poisoned").bytes_after(index)
+    }
+
+    /// The last entry that so many bytes of the log follow at least, by whole segments.
+    pub fn before(&self, bytes: u64) -> Option<u64> {
+        self.mirror.lock().expect("never poisoned").before(bytes)
     }
 
     /// Somebody may have made room for a segment. Waits for the disk.
     pub fn make_spare(&self) {
-        self.writer.lock().expect("never poisoned").make_spare();
+        self.stock.make();
     }
 
     /// For how long its disk has completed nothing.
@@ -218,7 +302,6 @@ fn write_queued(requests: mpsc::Receiver<Request>, queued: &AtomicUsize, writer:
         let mut writer = writer.lock().expect("never poisoned");
         let result = writer.perform(&batch);
         tell(batch, &result);
-        writer.prepare();
         drop(writer);
         // From here on entries may be written elsewhere.
         queued.fetch_sub(done, Ordering::AcqRel);
@@ -253,45 +336,13 @@ impl Writer {
         result
     }
 
-    /// Whether a spare segment should be made now.
-    fn wants_spare(&self) -> bool {
-        !self.prepared && self.offset >= SEGMENT_BYTES / 2 && self.failed.is_none()
-    }
-
-    /// Has a spare segment ready when this one is half full: to make one takes time, and a disk that has
-    /// become full has no room for it.
-    fn prepare(&mut self) {
-        if self.wants_spare() {
-            self.prepared = true;
-            self.make_spare();
-        }
-    }
-
-    fn make_spare(&mut self) {
-        if self.failed.is_some() {
-            return;
-        }
-        if self.spare.is_empty() {
-            let path = self.dir.join("new.spare");
-            match self.hung.during(|| self.room.has(SEGMENT_BYTES).and_then(|()| zero_file(&path))) {
-                Ok(()) => self.spare.push(path),
-                // What there is of it takes room from others.
-                Err(error) => {
-                    let _ = std::fs::remove_file(&path);
-                    tracing::debug!(%error, path = %path.display(), "cannot make a spare log segment");
-                }
-            }
-        }
-        self.room.log_is_short(self.spare.is_empty());
-    }
-
     fn write(&mut self, batch: &[Request]) -> io::Result<()> {
         let mut body = vec![];
-        let mut last_index = 0;
         for request in batch {
-            last_index = request.end.unwrap_or(0).max(last_index);
             self.purged = request.purge.max(self.purged);
-            self.end = request.end.unwrap_or(self.end).max(self.purged);
+            let truncated = request.truncated.map(|first| first.saturating_sub(1));
+            let end = request.entries.as_ref().map(|entries| *entries.end()).or(truncated);
+            self.end = end.unwrap_or(self.end).max(self.purged);
             for (tag, record) in &request.records {
                 push_record(&mut body, *tag, record);
             }
@@ -303,8 +354,15 @@ impl Writer {
             push_record(&mut body, COMMITTED, &to_bytes(&committed));
         }
         self.group_write(&body)?;
-        let segment = self.segments.back_mut().expect("just written to");
-        segment.last_index = last_index.max(segment.last_index);
+        {
+            let mut mirror = self.mirror.lock().expect("never poisoned");
+            for request in batch {
+                request.truncated.into_iter().for_each(|first| mirror.holds_none_from(first));
+                request.entries.iter().for_each(|entries| mirror.holds(entries.clone()));
+            }
+            mirror.written(self.offset);
+            mirror.forget(batch.iter().map(|request| request.records.len()).sum());
+        }
         self.recycle();
         Ok(())
     }
@@ -317,10 +375,8 @@ impl Writer {
         if self.offset + len as u64 > SEGMENT_BYTES {
             self.roll()?;
         }
-        self.buffer.resize((len + BLOCK).max(self.buffer.len()), 0);
-        let from = self.buffer.as_ptr().align_offset(BLOCK);
-        let out = &mut self.buffer[from..from + len];
-        let segment = self.segments.back().expect("rolled");
+        let out = self.buffer.first(len);
+        let segment = self.segment.as_ref().expect("rolled");
         out[0..4].copy_from_slice(&MAGIC.to_le_bytes());
         out[4..12].copy_from_slice(&segment.sequence.to_le_bytes());
         out[12..20].copy_from_slice(&self.group.to_le_bytes());
@@ -332,29 +388,27 @@ impl Writer {
         out[HEADER_BYTES + body.len()..].fill(0);
         segment.file.write_all_at(out, self.offset)?;
         self.offset += len as u64;
-        self.room.set_log_left(SEGMENT_BYTES * (1 + self.spare.len() as u64) - self.offset);
+        let ready = self.stock.len() as u64;
+        if ready == 0 && self.offset >= SEGMENT_BYTES / 2 && !self.room.lacks_segment() {
+            self.stock.want();
+        }
+        self.room.set_log_left(SEGMENT_BYTES * (1 + ready) - self.offset);
         self.group += 1;
         Ok(())
     }
 
     /// Begins a new segment; it repeats the state, so that older ones can go.
     fn roll(&mut self) -> io::Result<()> {
-        let sequence = self.segments.back().map_or(1, |s| s.sequence + 1);
-        let path = self.dir.join(format!("{sequence:012}.log"));
-        match self.spare.pop() {
-            Some(spare) => std::fs::rename(spare, &path)?,
-            None => {
-                let tmp = self.dir.join("new.tmp");
-                zero_file(&tmp)?;
-                std::fs::rename(&tmp, &path)?;
-            }
-        }
+        let sequence = self.segment.as_ref().map_or(1, |s| s.sequence + 1);
+        let path = segment::path(&self.dir, sequence);
+        std::fs::rename(self.stock.take()?, &path)?;
         File::open(&self.dir)?.sync_all()?;
-        self.segments.push_back(Segment { sequence, file: open_segment(&path)?, last_index: 0 });
-        (self.offset, self.prepared) = (0, false);
+        self.segment = Some(Segment { sequence, file: open_segment(&path)? });
+        self.offset = 0;
         let mut body = vec![];
         {
-            let mirror = self.mirror.lock().expect("never poisoned");
+            let mut mirror = self.mirror.lock().expect("never poisoned");
+            mirror.begin_segment(sequence);
             if let Some(purged) = &mirror.purged {
                 push_record(&mut body, PURGE, &to_bytes(purged));
             }
@@ -367,19 +421,11 @@ impl Writer {
     }
 
     fn recycle(&mut self) {
-        const SPARE_MAX: usize = 2;
-        while self.segments.len() > 1 && self.segments[0].last_index <= self.purged {
-            let old = self.segments.pop_front().expect("there are two");
-            let path = self.dir.join(format!("{:012}.log", old.sequence));
-            let spare = self.dir.join(format!("{:012}.spare", old.sequence));
-            let done = match self.spare.len() < SPARE_MAX {
-                true => std::fs::rename(&path, &spare).map(|()| {
-                    self.spare.push(spare);
-                    self.room.log_is_short(false);
-                }),
-                false => std::fs::remove_file(&path),
-            };
-            if let Err(error) = done {
+        loop {
+            let given_up = self.mirror.lock().expect("never poisoned").give_up_segment(self.purged);
+            let Some(sequence) = given_up else { return };
+            let path = segment::path(&self.dir, sequence);
+            if let Err(error) = self.stock.give(&path, sequence) {
                 // It costs space only; the next start sorts it out.
                 tracing::warn!(%error, path = %path.display(), "cannot recycle a log segment");
             }
@@ -396,14 +442,24 @@ impl RaftLogReader<TypeConfig> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        let mirror = self.mirror.lock().expect("never poisoned");
-        let from = range.start_bound().cloned();
-        let to = range.end_bound().cloned();
-        let empty = matches!((from, to), (Bound::Included(a), Bound::Excluded(b)) if a >= b);
-        if empty {
-            return Ok(vec![]);
+        let mut from = match range.start_bound() {
+            Bound::Included(first) => *first,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(last) => last.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        let mut all = vec![];
+        while from < to {
+            let mut some = self.some_entries(from, to, usize::MAX).await?;
+            let Some(last) = some.last() else { break };
+            from = last.log_id.index + 1;
+            all.append(&mut some);
         }
-        Ok(mirror.entries.range((from, to)).map(|(_, (entry, _))| entry.clone()).collect())
+        Ok(all)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -411,17 +467,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, io::Error> {
-        let mirror = self.mirror.lock().expect("never poisoned");
-        let mut bytes = 0;
-        let mut entries = vec![];
-        for (_, (entry, len)) in mirror.entries.range(start..end) {
-            bytes += len;
-            if bytes > READ_BYTES_MAX && !entries.is_empty() {
-                break;
-            }
-            entries.push(entry.clone());
-        }
-        Ok(entries)
+        self.some_entries(start, end, READ_BYTES_MAX).await
     }
 }
 
@@ -429,9 +475,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = LogStore;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
-        let mirror = self.mirror.lock().expect("never poisoned");
-        let last = mirror.entries.values().next_back().map(|(entry, _)| entry.log_id);
-        Ok(LogState { last_purged_log_id: mirror.purged, last_log_id: last.or(mirror.purged) })
+        Ok(self.mirror.lock().expect("never poisoned").state())
     }
 
     async fn get_log_reader(&mut self) -> LogStore {
@@ -459,32 +503,29 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut records = vec![];
-        let mut end = None;
+        let mut range: Option<RangeInclusive<u64>> = None;
         {
             let mut mirror = self.mirror.lock().expect("never poisoned");
             for entry in entries {
                 let bytes = to_bytes(&entry);
                 let index = entry.log_id.index;
-                end = Some(index);
-                mirror.entries.insert(index, (entry, bytes.len()));
+                range = Some(*range.as_ref().map_or(&index, |range| range.start())..=index);
+                mirror.insert(entry, bytes.len());
                 records.push((ENTRY, bytes));
             }
         }
-        self.send_entries(Request { records, end, purge: 0, done: Done::Flushed(callback) })
+        let done = Done::Flushed(callback);
+        self.send_entries(Request { records, entries: range, truncated: None, purge: 0, done })
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let first = last.map_or(0, |id| id.index + 1);
-        self.mirror.lock().expect("never poisoned").entries.split_off(&first);
-        self.durably(TRUNCATE, to_bytes(&first), Some(first.saturating_sub(1)), 0).await
+        self.mirror.lock().expect("never poisoned").truncate(first);
+        self.durably(TRUNCATE, to_bytes(&first), Some(first), 0).await
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
-        {
-            let mut mirror = self.mirror.lock().expect("never poisoned");
-            mirror.entries = mirror.entries.split_off(&(upto.index + 1));
-            mirror.purged = Some(upto);
-        }
+        self.mirror.lock().expect("never poisoned").purge(upto);
         self.durably(PURGE, to_bytes(&upto), None, upto.index).await
     }
 }

@@ -1,12 +1,17 @@
 //! The only code that knows openraft: types, configuration, start.
 
+pub mod compaction;
+mod direct;
 pub mod hung;
+pub mod image;
 pub mod log;
+mod mirror;
 pub mod network;
 pub mod room;
 mod segment;
 pub mod spare;
 pub mod state_machine;
+mod stock;
 mod succession;
 
 use common::limits::{ELECTION_MS_MAX, ELECTION_MS_MIN, RAFT_HEARTBEAT_MS};
@@ -85,12 +90,10 @@ pub type Membership = openraft::alias::StoredMembershipOf<TypeConfig>;
 /// A snapshot's description.
 pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 /// A snapshot.
-pub type Snapshot = openraft::alias::SnapshotOf<TypeConfig, state_machine::Parts>;
+pub type Snapshot = openraft::alias::SnapshotOf<TypeConfig, Arc<image::Image>>;
 
-/// Entries between two snapshots.
-const SNAPSHOT_EVERY: u64 = 50_000;
-/// Entries that stay in the log after a snapshot, for followers that are a little behind.
-const KEEP_ENTRIES: u64 = 10_000;
+/// A new voter is taken when it lacks no more entries than these.
+const BEHIND_ENTRIES: u64 = 100_000;
 
 /// openraft's configuration; `time_scale` stretches all its timeouts together.
 pub fn config(time_scale: u64) -> Arc<Config> {
@@ -100,9 +103,10 @@ pub fn config(time_scale: u64) -> Arc<Config> {
         election_timeout_max: ELECTION_MS_MAX * time_scale,
         heartbeat_interval: RAFT_HEARTBEAT_MS * time_scale,
         install_snapshot_timeout: 60_000,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-        max_in_snapshot_log_to_keep: KEEP_ENTRIES,
-        replication_lag_threshold: 2 * SNAPSHOT_EVERY,
+        // `compaction.rs` says when.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        replication_lag_threshold: BEHIND_ENTRIES,
         enable_pre_vote: Some(true),
         // A restarted leader must be elected: sessions are counted from when it begins to lead.
         enable_leader_restore: Some(false),

@@ -1,7 +1,7 @@
 //! Raft between masters, over the framed connections: calls are pipelined, each has a deadline.
 
+use super::image::{Image, Images, Incoming};
 use super::spare::{HOLD, HOLD_ENTRIES_MAX, Spares};
-use super::state_machine::Parts;
 use super::{Raft, Snapshot, SnapshotMeta, TypeConfig, Vote, from_bytes, to_bytes};
 use bincode::{Decode, Encode};
 use common::ClusterId;
@@ -22,6 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -67,6 +68,8 @@ const APPEND_LIMIT: Duration = Duration::from_millis(1500);
 const COMMIT_HOLD: Duration = Duration::from_millis(5);
 /// A part of a snapshot is taken within this.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(30);
+/// A whole one is installed within this: a hundred million files are.
+const INSTALL_LIMIT: Duration = Duration::from_secs(600);
 
 /// When this master sent what others have last acknowledged as their leader's: they grant no vote for a while after
 /// that. openraft's own count takes an answer as one to all that was sent before it came, which is too late by the
@@ -192,27 +195,45 @@ impl Client {
     }
 
     async fn send_snapshot(&mut self, vote: Vote, snapshot: Snapshot) -> Rpc<SnapshotResponse<TypeConfig>> {
-        /// Parts are sent together up to so many bytes.
-        const BATCH_BYTES: usize = 4 * 1024 * 1024;
+        let to = self.target;
+        let unreadable = move |error| {
+            tracing::warn!(%error, to, "cannot read the image that another master needs");
+            RPCError::Unreachable(Unreachable::new(&error))
+        };
+        let mut parts = snapshot.snapshot.parts().map_err(unreadable)?.skip(1);
         let _: () = self.call(Call::SnapshotBegin, &(vote, snapshot.meta), SNAPSHOT_LIMIT).await?;
-        let mut batch: Vec<serde_bytes::ByteBuf> = vec![];
-        let mut bytes = 0;
-        for part in snapshot.snapshot.iter() {
-            bytes += part.len();
-            batch.push(serde_bytes::ByteBuf::from(part.clone()));
-            if bytes > BATCH_BYTES {
-                let _: () =
-                    self.call(Call::SnapshotPart, &std::mem::take(&mut batch), SNAPSHOT_LIMIT).await?;
-                bytes = 0;
+        loop {
+            let read = tokio::task::spawn_blocking(move || {
+                let batch = batch(&mut parts);
+                batch.map(|batch| (batch, parts))
+            });
+            let (batch, rest) = read.await.map_err(io::Error::other).flatten().map_err(unreadable)?;
+            if batch.is_empty() {
+                break;
             }
+            parts = rest;
+            let _: () = self.call(Call::SnapshotPart, &batch, SNAPSHOT_LIMIT).await?;
         }
-        let _: () = self.call(Call::SnapshotPart, &batch, SNAPSHOT_LIMIT).await?;
-        self.call(Call::SnapshotEnd, &(), SNAPSHOT_LIMIT).await
+        self.call(Call::SnapshotEnd, &(), INSTALL_LIMIT).await
     }
 }
 
+/// Parts that are sent together; none if there are no more.
+fn batch(parts: &mut impl Iterator<Item = io::Result<Vec<u8>>>) -> io::Result<Vec<serde_bytes::ByteBuf>> {
+    const BYTES: usize = 4 * 1024 * 1024;
+    let mut batch: Vec<serde_bytes::ByteBuf> = vec![];
+    let mut bytes = 0;
+    while bytes < BYTES
+        && let Some(part) = parts.next().transpose()?
+    {
+        bytes += part.len();
+        batch.push(part.into());
+    }
+    Ok(batch)
+}
+
 impl RaftNetworkV2<TypeConfig> for Client {
-    type SnapshotData = Parts;
+    type SnapshotData = Arc<Image>;
 
     async fn append_entries(
         &mut self,
@@ -360,17 +381,24 @@ where
 type Append = (AppendEntriesRequest<TypeConfig>, oneshot::Sender<AppendEntriesResponse<TypeConfig>>);
 
 /// A snapshot of which parts have come.
-struct Incoming {
+struct Coming {
     vote: Vote,
     meta: SnapshotMeta,
-    parts: Vec<Vec<u8>>,
+    image: Incoming,
 }
 
 /// What the answering side keeps of a connection: appends in order, a snapshot in parts.
-#[derive(Default)]
 pub struct Inbound {
     appends: Option<mpsc::Sender<Append>>,
-    snapshot: Arc<tokio::sync::Mutex<Option<Incoming>>>,
+    snapshot: Arc<tokio::sync::Mutex<Option<Coming>>>,
+    images: Arc<Images>,
+}
+
+impl Inbound {
+    /// Of a connection that has just been made; a snapshot comes to these images.
+    pub fn new(images: Arc<Images>) -> Inbound {
+        Inbound { appends: None, snapshot: Arc::default(), images }
+    }
 }
 
 /// Answers a call. Appends keep the order of their frames.
@@ -418,9 +446,14 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
             let Some((vote, meta)) = from_bytes::<(Vote, SnapshotMeta)>(&payload) else {
                 return ready(Code::BadBody.into());
             };
-            let slot = state.snapshot.clone();
+            let (slot, images) = (state.snapshot.clone(), state.images.clone());
             Box::pin(async move {
-                *slot.lock().await = Some(Incoming { vote, meta, parts: vec![] });
+                let mut slot = slot.lock().await;
+                let header = meta.clone();
+                match on_disk(move || images.receive(&header)).await {
+                    Ok(image) => *slot = Some(Coming { vote, meta, image }),
+                    Err(code) => return code.into(),
+                }
                 answer(&())
             })
         }
@@ -430,9 +463,17 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
             };
             let slot = state.snapshot.clone();
             Box::pin(async move {
-                match &mut *slot.lock().await {
-                    Some(incoming) => incoming.parts.extend(parts.into_iter().map(|p| p.into_vec())),
-                    None => return Code::Unexpected.into(),
+                let mut slot = slot.lock().await;
+                let Some(Coming { vote, meta, mut image }) = slot.take() else {
+                    return Code::Unexpected.into();
+                };
+                let pushed = on_disk(move || {
+                    parts.iter().try_for_each(|part| image.push(part))?;
+                    Ok(image)
+                });
+                match pushed.await {
+                    Ok(image) => *slot = Some(Coming { vote, meta, image }),
+                    Err(code) => return code.into(),
                 }
                 answer(&())
             })
@@ -440,16 +481,30 @@ pub fn handle(raft: &Raft, votes: bool, state: &mut Inbound, frame: Frame) -> co
         Call::SnapshotEnd => {
             let (slot, raft) = (state.snapshot.clone(), raft.clone());
             Box::pin(async move {
-                let Some(Incoming { vote, meta, parts }) = slot.lock().await.take() else {
+                let Some(Coming { vote, meta, image }) = slot.lock().await.take() else {
                     return Code::Unexpected.into();
                 };
-                let snapshot = Snapshot { meta, snapshot: Arc::new(parts) };
-                raft.install_full_snapshot(vote, snapshot)
+                let image = match on_disk(move || image.end()).await {
+                    Ok(image) => Arc::new(image),
+                    Err(code) => return code.into(),
+                };
+                raft.install_full_snapshot(vote, Snapshot { meta, snapshot: image })
                     .await
                     .map_or(Code::Unavailable.into(), |r| answer(&r))
             })
         }
     }
+}
+
+/// What waits for the disk that an image comes to. What has come of it is gone if it fails: its sender begins anew.
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, common::Code> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten();
+    done.map_err(|error| {
+        tracing::warn!(%error, "cannot write the image that comes from another master");
+        common::Code::Unavailable
+    })
 }
 
 fn append_in_order(raft: Raft) -> mpsc::Sender<Append> {

@@ -1,51 +1,69 @@
 //! Room on a master's disk. A log that cannot go on has failed, and so has who keeps it: the next segment is made when
-//! half of the last is left, and what the next snapshot will take is taken when this one is written. Without them a leader
+//! half of the last is left, and what the next image will take is taken when this one is written. Without them a leader
 //! refuses what makes the state grow, in time, and goes on with all the rest.
 
+use super::direct;
 use rustix::fs::FallocateFlags;
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// What is taken for a snapshot at least, in bytes.
-const SNAPSHOT_BYTES_MIN: u64 = 16 * 1024 * 1024;
-/// The next snapshot may be larger than the last, by one of so many parts.
-const GROWTH_PARTS: u64 = 4;
+/// What is taken for an image at least, in bytes.
+const IMAGE_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// The next image may be larger than the last, by one of so many parts.
+const GROWTH_PARTS: u64 = 2;
 
-/// What there is room for. Shared by the log, the snapshots and the leader.
+/// What there is room for. Shared by the log, the images and the leader.
 #[derive(Debug)]
 pub struct Room {
-    /// Where the snapshot is.
+    /// Where images are.
     dir: PathBuf,
     log_is_short: AtomicBool,
     /// Bytes that are left in the log.
     log_left: AtomicU64,
-    snapshot_is_short: AtomicBool,
-    snapshot_bytes: AtomicU64,
+    image_is_short: AtomicBool,
+    /// Bytes of the last image, and what is taken for the next.
+    last_bytes: AtomicU64,
+    next_bytes: AtomicU64,
     /// Since when either is short.
     since: Mutex<Option<Instant>>,
-    /// Who writes a snapshot, or takes room for one.
+    /// Who writes an image, or takes room for one.
     writing: Mutex<()>,
 }
 
 impl Room {
-    /// For snapshots in this directory, which is made if it is not there.
+    /// For images in this directory, which is made if it is not there.
     pub fn open(dir: &Path) -> io::Result<Arc<Room>> {
         std::fs::create_dir_all(dir)?;
         let room = Room {
             dir: dir.into(),
             log_is_short: AtomicBool::new(false),
             log_left: AtomicU64::new(u64::MAX),
-            snapshot_is_short: AtomicBool::new(false),
-            snapshot_bytes: AtomicU64::new(0),
+            image_is_short: AtomicBool::new(false),
+            last_bytes: AtomicU64::new(0),
+            next_bytes: AtomicU64::new(0),
             since: Mutex::new(None),
             writing: Mutex::new(()),
         };
-        room.take_for_next(std::fs::metadata(dir.join("snapshot")).map_or(0, |file| file.len()));
+        room.take_for_next(std::fs::metadata(room.place()).map_or(0, |file| file.len()));
         Ok(Arc::new(room))
+    }
+
+    /// Where images are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The path of the last image.
+    pub fn place(&self) -> PathBuf {
+        self.dir.join("snapshot")
+    }
+
+    /// The path of the file that an image is written into, with the room that was taken for it.
+    pub fn aside(&self) -> PathBuf {
+        self.dir.join("snapshot.tmp")
     }
 
     /// Whether the disk has so many bytes left. Who is after the last of them takes it from others who need less.
@@ -62,7 +80,7 @@ impl Room {
 
     fn settle(&self) {
         let is_short =
-            self.log_is_short.load(Ordering::Relaxed) || self.snapshot_is_short.load(Ordering::Relaxed);
+            self.log_is_short.load(Ordering::Relaxed) || self.image_is_short.load(Ordering::Relaxed);
         let mut since = self.since.lock().expect("never poisoned");
         match (is_short, *since) {
             (true, None) => {
@@ -83,6 +101,11 @@ impl Room {
         self.settle();
     }
 
+    /// Whether that is so.
+    pub fn lacks_segment(&self) -> bool {
+        self.log_is_short.load(Ordering::Relaxed)
+    }
+
     /// So many bytes are left in the log.
     pub fn set_log_left(&self, bytes: u64) {
         self.log_left.store(bytes, Ordering::Relaxed);
@@ -98,53 +121,49 @@ impl Room {
         self.since.lock().expect("never poisoned").map(|since| since.elapsed())
     }
 
-    /// A snapshot is being written, until this is dropped.
+    /// An image is being written, until this is dropped.
     pub fn writing(&self) -> MutexGuard<'_, ()> {
         self.writing.lock().expect("never poisoned")
     }
 
-    /// There was no room for a snapshot.
-    pub fn snapshot_is_short(&self) {
-        self.snapshot_is_short.store(true, Ordering::Relaxed);
+    /// There was no room for an image.
+    pub fn image_is_short(&self) {
+        self.image_is_short.store(true, Ordering::Relaxed);
         self.settle();
     }
 
-    /// A snapshot of so many bytes was written: takes room for the next.
+    /// An image of so many bytes was written: takes room for the next.
     pub fn take_for_next(&self, last: u64) {
-        let bytes = SNAPSHOT_BYTES_MIN.max(last + last / GROWTH_PARTS);
-        self.snapshot_bytes.store(bytes, Ordering::Relaxed);
+        let bytes = IMAGE_BYTES_MIN.max(last + last / GROWTH_PARTS);
+        self.last_bytes.store(last, Ordering::Relaxed);
+        self.next_bytes.store(bytes, Ordering::Relaxed);
         self.take();
     }
 
+    /// How long the last image is, in bytes; 0 if there is none.
+    pub fn last_image(&self) -> u64 {
+        self.last_bytes.load(Ordering::Relaxed)
+    }
+
     fn take(&self) {
-        let bytes = self.snapshot_bytes.load(Ordering::Relaxed);
-        let taken = open_aside(&self.dir).and_then(|file| {
+        let bytes = self.next_bytes.load(Ordering::Relaxed);
+        let taken = direct::open(&self.aside()).and_then(|file| {
             self.has(bytes.saturating_sub(file.metadata()?.len()))?;
             Ok(rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes)?)
         });
         // Where the file system has no such thing it is as good as it can be.
-        self.snapshot_is_short.store(taken.is_err_and(|error| is_full(&error)), Ordering::Relaxed);
+        self.image_is_short.store(taken.is_err_and(|error| is_full(&error)), Ordering::Relaxed);
         self.settle();
     }
 
-    /// Somebody may have made room for a snapshot.
+    /// Somebody may have made room for an image.
     pub fn take_again(&self) {
-        if self.snapshot_is_short.load(Ordering::Relaxed)
+        if self.image_is_short.load(Ordering::Relaxed)
             && let Ok(_alone) = self.writing.try_lock()
         {
             self.take();
         }
     }
-}
-
-/// The file that a snapshot is written into, with the room that it has.
-pub fn open_aside(dir: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(false).open(aside(dir))
-}
-
-/// Its path.
-pub fn aside(dir: &Path) -> PathBuf {
-    dir.join("snapshot.tmp")
 }
 
 /// Whether an error says that the disk is full.

@@ -1,14 +1,15 @@
 //! Segments of the Raft log: files of zeros that are written over, group by group; what groups hold, as bytes and back.
 
-use super::{LogId, RaftEntry, Vote, from_bytes};
+use super::direct::BLOCK;
+use super::mirror::Mirror;
+use super::{RaftEntry, from_bytes};
 use common::checksum::crc32c;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
-pub(super) const BLOCK: usize = 4096;
 /// Bytes of a segment.
 pub(super) const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 /// First bytes of a group. The second version: commands may name owners, links and inodes.
@@ -24,13 +25,16 @@ pub(super) const TRUNCATE: u8 = 3;
 pub(super) const PURGE: u8 = 4;
 pub(super) const COMMITTED: u8 = 5;
 
-/// What the log holds, in memory too: the entries since the last purge.
-#[derive(Default)]
-pub(super) struct Mirror {
-    pub vote: Option<Vote>,
-    pub committed: Option<LogId>,
-    pub purged: Option<LogId>,
-    pub entries: BTreeMap<u64, (RaftEntry, usize)>,
+/// Where a segment is.
+pub(super) fn path(dir: &Path, sequence: u64) -> PathBuf {
+    dir.join(format!("{sequence:012}.log"))
+}
+
+/// The entries of a segment, with their lengths in bytes. If it is written over meanwhile, those before that.
+pub(super) fn entries(dir: &Path, sequence: u64) -> io::Result<BTreeMap<u64, (RaftEntry, usize)>> {
+    let mut mirror = Mirror::default();
+    replay(&std::fs::read(path(dir, sequence))?, sequence, 0, &mut mirror).map_err(io::Error::other)?;
+    Ok(mirror.into_entries())
 }
 
 /// Applies the groups of a segment; gives the next group's number and where it goes.
@@ -39,7 +43,6 @@ pub(super) fn replay(
     sequence: u64,
     mut group: u64,
     mirror: &mut Mirror,
-    last_index: &mut u64,
 ) -> anyhow::Result<(u64, u64)> {
     let mut at = 0;
     let mut first = true;
@@ -62,7 +65,7 @@ pub(super) fn replay(
         }
         first = false;
         group = u64_at(12) + 1;
-        apply_records(body, mirror, last_index)
+        apply_records(body, mirror)
             .ok_or_else(|| anyhow::anyhow!("a record of the Raft log cannot be decoded"))?;
         at += (HEADER_BYTES + len).next_multiple_of(BLOCK);
     }
@@ -81,7 +84,7 @@ fn follows(bytes: &[u8], sequence: u64, group: u64) -> bool {
     })
 }
 
-fn apply_records(mut body: &[u8], mirror: &mut Mirror, last_index: &mut u64) -> Option<()> {
+fn apply_records(mut body: &[u8], mirror: &mut Mirror) -> Option<()> {
     while !body.is_empty() {
         let (tag, rest) = body.split_first()?;
         let (len, rest) = rest.split_first_chunk::<4>()?;
@@ -94,18 +97,15 @@ fn apply_records(mut body: &[u8], mirror: &mut Mirror, last_index: &mut u64) -> 
             ENTRY => {
                 let entry: RaftEntry = from_bytes(record)?;
                 let index = entry.log_id.index;
-                *last_index = index.max(*last_index);
-                mirror.entries.insert(index, (entry, len));
+                mirror.insert(entry, len);
+                mirror.holds(index..=index);
             }
             TRUNCATE => {
                 let first: u64 = from_bytes(record)?;
-                mirror.entries.split_off(&first);
+                mirror.truncate(first);
+                mirror.holds_none_from(first);
             }
-            PURGE => {
-                let upto: LogId = from_bytes(record)?;
-                mirror.entries = mirror.entries.split_off(&(upto.index + 1));
-                mirror.purged = Some(upto);
-            }
+            PURGE => mirror.purge(from_bytes(record)?),
             _ => return None,
         }
     }
@@ -120,13 +120,4 @@ pub(super) fn push_record(body: &mut Vec<u8>, tag: u8, record: &[u8]) {
     body.push(tag);
     body.extend_from_slice(&(record.len() as u32).to_le_bytes());
     body.extend_from_slice(record);
-}
-
-pub(super) fn zero_file(path: &Path) -> io::Result<()> {
-    let file = File::create(path)?;
-    let zeros = vec![0; 1024 * 1024];
-    for offset in (0..SEGMENT_BYTES).step_by(zeros.len()) {
-        file.write_all_at(&zeros, offset)?;
-    }
-    file.sync_all()
 }

@@ -54,7 +54,10 @@ impl Driver {
 /// The parts of a state's image.
 pub fn image(state: &Metadata) -> Vec<Vec<u8>> {
     let mut parts = vec![];
-    state.encode(|part| parts.push(part));
+    let Ok::<_, std::convert::Infallible>(()) = state.encode(|part| {
+        parts.push(part);
+        Ok(())
+    });
     parts
 }
 
