@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 
-/// Room for images, in a directory that is gone already: none is taken.
-fn room() -> Arc<Room> {
-    room_in(TempDir::new().expect("a temporary directory").path())
+/// The log of a master that lives here.
+fn open_log(home: &Path) -> anyhow::Result<LogStore> {
+    LogStore::open(&home.join("log"), 1, room_in(&home.join("images")))
 }
 
 fn room_in(dir: &Path) -> Arc<Room> {
@@ -29,8 +29,8 @@ struct Builder;
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = TempDir::new().expect("a temporary directory");
-        let log = LogStore::open(&dir.path().join("log"), 1, room()).expect("an empty log opens");
-        let state = StateMachine::open(room_in(&dir.path().join("snapshot"))).expect("no image is fine");
+        let log = open_log(dir.path()).expect("an empty log opens");
+        let state = StateMachine::open(room_in(&dir.path().join("images"))).expect("no image is fine");
         Ok((dir, log, state))
     }
 }
@@ -64,7 +64,7 @@ async fn what_was_flushed_is_there_after_a_restart_through_many_segments() {
     let dir = TempDir::new().unwrap();
     let vote = Vote::new(3, 2);
     {
-        let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
+        let mut log = open_log(dir.path()).unwrap();
         log.save_vote(&vote).await.unwrap();
         for i in 0..400 {
             append(&mut log, i * 100..(i + 1) * 100).await;
@@ -73,7 +73,7 @@ async fn what_was_flushed_is_there_after_a_restart_through_many_segments() {
         log.purge(log_id(20_000)).await.unwrap();
         append(&mut log, 39_950..39_960).await;
     }
-    let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
+    let mut log = open_log(dir.path()).unwrap();
     assert_eq!(log.read_vote().await.unwrap(), Some(vote));
     let state = log.get_log_state().await.unwrap();
     assert_eq!(state.last_purged_log_id, Some(log_id(20_000)));
@@ -89,12 +89,12 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
     use std::os::unix::fs::FileExt;
     let dir = TempDir::new().unwrap();
     {
-        let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
+        let mut log = open_log(dir.path()).unwrap();
         for i in 0..10 {
             append(&mut log, i..i + 1).await;
         }
     }
-    let path = std::fs::read_dir(dir.path())
+    let path = std::fs::read_dir(dir.path().join("log"))
         .unwrap()
         .flatten()
         .map(|e| e.path())
@@ -106,15 +106,15 @@ async fn a_torn_tail_is_cut_and_damage_before_it_is_not_hidden() {
     file.read_exact_at(&mut bytes, 0).unwrap();
     let last = bytes.chunks(4096).rposition(|block| block[..4] == *b"CRL2").unwrap() * 4096 + 36;
     file.write_all_at(&[bytes[last] ^ 1], last as u64).unwrap();
-    let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
+    let mut log = open_log(dir.path()).unwrap();
     assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(8)));
     // The same in the middle is no torn tail: what follows was acknowledged.
     file.write_all_at(&[bytes[5 * 4096 + 36] ^ 1], 5 * 4096 + 36).unwrap();
-    let error = LogStore::open(dir.path(), 1, room()).err().expect("refused").to_string();
+    let error = open_log(dir.path()).err().expect("refused").to_string();
     assert!(error.contains("damaged"), "{error}");
     // A log of the first version is not taken for an empty one.
     file.write_all_at(b"CRNR", 0).unwrap();
-    let error = LogStore::open(dir.path(), 1, room()).err().expect("refused").to_string();
+    let error = open_log(dir.path()).err().expect("refused").to_string();
     assert!(error.contains("earlier version"), "{error}");
 }
 
@@ -168,7 +168,7 @@ async fn whatever_happens_to_a_long_log_it_says_what_was_written_and_keeps_littl
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let dir = TempDir::new().unwrap();
-    let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
+    let mut log = open_log(dir.path()).unwrap();
     let (mut expected, mut term) = (Expected::default(), 1);
     for step in 0..30_000u32 {
         match rng.random_range(0..30_000) {
@@ -222,13 +222,13 @@ async fn whatever_happens_to_a_long_log_it_says_what_was_written_and_keeps_littl
 
 /// The one before gives its thread up in a moment.
 async fn reopened(dir: &Path) -> LogStore {
-    LogStore::open(dir, 1, room()).expect("it opens again")
+    open_log(dir).expect("it opens again")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_reads_old_entries_while_they_are_purged_gets_them_or_those_after_them() {
     let dir = TempDir::new().unwrap();
-    let mut log = LogStore::open(dir.path(), 1, room()).unwrap();
+    let mut log = open_log(dir.path()).unwrap();
     let progress = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
     let mut reader = log.get_log_reader().await;
     let seen = progress.clone();

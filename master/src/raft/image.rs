@@ -215,6 +215,7 @@ impl Images {
         write_part(&mut out, &[])?;
         let len = out.end()?;
         if let Some(later) = self.current().filter(|current| current.meta.last_log_id > meta.last_log_id) {
+            self.room.take_for_next(later.snapshot.file.metadata()?.len());
             return Ok(later);
         }
         let aside = self.room.aside();
