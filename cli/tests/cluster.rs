@@ -870,6 +870,47 @@ fn masters_are_added_and_removed_while_running_and_catch_up_by_snapshot() {
 }
 
 #[test]
+fn a_master_that_was_away_for_longer_than_the_log_reaches_back_gets_an_image_and_can_lead() {
+    let mut c = Running::start(3, 3);
+    let status = |c: &Running| -> serde_json::Value {
+        serde_json::from_slice(&c.ok(&["--json", "admin", "status"])).unwrap()
+    };
+    c.ok(&["mkdir", "/d"]);
+    let leader = status(&c)["leader"].as_u64().unwrap();
+    let away = leader % 3 + 1;
+    c.cluster.kill(&format!("m{away}")).unwrap();
+    // Long entries: the log becomes long soon, and the state does not.
+    let first = |id: u64| c.cluster.dir().join(format!("m{id}/data/log/000000000001.log"));
+    let end = Instant::now() + Duration::from_secs(120);
+    let mut number = 0u32;
+    while first(leader).exists() {
+        assert!(Instant::now() < end, "the log is given up nowhere after {number} entries");
+        let values: Vec<Vec<u8>> = (number..number + 64).map(|n| n.to_le_bytes().repeat(8 * 1024)).collect();
+        number += 64;
+        let set = values.iter().map(|value| c.client.set_xattr(b"/d".to_vec(), b"user.a", Some(value), None));
+        c.runtime.block_on(futures::future::try_join_all(set)).unwrap();
+    }
+    c.ok(&["mkdir", "/after"]);
+    c.cluster.start(&format!("m{away}")).unwrap();
+    loop {
+        let all = status(&c);
+        let it = &all["masters"].as_array().unwrap().iter().find(|m| m["id"] == away).unwrap().clone();
+        let of_leader = all["masters"].as_array().unwrap().iter().find(|m| m["id"] == leader).unwrap();
+        if it["applied"].is_u64() && it["applied"] == of_leader["applied"] {
+            assert_eq!(all["digests_agree"], true);
+            assert!(it["snapshot"].as_u64().unwrap() > 64, "it got an image: {all}");
+            break;
+        }
+        assert!(Instant::now() < end, "{all}");
+    }
+    c.ok(&["admin", "master", "transfer", &away.to_string()]);
+    while status(&c)["leader"] != away {
+        assert!(Instant::now() < end);
+    }
+    assert_eq!(c.ok(&["ls", "/"]), b"after/\nd/\n");
+}
+
+#[test]
 fn rot_on_one_store_and_a_damaged_log_on_another_are_found_and_the_third_answers() {
     use std::os::unix::fs::FileExt;
     let mut c = Running::start(1, 3);

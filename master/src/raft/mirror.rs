@@ -102,7 +102,7 @@ impl Mirror {
         }
     }
 
-    /// It is durable that entries from this index on are none any more.
+    /// It is durable that entries from this index on are none any more: no two segments hold the same.
     pub fn holds_none_from(&mut self, first: u64) {
         for held in &mut self.segments {
             held.last = held.last.min(first.saturating_sub(1));
@@ -116,15 +116,15 @@ impl Mirror {
         Some(oldest)
     }
 
-    /// Lets some of the entries go that are committed and not of the last segments.
+    /// Lets some of the entries go that are not of the last segments, but none from the last committed one on: what is not
+    /// committed may be truncated, and then that is where the log ends.
     pub fn forget(&mut self, come: usize) {
         let Some(at) = self.segments.len().checked_sub(SEGMENTS_IN_MEMORY + 1) else { return };
         let old = self.segments.range(..=at).map(|held| held.last).max().unwrap_or(0);
-        let old = old.min(self.committed.map_or(0, |id| id.index));
+        let old = old.min(self.committed.map_or(0, |id| id.index.saturating_sub(1)));
         for _ in 0..come.saturating_mul(FORGET_AT_ONCE) {
-            // The last entry of all tells where the log ends.
             match self.entries.first_key_value() {
-                Some((index, _)) if *index <= old && self.entries.len() > 1 => self.entries.pop_first(),
+                Some((index, _)) if *index <= old => self.entries.pop_first(),
                 _ => return,
             };
         }
@@ -135,15 +135,8 @@ impl Mirror {
         if self.entries.first_key_value().is_none_or(|(first, _)| *first <= index) {
             return Place::Memory;
         }
-        // What was truncated is in an older segment than what has come in its place.
-        let mut until = u64::MAX;
-        for held in self.segments.iter().rev() {
-            if (held.first..=held.last).contains(&index) {
-                return Place::Segment { sequence: held.sequence, until: until.min(held.last + 1) };
-            }
-            until = until.min(held.first);
-        }
-        Place::Memory
+        let held = self.segments.iter().find(|held| held.first <= held.last && index <= held.last);
+        held.map_or(Place::Memory, |held| Place::Segment { sequence: held.sequence, until: held.last + 1 })
     }
 
     /// How many bytes of the log hold entries after this index.

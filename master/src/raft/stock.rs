@@ -7,6 +7,7 @@ use super::room::Room;
 use super::segment::SEGMENT_BYTES;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 /// Old segments that are kept to be taken again, at most.
@@ -87,7 +88,9 @@ impl Stock {
         if self.len() > 0 {
             return Ok(());
         }
-        let path = self.dir.join("new.spare");
+        // A log that was closed in this process may be making one still: each has a name of its own.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let path = self.dir.join(format!("new-{}.spare", NUMBER.fetch_add(1, Ordering::Relaxed)));
         if let Err(error) = self.room.has(SEGMENT_BYTES).and_then(|()| zero(&path)) {
             // What there is of it takes room from others.
             let _ = std::fs::remove_file(&path);
