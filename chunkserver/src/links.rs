@@ -62,6 +62,7 @@ async fn run(shard: Rc<Shard>, to: StoreId, class: Class, queue: Rc<Queue>) {
                 let Some(sock) = dial_anew(&shard, to).await else {
                     queue.close();
                     forget(&shard, to, class, &queue);
+                    shard.lost.borrow_mut().insert((to, class));
                     // Once more, for what was queued meanwhile.
                     return shard.feed(Input::PeerLost { peer: to });
                 };
@@ -69,7 +70,8 @@ async fn run(shard: Rc<Shard>, to: StoreId, class: Class, queue: Rc<Queue>) {
                 sock
             }
         };
-        if mended {
+        // What was queued for it before this connection was begun may be lost, too.
+        if shard.lost.borrow_mut().remove(&(to, class)) || mended {
             shard.feed(Input::PeerReset { peer: to });
         }
         carry(&sock, &queue).await;

@@ -17,7 +17,7 @@ use common::wire::{self, ChunkConfig, Message, StoreInfo};
 use common::{ChunkHandle, ClusterId, Epoch, Refusal, SessionId, StoreId, Time};
 use common_net::here;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -110,6 +110,8 @@ pub struct Shard {
     pub conns: RefCell<HashMap<ConnId, Rc<Queue>>>,
     next_conn: Cell<ConnId>,
     pub links: RefCell<BTreeMap<(StoreId, Class), Rc<Queue>>>,
+    /// Those that could not be made when that was last tried: what was queued for them is lost.
+    pub lost: RefCell<BTreeSet<(StoreId, Class)>>,
     pub table: RefCell<HashMap<StoreId, SocketAddr>>,
     /// The table has come anew.
     pub table_told: Notify,
@@ -216,6 +218,7 @@ async fn run(
         conns: RefCell::default(),
         next_conn: Cell::new(1),
         links: RefCell::default(),
+        lost: RefCell::default(),
         table: RefCell::default(),
         table_told: Notify::new(),
         disk_ops: RefCell::default(),

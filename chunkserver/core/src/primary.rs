@@ -457,8 +457,14 @@ impl Node {
     /// From now on members of a chunk that this store leads owe an answer.
     pub(crate) fn await_answers(&mut self, handle: ChunkHandle) {
         self.busy.insert(handle);
-        let one_is_lost = self.chunks[&handle].config().members.iter().any(|m| self.lost.contains(m));
-        let wait = if one_is_lost { 0 } else { APPLY_TIMEOUT_MS };
+        let chunk = &self.chunks[&handle];
+        let one_is_lost = chunk.config().members.iter().any(|m| self.lost.contains(m));
+        let takes_over = chunk.lead.as_ref().is_some_and(|lead| !matches!(lead.phase, Phase::Serving));
+        let wait = match (one_is_lost, takes_over) {
+            (true, _) => 0,
+            (false, true) => ASK_AGAIN_MS,
+            (false, false) => APPLY_TIMEOUT_MS,
+        };
         self.timer(self.now + Span::from_ms(wait), Timer::Answers(handle));
     }
 
@@ -490,7 +496,15 @@ impl Node {
         let mut late: Vec<StoreId> = others().filter(|m| is_late(m) && overdue(m)).collect();
         let next = others().filter(is_late).map(|m| late_at(&m)).min().unwrap_or(late_at(&me));
         if late.is_empty() && now < next {
-            return self.timer(next, Timer::Answers(handle));
+            let mut again = next;
+            if !matches!(lead.phase, Phase::Serving) {
+                // A member that was started anew meanwhile, or knows this store's old address, may have answered to nobody.
+                for member in others().filter(is_late).collect::<Vec<_>>() {
+                    self.takeover_again(handle, member, out);
+                }
+                again = next.min(now + Span::from_ms(ASK_AGAIN_MS));
+            }
+            return self.timer(again, Timer::Answers(handle));
         }
         if !late.is_empty() && matches!(lead.phase, Phase::Serving) {
             late.extend(self.without_a_sign(handle, &late, out));
