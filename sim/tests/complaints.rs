@@ -16,15 +16,13 @@ const SPAN_MS: u64 = 3000;
 /// How often masters that refused are asked again, in milliseconds; as in the primary.
 const AGAIN_MS: u64 = 100;
 
+fn config(handle: ChunkHandle, epoch: Epoch) -> ChunkConfig {
+    let members = [StoreId(1)].into_iter().chain(MEMBERS).collect();
+    ChunkConfig { handle, epoch, primary: StoreId(1), members, sealed: None, wait_ms: 0 }
+}
+
 fn write(seq: u64, handle: ChunkHandle) -> Input {
-    let config = ChunkConfig {
-        handle,
-        epoch: Epoch::first(0),
-        primary: StoreId(1),
-        members: [StoreId(1)].into_iter().chain(MEMBERS).collect(),
-        sealed: None,
-        wait_ms: 0,
-    };
+    let config = config(handle, Epoch::first(0));
     let data = vec![7; 512];
     let msg = ClientChunk::Write {
         request: RequestId { client: ClientId(9), seq },
@@ -50,6 +48,16 @@ fn run(writes: u64, member: impl FnMut(StoreId, Peer) -> Option<Peer>) -> (Vec<S
 fn run_chunks(
     chunks: u64,
     writes: u64,
+    member: impl FnMut(StoreId, Peer) -> Option<Peer>,
+) -> (Vec<(u64, StoreId)>, usize) {
+    run_told(chunks, writes, vec![], member)
+}
+
+/// As `run_chunks`; the store is told these things at these times, in milliseconds.
+fn run_told(
+    chunks: u64,
+    writes: u64,
+    mut told: Vec<(u64, Input)>,
     mut member: impl FnMut(StoreId, Peer) -> Option<Peer>,
 ) -> (Vec<(u64, StoreId)>, usize) {
     let config = small_store(77, 1);
@@ -63,6 +71,7 @@ fn run_chunks(
             seq += 1;
             inputs.push(write(seq, ChunkHandle(1 + seq % chunks)));
         }
+        inputs.extend(told.pop_if(|(at, _)| now.0 / 1_000_000 >= *at).map(|(_, input)| input));
         let input = inputs.pop().unwrap_or(Input::Wake);
         let mut out = vec![];
         node.step(now, input, &mut out);
@@ -190,4 +199,20 @@ fn who_has_no_room_just_now_is_sent_it_again_until_it_has() {
     });
     assert!(told.is_empty(), "{told:?} were accused");
     assert_eq!((refused, written), (REFUSALS, 10));
+}
+
+/// It answers for other chunks, so that it is busy, not silent; and it hears of the new epoch each time.
+#[test]
+fn whose_answer_to_a_new_epoch_is_lost_is_asked_again_soon() {
+    let handle = ChunkHandle(1);
+    let next = config(handle, Epoch::first(0).next());
+    let told = vec![(SPAN_MS / 2, Input::Master { handle, answer: Ok(next) })];
+    let mut asked = 0;
+    let (accused, _) = run_told(2, ALWAYS, told, |to, msg| {
+        asked += u64::from(to == MEMBERS[1] && matches!(msg, Peer::NewEpoch { .. }));
+        acknowledged(msg)
+    });
+    assert!(accused.is_empty(), "{accused:?} were accused");
+    let (least, most) = (SPAN_MS / 2 / AGAIN_MS - 3, SPAN_MS / 2 / AGAIN_MS + 1);
+    assert!((least..=most).contains(&asked), "asked {asked} times");
 }
