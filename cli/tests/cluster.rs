@@ -1,50 +1,28 @@
 //! A cluster of real processes: files in and out, bad
-//! configurations, a master that restarts and keeps its vote back.
+//! configurations, what servers and clients do for each other.
+
+mod running;
 
 use client::{Client, Config};
-use common::wire::client_master::{MasterReply, MasterRequest};
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
 use common::wire::{self, Caller, Hello};
 use common::{ClusterId, Code, StoreId};
-use common_net::Conn;
-use ops::cluster::{ClientFile, Cluster, Spec};
+use ops::cluster::{Cluster, Spec};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use running::{Running, cairn};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-fn cairn() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_cairn"))
-}
-
-struct Running {
-    cluster: Cluster,
-    runtime: tokio::runtime::Runtime,
-    client: Client,
-    dir: TempDir,
-}
-
 impl Running {
-    fn start(masters: u32, chunkservers: u32) -> Running {
-        Running::start_with(masters, chunkservers, "")
-    }
-
-    /// With more lines in the chunkservers' configuration.
-    fn start_with(masters: u32, chunkservers: u32, lines: &str) -> Running {
-        let dir = TempDir::new().unwrap();
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let mut spec = Spec::small(masters, chunkservers);
-        spec.chunkserver_extra += lines;
-        let mut cluster = Cluster::open(&dir.path().join("c"), &spec, &cairn()).unwrap();
-        cluster.start_all().unwrap();
-        let client = runtime.block_on(cluster.healthy()).unwrap();
-        Running { cluster, runtime, client, dir }
+    /// Where a test may keep files; gone with it.
+    fn scratch(&self) -> &Path {
+        self.cluster.dir().parent().expect("it was made below one")
     }
 
     /// Has a server stop in order.
@@ -68,16 +46,6 @@ impl Running {
             assert!(Instant::now() < end, "no copy is in the log of {name}");
             std::thread::sleep(Duration::from_millis(20));
         }
-    }
-
-    fn cairn<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Output {
-        Command::new(cairn()).arg("--cluster").arg(self.cluster.dir()).args(args).output().unwrap()
-    }
-
-    fn ok<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Vec<u8> {
-        let out = self.cairn(args);
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        out.stdout
     }
 }
 
@@ -126,7 +94,7 @@ fn tree(root: &Path) -> Vec<Found> {
 #[test]
 fn trees_of_strange_names_come_back_as_they_went() {
     let c = Running::start(3, 4);
-    let from = c.dir.path().join("from");
+    let from = c.scratch().join("from");
     std::fs::create_dir(&from).unwrap();
     let name = |bytes: &[u8]| from.join(std::ffi::OsStr::from_bytes(bytes));
     std::fs::write(name(b"empty"), b"").unwrap();
@@ -145,7 +113,7 @@ fn trees_of_strange_names_come_back_as_they_went() {
     let time = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
     std::fs::File::open(name(b"one")).unwrap().set_modified(time).unwrap();
     c.ok(&["put".as_ref(), "-r".as_ref(), from.as_os_str(), "/t".as_ref()]);
-    let to = c.dir.path().join("to");
+    let to = c.scratch().join("to");
     c.ok(&["get".as_ref(), "-r".as_ref(), "/t".as_ref(), to.as_os_str()]);
     assert_eq!(tree(&from), tree(&to));
     // All chunks have three replicas on three racks.
@@ -201,7 +169,7 @@ fn a_chunk_is_explained_and_maintenance_says_whether_it_is_safe() {
 #[test]
 fn a_quota_holds_for_all_that_is_below_and_du_is_counted_as_it_changes() {
     let c = Running::start(1, 3);
-    let from = c.dir.path().join("from");
+    let from = c.scratch().join("from");
     std::fs::write(&from, random(3 << 20, 1)).unwrap();
     c.ok(&["mkdir", "-p", "/q/sub"]);
     c.ok(&["admin", "quota", "/q", "--bytes", "8MiB"]);
@@ -300,7 +268,7 @@ fn stores_that_never_come_back_are_given_up() {
 #[test]
 fn a_snapshot_stays_as_it_was_through_writes_and_restarts() {
     let mut c = Running::start(3, 4);
-    let from = c.dir.path().join("from");
+    let from = c.scratch().join("from");
     std::fs::create_dir_all(from.join("sub")).unwrap();
     std::fs::write(from.join("sub/large"), random(3_000_000, 1)).unwrap();
     std::fs::write(from.join("small"), b"small").unwrap();
@@ -309,7 +277,7 @@ fn a_snapshot_stays_as_it_was_through_writes_and_restarts() {
     let taken: serde_json::Value =
         serde_json::from_slice(&c.ok(&["--json", "snapshot", "create", "/t", "s"])).unwrap();
     assert_eq!(taken["seen_as"], "/t/.snapshot/s");
-    let before = c.dir.path().join("before");
+    let before = c.scratch().join("before");
     c.ok(&["get".as_ref(), "-r".as_ref(), "/t/.snapshot/s".as_ref(), before.as_os_str()]);
     assert_eq!(std::fs::read(before.join("log")).unwrap(), b"one\n");
     // Everything changes: appended to, written over in place and as a whole, cut, moved, deleted.
@@ -320,7 +288,7 @@ fn a_snapshot_stays_as_it_was_through_writes_and_restarts() {
     c.ok(&["rm", "/t/small"]);
     c.ok(&["admin", "empty-trash"]);
     let again = |c: &Running, name: &str| {
-        let to = c.dir.path().join(name);
+        let to = c.scratch().join(name);
         c.ok(&["get".as_ref(), "-r".as_ref(), "/t/.snapshot/s".as_ref(), to.as_os_str()]);
         assert_eq!(tree(&before), tree(&to), "{name}");
     };
@@ -492,8 +460,8 @@ fn callers_that_do_not_belong_get_a_reason() {
 fn a_member_that_was_away_gets_what_it_missed() {
     let mut c = Running::start(1, 3);
     let old = random(6_000_000, 31);
-    std::fs::write(c.dir.path().join("old"), &old).unwrap();
-    c.ok(&["put", c.dir.path().join("old").to_str().unwrap(), "/f"]);
+    std::fs::write(c.scratch().join("old"), &old).unwrap();
+    c.ok(&["put", c.scratch().join("old").to_str().unwrap(), "/f"]);
     let members = |c: &Running| {
         let attr = c.runtime.block_on(c.client.lookup(b"/f")).unwrap();
         let layout = c.runtime.block_on(c.client.layout(attr.file)).unwrap();
@@ -785,132 +753,6 @@ fn two_servers_cannot_share_a_directory() {
 }
 
 #[test]
-fn a_master_that_restarts_answers_no_vote_for_a_while() {
-    let mut c = Running::start(3, 3);
-    let file: ClientFile = c.cluster.client_file().unwrap();
-    let cluster = ClusterId(u64::from_str_radix(&file.cluster, 16).unwrap());
-    c.cluster.kill("m3").unwrap();
-    c.cluster.start("m3").unwrap();
-    let began = Instant::now();
-    let vote = openraft_vote();
-    let answers = c.runtime.block_on(async {
-        let mut answers = vec![];
-        while began.elapsed() < Duration::from_millis(1500) {
-            let dialled = common_net::Conn::dial(
-                &file.masters[2],
-                Caller::Master(9),
-                cluster,
-                Duration::from_millis(100),
-            )
-            .await;
-            if let Ok(conn) = dialled {
-                let asked = Instant::now();
-                let answer = conn
-                    .call::<_, master::raft::network::Answer>(
-                        &master::raft::network::Call::PreVote,
-                        0,
-                        vec![vote.clone().into()],
-                        Duration::from_millis(500),
-                    )
-                    .await;
-                answers.push((asked.duration_since(began), answer.is_ok()));
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        answers
-    });
-    let first =
-        answers.iter().find(|(_, answered)| *answered).map(|(at, _)| *at).expect("it votes in the end");
-    let refused = answers.iter().filter(|(_, answered)| !answered).count();
-    println!("{refused} refused, first answer after {first:?}");
-    assert!(refused > 0);
-    assert!(first >= Duration::from_millis(common::limits::ELECTION_MS_MAX), "{first:?}");
-}
-
-/// A request for a vote in a term far ahead, as openraft encodes it.
-fn openraft_vote() -> Vec<u8> {
-    let request =
-        openraft::raft::VoteRequest::<master::raft::TypeConfig>::new(openraft::Vote::new(99, 2), None);
-    bincode::serde::encode_to_vec(&request, bincode::config::standard()).unwrap()
-}
-
-#[test]
-fn masters_are_added_and_removed_while_running_and_catch_up_by_snapshot() {
-    let mut c = Running::start(1, 3);
-    let home = c.cluster.dir().join("m2");
-    std::fs::create_dir(&home).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let file = c.cluster.client_file().unwrap();
-    let text = format!(
-        "id = 2\ncluster = \"{}\"\nlisten = \"{port}\"\ndir = {:?}\n",
-        file.cluster,
-        home.join("data")
-    );
-    std::fs::write(home.join("config.toml"), text).unwrap();
-    c.cluster.start("m2").unwrap();
-    c.ok(&["mkdir", "/before"]);
-    c.ok(&["admin", "master", "add", "2", &port.to_string()]);
-    c.ok(&["mkdir", "/after"]);
-    let status: serde_json::Value = serde_json::from_slice(&c.ok(&["--json", "admin", "status"])).unwrap();
-    assert_eq!(status["masters"].as_array().unwrap().len(), 2);
-    c.ok(&["admin", "master", "transfer", "2"]);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let status: serde_json::Value =
-            serde_json::from_slice(&c.ok(&["--json", "admin", "status"])).unwrap();
-        if status["leader"] == 2 {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{status}");
-    }
-    assert_eq!(c.ok(&["ls", "/"]), b"after/\nbefore/\n");
-    c.ok(&["admin", "master", "remove", "1"]);
-    c.ok(&["mkdir", "/alone"]);
-    assert_eq!(c.ok(&["ls", "/"]), b"after/\nalone/\nbefore/\n");
-}
-
-#[test]
-fn a_master_that_was_away_for_longer_than_the_log_reaches_back_gets_an_image_and_can_lead() {
-    let mut c = Running::start(3, 3);
-    let status = |c: &Running| -> serde_json::Value {
-        serde_json::from_slice(&c.ok(&["--json", "admin", "status"])).unwrap()
-    };
-    c.ok(&["mkdir", "/d"]);
-    let leader = status(&c)["leader"].as_u64().unwrap();
-    let away = leader % 3 + 1;
-    c.cluster.kill(&format!("m{away}")).unwrap();
-    // Long entries: the log becomes long soon, and the state does not.
-    let first = |id: u64| c.cluster.dir().join(format!("m{id}/data/log/000000000001.log"));
-    let end = Instant::now() + Duration::from_secs(120);
-    let mut number = 0u32;
-    while first(leader).exists() {
-        assert!(Instant::now() < end, "the log is given up nowhere after {number} entries");
-        let values: Vec<Vec<u8>> = (number..number + 64).map(|n| n.to_le_bytes().repeat(8 * 1024)).collect();
-        number += 64;
-        let set = values.iter().map(|value| c.client.set_xattr(b"/d".to_vec(), b"user.a", Some(value), None));
-        c.runtime.block_on(futures::future::try_join_all(set)).unwrap();
-    }
-    c.ok(&["mkdir", "/after"]);
-    c.cluster.start(&format!("m{away}")).unwrap();
-    loop {
-        let all = status(&c);
-        let it = &all["masters"].as_array().unwrap().iter().find(|m| m["id"] == away).unwrap().clone();
-        let of_leader = all["masters"].as_array().unwrap().iter().find(|m| m["id"] == leader).unwrap();
-        if it["applied"].is_u64() && it["applied"] == of_leader["applied"] {
-            assert_eq!(all["digests_agree"], true);
-            assert!(it["snapshot"].as_u64().unwrap() > 64, "it got an image: {all}");
-            break;
-        }
-        assert!(Instant::now() < end, "{all}");
-    }
-    c.ok(&["admin", "master", "transfer", &away.to_string()]);
-    while status(&c)["leader"] != away {
-        assert!(Instant::now() < end);
-    }
-    assert_eq!(c.ok(&["ls", "/"]), b"after/\nd/\n");
-}
-
-#[test]
 fn rot_on_one_store_and_a_damaged_log_on_another_are_found_and_the_third_answers() {
     use std::os::unix::fs::FileExt;
     let mut c = Running::start(1, 3);
@@ -960,7 +802,7 @@ fn rot_on_one_store_and_a_damaged_log_on_another_are_found_and_the_third_answers
     };
     assert!(told.contains("case D"), "{told}");
     for _ in 0..6 {
-        let out = c.dir.path().join("out");
+        let out = c.scratch().join("out");
         c.ok(&["get".as_ref(), "/f".as_ref(), out.as_os_str()]);
         assert!(std::fs::read(&out).unwrap() == data);
     }
@@ -972,34 +814,5 @@ fn rot_on_one_store_and_a_damaged_log_on_another_are_found_and_the_third_answers
             got.len(),
             String::from_utf8_lossy(&c.ok(&["admin", "chunks", &format!("/small-{i}")]))
         );
-    }
-}
-
-#[test]
-fn a_leader_that_was_away_does_not_answer_from_what_it_knew() {
-    let r = Running::start(3, 1);
-    let file = r.cluster.client_file().unwrap();
-    let cluster = ClusterId(u64::from_str_radix(&file.cluster, 16).unwrap());
-    let leader = r.runtime.block_on(r.client.status()).unwrap().leader.unwrap();
-    let addr = &file.masters[leader as usize - 1];
-    let limit = Duration::from_secs(5);
-    let conns: Vec<Conn> = (0..32)
-        .map(|_| r.runtime.block_on(Conn::dial(addr, Caller::Client, cluster, limit)).unwrap())
-        .collect();
-    let pid = r.cluster.pid(&format!("m{leader}")).unwrap();
-    ops::cluster::signal(pid, "STOP").unwrap();
-    r.runtime.block_on(r.client.create(b"/new", true)).unwrap();
-    // These wait in its sockets when it goes on, before it hears that another one leads.
-    let request = MasterRequest::Stat { path: b"/new".to_vec() };
-    let asked: Vec<_> =
-        conns.iter().map(|conn| r.runtime.block_on(conn.send(&request, 0, vec![])).unwrap()).collect();
-    std::thread::sleep(Duration::from_millis(100));
-    ops::cluster::signal(pid, "CONT").unwrap();
-    for (conn, answer) in conns.iter().zip(asked) {
-        match r.runtime.block_on(conn.answer::<MasterReply>(answer, limit)).map(|(reply, _)| reply) {
-            Ok(MasterReply::Attr(_)) | Err(_) => {}
-            Ok(MasterReply::Refused { code: Code::NotLeader | Code::Unavailable, .. }) => {}
-            Ok(other) => panic!("it was made before this was asked: {other:?}"),
-        }
     }
 }

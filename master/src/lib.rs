@@ -59,7 +59,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let cluster = config.cluster_id();
     let acknowledged = Arc::new(Acknowledged::default());
     let (hung, segments) = (log.hung(), log.clone());
-    let compacted = log.clone();
     let spares = Arc::new(Spares::new(hung.clone()));
     let network =
         Network { id: config.id, cluster, acknowledged: acknowledged.clone(), spares: spares.clone() };
@@ -78,7 +77,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     });
     tokio::spawn(common_net::serve(listener, cluster, Arc::new(rpc::Door(rpc.clone()))));
     tokio::spawn(handover::watch(leader.clone(), hung, config.time_scale));
-    tokio::spawn(raft::compaction::run(raft.clone(), compacted, room.clone()));
+    tokio::spawn(raft::compaction::run(raft.clone(), segments.clone(), room.clone()));
     tokio::spawn(handover::watch_room(leader.clone(), room, segments));
     tokio::spawn(steward::run(leader.clone(), steward::from(rpc)));
     // The lowest id founds a new cluster; the others wait to be told.

@@ -173,7 +173,7 @@ impl Images {
             }
         }
         let images = Images { room, current: Mutex::default(), next: AtomicU64::new(0) };
-        let path = images.place();
+        let path = images.room.place();
         let held = match File::open(&path) {
             Ok(file) => {
                 let image = Image { file: Arc::new(file), aside: None };
@@ -186,10 +186,6 @@ impl Images {
             Err(error) => anyhow::bail!("open {}: {error}", path.display()),
         };
         Ok((Arc::new(images), held))
-    }
-
-    fn place(&self) -> PathBuf {
-        self.room.place()
     }
 
     /// The last one.
@@ -228,7 +224,7 @@ impl Images {
     }
 
     fn rename(&self, from: &Path) -> io::Result<()> {
-        std::fs::rename(from, self.place())?;
+        std::fs::rename(from, self.room.place())?;
         File::open(self.room.dir())?.sync_all()
     }
 

@@ -38,6 +38,7 @@ const GROUP_BYTES: usize = 1024 * 1024;
 const READ_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Requests that wait for the writer.
 const QUEUE: usize = 4096;
+
 enum Done {
     Flushed(IOFlushed<TypeConfig>),
     Told(tokio::sync::oneshot::Sender<io::Result<()>>),
