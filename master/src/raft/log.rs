@@ -456,11 +456,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
         let mut all = vec![];
         while from < to {
             let mut some = self.some_entries(from, to, usize::MAX).await?;
-            let (Some(first), Some(last)) = (some.first(), some.last()) else { break };
-            if first.log_id.index > from {
+            if !self.holds(from) {
                 // Those before were purged meanwhile; there are no gaps in a log.
                 all.clear();
             }
+            let Some(last) = some.last() else { break };
             from = last.log_id.index + 1;
             all.append(&mut some);
         }
