@@ -19,7 +19,8 @@ use raft::room::Room;
 use raft::spare::Spares;
 use raft::state_machine::StateMachine;
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,10 +52,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(&config.listen).await;
     let listener = listener.with_context(|| format!("bind {}; is the port in use?", config.listen))?;
     let room = Room::open(&config.dir.join("snapshot")).context("take room for an image")?;
-    let log =
-        LogStore::open(&config.dir.join("log"), config.id, room.clone()).context("open the Raft log")?;
+    // Both take seconds where there are millions of files, and neither needs the other.
+    let opening = room.clone();
+    let state_machine = std::thread::spawn(move || StateMachine::open(opening));
+    let log = LogStore::open(&config.dir.join("log"), config.id, room.clone()).context("open the Raft log");
+    let state_machine = state_machine.join().expect("it does not panic").context("open the last image")?;
+    let log = log?;
     let is_new = log.is_new();
-    let state_machine = StateMachine::open(room.clone()).context("open the last image")?;
     let (state, images) = (state_machine.shared(), state_machine.images());
     let cluster = config.cluster_id();
     let acknowledged = Arc::new(Acknowledged::default());
@@ -102,11 +106,16 @@ fn check_identity(config: &Config) -> anyhow::Result<()> {
     match std::fs::read_to_string(&path) {
         Ok(found) if found == mine => Ok(()),
         Ok(found) => bail!("{} belongs to another: {}", config.dir.display(), found.replace('\n', " ")),
-        Err(_) => {
-            std::fs::write(&path, mine)?;
-            std::fs::File::open(&path)?.sync_all()?;
-            Ok(())
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            // Whole or not at all: half of it would belong to another.
+            let aside = config.dir.join("identity.tmp");
+            let mut file = File::create(&aside)?;
+            file.write_all(mine.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&aside, &path)?;
+            Ok(File::open(&config.dir)?.sync_all()?)
         }
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
 }
 

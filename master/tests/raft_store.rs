@@ -167,6 +167,9 @@ impl Expected {
     }
 
     async fn check(&mut self, log: &mut LogStore, rng: &mut StdRng) {
+        let last = self.entries.last_key_value().map(|(_, entry)| entry.log_id);
+        let state = log.get_log_state().await.unwrap();
+        assert_eq!(state.last_log_id, last.or(state.last_purged_log_id), "the last entry");
         let from = rng.random_range(self.purged.saturating_sub(3)..=self.end() + 1);
         let to = rng.random_range(from..=(from + 2 * IN_SEGMENT).min(self.end() + 2));
         let want: Vec<RaftEntry> = self.entries.range(from..to).map(|(_, entry)| entry.clone()).collect();

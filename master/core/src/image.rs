@@ -15,6 +15,7 @@ use common::wire::client_master::{Policy, Quota};
 use common::{ChunkHandle, ClientId, Code, Epoch, FileId, Lockable, ServerId, SessionId, StoreId};
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Versions of the encoding, newest first.
@@ -183,6 +184,14 @@ impl Metadata {
         let mut state = Metadata::new();
         state.tree.inodes = Packed::new();
         let mut headed = false;
+        // Policies that inodes name, of any tree. Those of snapshots are told by how they differ, so this is not as much
+        // as all trees together.
+        let mut policies = BTreeSet::new();
+        let mut name_policy = |inode: &Inode| {
+            if let Body::File(_) = inode.body {
+                policies.insert(inode.policy);
+            }
+        };
         // The snapshot whose tree is being read.
         let mut latest: Option<u64> = None;
         for part in parts {
@@ -192,7 +201,10 @@ impl Metadata {
                     headed = true;
                     state.restore_head(head);
                 }
-                Part::Inodes(list) => state.tree.inodes.extend(list),
+                Part::Inodes(list) => {
+                    list.iter().for_each(|(_, inode)| name_policy(inode));
+                    state.tree.inodes.extend(list);
+                }
                 Part::Dentries(list) => {
                     let named =
                         list.into_iter().map(|((parent, name), child)| ((parent, Name::new(&name)), child));
@@ -233,6 +245,7 @@ impl Metadata {
                 Part::OtherInodes(list) => {
                     let inodes = &mut state.tree_of(latest)?.inodes;
                     for (id, inode) in list {
+                        inode.iter().for_each(&mut name_policy);
                         match inode {
                             Some(inode) => inodes.insert(id, inode),
                             None => inodes.remove(&id),
@@ -264,12 +277,8 @@ impl Metadata {
             }
         }
         // What is interned comes after what names it.
-        let is_file = |inode: &Inode| matches!(inode.body, Body::File(_));
-        let policy_is_there =
-            |inode: &Inode| !is_file(inode) || state.file_policies.contains_key(&inode.policy);
-        let trees = || state.snapshots.values().map(|s| &s.tree).chain([&state.tree]);
         let sound = state.chunks.values().all(|c| state.sets.contains_key(&c.set))
-            && trees().all(|tree| tree.inodes.values().all(policy_is_there));
+            && policies.iter().all(|policy| state.file_policies.contains_key(policy));
         if !headed || !sound {
             return Err(Code::BadBody);
         }

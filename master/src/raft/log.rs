@@ -10,11 +10,11 @@
 
 use super::direct::{Aligned, BLOCK};
 use super::hung::Hung;
-use super::mirror::{Mirror, Place, take};
+use super::mirror::{Mirror, Place, SEGMENTS_IN_MEMORY, take};
 use super::room::Room;
 use super::segment::{
-    COMMITTED, ENTRY, HEADER_BYTES, MAGIC, MAGIC_V1, PURGE, SEGMENT_BYTES, TRUNCATE, VOTE, open_segment,
-    push_record, replay,
+    COMMITTED, ENTRY, HEADER_BYTES, MAGIC, MAGIC_V1, PURGE, SEGMENT_BYTES, TRUNCATE, VOTE, What,
+    open_segment, push_record, replay,
 };
 use super::stock::Stock;
 use super::{LogId, RaftEntry, TypeConfig, Vote, segment, to_bytes};
@@ -107,7 +107,6 @@ impl LogStore {
         if let Err(error) = common_net::disk::overwrite_in_place(dir) {
             tracing::warn!(%error, path = %dir.display(), "changes will be slow");
         }
-        let mut mirror = Mirror::default();
         let mut found = vec![];
         for entry in std::fs::read_dir(dir)? {
             let path = entry?.path();
@@ -118,32 +117,15 @@ impl LogStore {
             }
         }
         found.sort();
-        let mut segment = None;
-        let (mut group, mut offset) = (0, SEGMENT_BYTES);
-        let last = found.len().saturating_sub(1);
-        for (i, (sequence, path)) in found.into_iter().enumerate() {
-            let bytes = std::fs::read(&path)?;
-            if bytes.starts_with(&MAGIC_V1.to_le_bytes()) {
-                anyhow::bail!(
-                    "segment {} of the Raft log is of an earlier version; make the cluster anew with this build",
-                    path.display()
-                );
-            }
-            mirror.begin_segment(sequence);
-            let (next, end) = replay(&bytes, sequence, group, &mut mirror)?;
-            mirror.written(end);
-            mirror.forget(usize::MAX);
-            if end == 0 && i < last {
-                anyhow::bail!(
-                    "segment {} of the Raft log is damaged; remove this master and add an empty one",
-                    path.display()
-                );
-            }
-            (group, offset) = (next, end);
-            if i == last {
-                segment = Some(Segment { sequence, file: open_segment(&path)? });
-            }
-        }
+        let Replayed { mirror, group, offset } = match replay_all(&found, SEGMENTS_IN_MEMORY)? {
+            few if few.mirror.has_what_is_needed() => few,
+            // More than that is not committed.
+            _ => replay_all(&found, usize::MAX)?,
+        };
+        let last = found
+            .last()
+            .map(|(sequence, path)| open_segment(path).map(|file| Segment { sequence: *sequence, file }));
+        let segment = last.transpose()?;
         let purged = mirror.purged.map_or(0, |id| id.index);
         let committed = mirror.committed;
         let end = mirror.state().last_log_id.map_or(0, |id| id.index);
@@ -287,6 +269,40 @@ impl LogStore {
     pub fn is_new(&self) -> bool {
         self.mirror.lock().expect("never poisoned").vote.is_none()
     }
+}
+
+/// What all segments say, and which group comes next, and where.
+struct Replayed {
+    mirror: Mirror,
+    group: u64,
+    offset: u64,
+}
+
+/// Reads all segments. The entries of the last few are in memory then; of others it is known where they are.
+fn replay_all(found: &[(u64, PathBuf)], in_memory: usize) -> anyhow::Result<Replayed> {
+    let mut all = Replayed { mirror: Mirror::default(), group: 0, offset: SEGMENT_BYTES };
+    for (i, (sequence, path)) in found.iter().enumerate() {
+        let follow = found.len() - 1 - i;
+        let bytes = std::fs::read(path)?;
+        if bytes.starts_with(&MAGIC_V1.to_le_bytes()) {
+            anyhow::bail!(
+                "segment {} of the Raft log is of an earlier version; make the cluster anew with this build",
+                path.display()
+            );
+        }
+        all.mirror.begin_segment(*sequence);
+        let what = if follow < in_memory { What::Entries } else { What::Places };
+        (all.group, all.offset) = replay(&bytes, *sequence, all.group, what, &mut all.mirror)?;
+        all.mirror.written(all.offset);
+        all.mirror.forget(usize::MAX);
+        if all.offset == 0 && follow > 0 {
+            anyhow::bail!(
+                "segment {} of the Raft log is damaged; remove this master and add an empty one",
+                path.display()
+            );
+        }
+    }
+    Ok(all)
 }
 
 /// The writer's thread: writes what is queued, as much as there is at a time.

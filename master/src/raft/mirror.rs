@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
 /// Entries stay in memory that are in one of so many last segments, and those that are not committed.
-const SEGMENTS_IN_MEMORY: usize = 2;
+pub(super) const SEGMENTS_IN_MEMORY: usize = 2;
 /// So many entries are let go for each that comes, at most: nobody waits for a whole segment of them.
 const FORGET_AT_ONCE: usize = 4;
 
@@ -137,6 +137,16 @@ impl Mirror {
         }
         let held = self.segments.iter().find(|held| held.first <= held.last && index <= held.last);
         held.map_or(Place::Memory, |held| Place::Segment { sequence: held.sequence, until: held.last + 1 })
+    }
+
+    /// Whether all entries are in memory that must be, from the last committed one on, though not all were put there.
+    pub fn has_what_is_needed(&self) -> bool {
+        let needed = self.committed.max(self.purged).map_or(0, |id| id.index);
+        let first = self.entries.first_key_value().map_or(u64::MAX, |(first, _)| *first);
+        let purged = self.purged.map_or(0, |id| id.index + 1);
+        self.segments
+            .iter()
+            .all(|held| held.first > held.last || held.last < purged || first <= needed.max(purged))
     }
 
     /// How many bytes of the log hold entries after this index.

@@ -122,10 +122,16 @@ pub(crate) fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
 
 /// And back; bounded, trailing bytes are refused.
 pub(crate) fn from_bytes<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    decode(bytes).filter(|(_, used)| *used == bytes.len()).map(|(value, _)| value)
+}
+
+/// The first field of something longer: of an entry, its log id.
+pub(crate) fn prefix_from_bytes<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    decode(bytes).map(|(value, _)| value)
+}
+
+fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<(T, usize)> {
     const LIMIT: usize = 64 * 1024 * 1024;
     let config = bincode::config::standard().with_limit::<LIMIT>();
-    match bincode::serde::decode_from_slice::<T, _>(bytes, config) {
-        Ok((value, used)) if used == bytes.len() => Some(value),
-        _ => None,
-    }
+    bincode::serde::decode_from_slice(bytes, config).ok()
 }

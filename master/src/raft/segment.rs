@@ -2,7 +2,7 @@
 
 use super::direct::BLOCK;
 use super::mirror::Mirror;
-use super::{RaftEntry, from_bytes};
+use super::{LogId, RaftEntry, from_bytes, prefix_from_bytes};
 use common::checksum::crc32c;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -33,8 +33,18 @@ pub(super) fn path(dir: &Path, sequence: u64) -> PathBuf {
 /// The entries of a segment, with their lengths in bytes. If it is written over meanwhile, those before that.
 pub(super) fn entries(dir: &Path, sequence: u64) -> io::Result<BTreeMap<u64, (RaftEntry, usize)>> {
     let mut mirror = Mirror::default();
-    replay(&std::fs::read(path(dir, sequence))?, sequence, 0, &mut mirror).map_err(io::Error::other)?;
+    replay(&std::fs::read(path(dir, sequence))?, sequence, 0, What::Entries, &mut mirror)
+        .map_err(io::Error::other)?;
     Ok(mirror.into_entries())
+}
+
+/// What is wanted of a segment's entries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    /// All of them.
+    Entries,
+    /// Which they are: most of a long log is only counted when it is opened.
+    Places,
 }
 
 /// Applies the groups of a segment; gives the next group's number and where it goes.
@@ -42,6 +52,7 @@ pub(super) fn replay(
     bytes: &[u8],
     sequence: u64,
     mut group: u64,
+    what: What,
     mirror: &mut Mirror,
 ) -> anyhow::Result<(u64, u64)> {
     let mut at = 0;
@@ -65,7 +76,7 @@ pub(super) fn replay(
         }
         first = false;
         group = u64_at(12) + 1;
-        apply_records(body, mirror)
+        apply_records(body, what, mirror)
             .ok_or_else(|| anyhow::anyhow!("a record of the Raft log cannot be decoded"))?;
         at += (HEADER_BYTES + len).next_multiple_of(BLOCK);
     }
@@ -84,7 +95,7 @@ fn follows(bytes: &[u8], sequence: u64, group: u64) -> bool {
     })
 }
 
-fn apply_records(mut body: &[u8], mirror: &mut Mirror) -> Option<()> {
+fn apply_records(mut body: &[u8], what: What, mirror: &mut Mirror) -> Option<()> {
     while !body.is_empty() {
         let (tag, rest) = body.split_first()?;
         let (len, rest) = rest.split_first_chunk::<4>()?;
@@ -95,10 +106,11 @@ fn apply_records(mut body: &[u8], mirror: &mut Mirror) -> Option<()> {
             VOTE => mirror.vote = Some(from_bytes(record)?),
             COMMITTED => mirror.committed = from_bytes(record)?,
             ENTRY => {
-                let entry: RaftEntry = from_bytes(record)?;
-                let index = entry.log_id.index;
-                mirror.insert(entry, len);
+                let LogId { index, .. } = prefix_from_bytes(record)?;
                 mirror.holds(index..=index);
+                if what == What::Entries {
+                    mirror.insert(from_bytes(record)?, len);
+                }
             }
             TRUNCATE => {
                 let first: u64 = from_bytes(record)?;
