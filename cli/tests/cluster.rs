@@ -294,6 +294,12 @@ fn a_snapshot_stays_as_it_was_through_writes_and_restarts() {
     };
     again(&c, "after");
     assert_eq!(c.ok(&["cat", "/t/log"]), b"one\ntwo\n");
+    // Of a file whose last chunk was forked the masters know what it is now: it is open, and can be cut.
+    let log = c.runtime.block_on(c.client.lookup(b"/t/log")).unwrap();
+    assert!(log.open.is_some(), "{log:?}");
+    c.ok(&["truncate", "/t/log", "5"]);
+    assert_eq!(c.ok(&["cat", "/t/log"]), b"one\nt");
+    again(&c, "cut");
     // Masters and stores find all of it again.
     for name in c.cluster.names().unwrap() {
         c.cluster.kill(&name).unwrap();

@@ -33,7 +33,7 @@ const SLOW_READ: Duration = Duration::from_millis(1000);
 /// So many more requests under way make one replica busier than another.
 const BUSIER: usize = 2;
 /// Between two tries, at first and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
+pub(crate) const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
 /// Where a write lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,6 +27,7 @@ pub use local::{Here, LARGE_BYTES, Uncached};
 pub use open::{Gathered, Moment, OpenFile};
 pub use posix::Changes;
 
+use chunk::RETRY;
 use client_core::Layout;
 use common::limits::{CHUNK_CLIENT_WINDOW, CLIENT_DEADLINE_MS, LIST_PAGE_MAX};
 use common::wire::StoreInfo;
@@ -401,6 +402,7 @@ impl Client {
 
     /// Cuts a file, or extends it with zeros.
     pub async fn truncate(&self, path: &[u8], length: u64) -> Result<()> {
+        let (deadline, mut pause) = (self.deadline(), RETRY.0);
         loop {
             let attr = self.lookup(path).await?;
             if let Some(handle) = attr.open {
@@ -408,8 +410,13 @@ impl Client {
             }
             match self.mutate(Mutation::Truncate { file: attr.file, length }).await {
                 // An appender opened a new chunk in between.
-                Err(Error::Refused(r)) if r.code == Code::BadArgument && r.about.contains("not sealed") => {
-                    continue;
+                Err(Error::Refused(r))
+                    if r.code == Code::BadArgument
+                        && r.about.contains("not sealed")
+                        && Instant::now() + pause < deadline =>
+                {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY.1);
                 }
                 done => return done.map(drop),
             }

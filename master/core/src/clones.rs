@@ -34,7 +34,7 @@ impl Metadata {
         file: FileId,
         at: u64,
     ) -> Answer<MasterReply> {
-        let of = if snapshot == 0 { of } else { self.as_of(snapshot, of) };
+        let of = self.as_of(snapshot, of);
         let chunk = self.chunks.get(&of).ok_or_else(|| Refusal::new(Code::NoSuchChunk, of))?;
         let (epoch, primary, members) = (chunk.epoch, chunk.primary, self.members_of(chunk).to_vec());
         self.takes_clone(file, at, chunk.length)?;

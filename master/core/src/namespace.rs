@@ -847,7 +847,7 @@ impl Metadata {
         let mut chunks = vec![];
         for (at, part) in file.parts()[from..to].iter().enumerate() {
             let index = from + at;
-            let handle = if number > 0 { self.as_of(number, part.handle) } else { part.handle };
+            let handle = self.as_of(number, part.handle);
             let mut info = self.info(&Part { handle, ..*part }, index, start)?;
             if number > 0 {
                 match open.filter(|_| index + 1 == count) {

@@ -263,7 +263,7 @@ impl Metadata {
         list
     }
 
-    /// A file of a snapshot was open when it was taken: its last chunk, as it is known now.
+    /// A file that is open, or was when a snapshot was taken: its last chunk there, as it is known now.
     pub(crate) fn open_in(&self, number: u64, inode: &Inode) -> Option<(ChunkHandle, &Chunk)> {
         let Body::File(file) = &inode.body else { return None };
         let last = file.parts().last().filter(|_| inode.open)?;
@@ -271,8 +271,12 @@ impl Metadata {
         Some((handle, self.chunks.get(&handle)?))
     }
 
-    /// Where the bytes are that a chunk had when a snapshot was taken.
+    /// Where the bytes are that a chunk had when a snapshot was taken; those that it has now, for number 0.
     pub fn as_of(&self, number: u64, handle: ChunkHandle) -> ChunkHandle {
+        if number == 0 {
+            // Forks are the snapshots'.
+            return handle;
+        }
         let later = self.forks.range((handle, number)..=(handle, u64::MAX)).next();
         later.map_or(handle, |(_, fork)| *fork)
     }

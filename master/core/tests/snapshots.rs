@@ -61,6 +61,7 @@ impl Model {
             }
         }
         self.next += 1;
+        d.mutate(Mutation::ReportLength { handle, length: self.next });
         self.bytes.insert(handle, self.next);
         self.live.insert(path.into(), Some(self.next));
     }
@@ -93,6 +94,10 @@ impl Model {
                 Some(bytes) => {
                     let handle = chunk_of(d, &path);
                     assert_eq!(self.bytes[&handle], *bytes, "seed {seed}: {path} is {handle}");
+                    if at.is_empty() {
+                        // What snapshots keep of it says nothing of the file itself. Each write makes it longer.
+                        assert_eq!((attr.open, attr.length), (Some(handle), *bytes), "seed {seed}: {path}");
+                    }
                 }
             }
         }

@@ -4,8 +4,9 @@
 use super::image::{Image, Images};
 use super::room::{self, Room};
 use super::{Applied, LogId, Membership, Snapshot, SnapshotMeta, TypeConfig};
+use common::wire::client_master::Mutation;
 use futures::{Stream, StreamExt};
-use master_core::Metadata;
+use master_core::{Command, Entry, Metadata};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use std::io;
@@ -16,7 +17,7 @@ pub type Shared = Arc<RwLock<Metadata>>;
 
 /// What found the disk full is tried again after this.
 const ROOM_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
-/// How nice who makes images is to who answers: some seconds more or less do not matter to it.
+/// How nice who makes images, or lets go of old ones, is to who answers: some seconds more or less do not matter to it.
 const NICE: i32 = 5;
 
 #[derive(Clone, Default)]
@@ -83,7 +84,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 EntryPayload::Blank => Applied(None),
                 EntryPayload::Normal(logged) => {
                     let mut state = self.state.write().expect("never poisoned");
-                    Applied(Some(state.apply(&logged.0)))
+                    let before = lets_go_of_much(&logged.0).then(|| state.clone());
+                    let applied = Applied(Some(state.apply(&logged.0)));
+                    drop(state);
+                    if let Some(before) = before {
+                        let_go(before);
+                    }
+                    applied
                 }
                 EntryPayload::Membership(membership) => {
                     self.position.membership = Membership::new(Some(entry.log_id), membership);
@@ -159,12 +166,32 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     }
 }
 
+/// Whether applying it may let go of as much as the whole state is. All other commands do so in bounded steps.
+fn lets_go_of_much(entry: &Entry) -> bool {
+    matches!(entry.command, Command::Mutate { mutation: Mutation::DeleteSnapshot { .. }, .. })
+}
+
+/// Lets go of what only this one still has. Millions of names take a second: nobody waits for it.
+fn let_go(state: Metadata) {
+    let state = Box::new(state);
+    // If there is no thread to be had it is done here.
+    let _ = std::thread::Builder::new().name("let-go".into()).spawn(move || {
+        be_nice();
+        drop(state);
+    });
+}
+
+/// Other threads come first.
+fn be_nice() {
+    // Linux takes this as the thread's own. Where it is not allowed it is as nice as others.
+    let _ = rustix::process::setpriority_process(None, NICE);
+}
+
 /// On a thread of its own, which nobody waits for who wants to stop.
 async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let (tell, told) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("image".into()).spawn(move || {
-        // Linux takes this as the thread's own. Where it is not allowed it is as nice as others.
-        let _ = rustix::process::setpriority_process(None, NICE);
+        be_nice();
         let _ = tell.send(work());
     })?;
     told.await.map_err(io::Error::other)
