@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chunkserver_core::Node;
 use chunkserver_core::io::{Ask, Input, Output};
 use common::limits::{APPLY_TIMEOUT_MS, BUSY_TIMEOUT_MS};
-use common::wire::chunk_chunk::Peer;
+use common::wire::chunk_chunk::{Origin, Peer};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::{ChunkConfig, Piece};
 use common::*;
@@ -215,4 +215,24 @@ fn whose_answer_to_a_new_epoch_is_lost_is_asked_again_soon() {
     assert!(accused.is_empty(), "{accused:?} were accused");
     let (least, most) = (SPAN_MS / 2 / AGAIN_MS - 3, SPAN_MS / 2 / AGAIN_MS + 1);
     assert!((least..=most).contains(&asked), "asked {asked} times");
+}
+
+/// A chunk is made by its first write. If a snapshot is taken before that, the fork comes first.
+#[test]
+fn who_does_not_know_a_chunk_that_is_to_be_forked_says_so() {
+    let disk_config = small_store(78, 1);
+    let mut disk = empty_disk(&disk_config);
+    let mut node = Node::new(MEMBERS[0], open(disk_config, &mut disk).expect("an empty store opens"));
+    let handle = ChunkHandle(1);
+    let to = ChunkConfig { sealed: Some(0), ..config(ChunkHandle(2), Epoch::first(0)) };
+    let msg =
+        Peer::Fork { handle, epoch: Epoch::first(0), point: (Origin::default(), Serial(0)), config: to };
+    let asked = Input::Peer { from: StoreId(1), snapshot: 1, msg, data: Bytes::new() };
+    let mut out = vec![];
+    node.step(Time(1), asked, &mut out);
+    let refused = |output: &Output| match output {
+        Output::Peer { to: StoreId(1), msg: Peer::ApplyRefused { code, .. }, .. } => Some(*code),
+        _ => None,
+    };
+    assert!(out.iter().any(|output| refused(output) == Some(Code::NoSuchChunk)), "{out:?}");
 }

@@ -259,7 +259,11 @@ impl Node {
         config: ChunkConfig,
         out: &mut Outbox,
     ) {
-        let Some(chunk) = self.chunks.get(&handle) else { return };
+        let Some(chunk) = self.chunks.get(&handle).filter(|c| c.config().epoch.number() > 0) else {
+            // A chunk that was never written to is made by its first write, and this comes before that. Under a new
+            // epoch its primary tells all members of it.
+            return self.refuse_apply(from, handle, Code::NoSuchChunk, out);
+        };
         let ours = chunk.config();
         let follows = ours.epoch == epoch && ours.primary == from && !chunk.state.removed;
         if !follows || config.members != ours.members || self.floors.is_over(config.handle) {
