@@ -18,6 +18,9 @@ const DIRECTORY: u64 = 1000;
 const FILE_BYTES: usize = 300;
 /// Who works at a time.
 const WORKERS: u64 = 32;
+/// Files that are written over and over while snapshots of them are taken, and how many of those.
+const REWRITTEN: u64 = 40;
+const IN_A_ROW: u64 = 20;
 /// What is deleted is gone from the disks within this.
 const GONE_WITHIN: Duration = Duration::from_secs(120);
 
@@ -144,6 +147,26 @@ async fn creates(client: Client, stop: Arc<AtomicBool>) -> anyhow::Result<Durati
     Ok(longest)
 }
 
+/// Writes small files, one after another, in place and to new chunks, until told to stop: the longest wait.
+async fn rewrites(client: Client, stop: Arc<AtomicBool>) -> anyhow::Result<Duration> {
+    let path = |n: u64| format!("/writes/{}", n % REWRITTEN).into_bytes();
+    for n in 0..REWRITTEN {
+        client.create_with(&path(n), &bytes(n)).await?;
+    }
+    let mut longest = Duration::ZERO;
+    let mut n = 0;
+    while !stop.load(Ordering::Relaxed) {
+        n += 1;
+        let began = Instant::now();
+        if n % 3 == 0 {
+            client.truncate(&path(n), 0).await?;
+        }
+        client.write_at(&path(n), 0, &bytes(n)).await?;
+        longest = longest.max(began.elapsed());
+    }
+    Ok(longest)
+}
+
 async fn used(client: &Client) -> anyhow::Result<u64> {
     Ok(client.stores().await?.iter().map(|s| s.used).sum())
 }
@@ -184,7 +207,7 @@ pub(super) async fn run(
 async fn one(cluster: &mut Cluster, outcome: &mut Outcome) -> anyhow::Result<()> {
     let client = cluster.healthy().await?;
     let config = cluster.client_file()?.config()?;
-    for dir in ["/tree", "/moved", "/creates"] {
+    for dir in ["/tree", "/moved", "/creates", "/writes"] {
         client.mkdir(dir.as_bytes(), true, 0o755).await?;
     }
     let at_first = used(&client).await?;
@@ -200,6 +223,18 @@ async fn one(cluster: &mut Cluster, outcome: &mut Outcome) -> anyhow::Result<()>
     tokio::time::sleep(Duration::from_millis(500)).await;
     stop.store(true, Ordering::Relaxed);
     outcome.gap("metadata, snapshot", load.await??);
+
+    // A snapshot may come between a chunk and its first write, or between any two writes.
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn(rewrites(Client::connect(config.clone()).await?, stop.clone()));
+    for n in 0..IN_A_ROW {
+        client.take_snapshot(b"/writes", format!("s{n}").as_bytes()).await?;
+    }
+    stop.store(true, Ordering::Relaxed);
+    outcome.gap("small writes, snapshots in a row", load.await??);
+    for n in 0..IN_A_ROW {
+        client.delete_snapshot(b"/writes", format!("s{n}").as_bytes()).await?;
+    }
 
     let changing = tokio::spawn({
         let config = config.clone();
@@ -219,7 +254,7 @@ async fn one(cluster: &mut Cluster, outcome: &mut Outcome) -> anyhow::Result<()>
     outcome.count("files verified, in the snapshot and out of it", FILES);
 
     client.delete_snapshot(b"/tree", b"before").await?;
-    for dir in ["/tree", "/moved", "/creates"] {
+    for dir in ["/tree", "/moved", "/creates", "/writes"] {
         client.unlink(dir.as_bytes(), true).await?;
     }
     client.empty_trash().await?;
