@@ -1,4 +1,4 @@
-//! A snapshot of a large tree: taken while others create, then the tree is written over, appended to,
+//! Snapshots in a row of files that are written over and cut meanwhile. A snapshot of a large tree: taken while others create, then the tree is written over, appended to,
 //! moved and deleted, while servers die. The snapshot stays as it was. When it and the tree are
 //! deleted, the disks are as empty as before; so they are after as many creates and deletes again.
 
@@ -18,8 +18,9 @@ const DIRECTORY: u64 = 1000;
 const FILE_BYTES: usize = 300;
 /// Who works at a time.
 const WORKERS: u64 = 32;
-/// Files that are written over and over while snapshots of them are taken, and how many of those.
+/// Files that are written over and over while snapshots of them are taken.
 const REWRITTEN: u64 = 40;
+/// Snapshots that are taken of them, one after another.
 const IN_A_ROW: u64 = 20;
 /// What is deleted is gone from the disks within this.
 const GONE_WITHIN: Duration = Duration::from_secs(120);
@@ -147,7 +148,8 @@ async fn creates(client: Client, stop: Arc<AtomicBool>) -> anyhow::Result<Durati
     Ok(longest)
 }
 
-/// Writes small files, one after another, in place and to new chunks, until told to stop: the longest wait.
+/// Writes small files, one after another, in place and to new chunks, until told to stop: the longest wait. They hold
+/// what was written last.
 async fn rewrites(client: Client, stop: Arc<AtomicBool>) -> anyhow::Result<Duration> {
     let path = |n: u64| format!("/writes/{}", n % REWRITTEN).into_bytes();
     for n in 0..REWRITTEN {
@@ -163,6 +165,9 @@ async fn rewrites(client: Client, stop: Arc<AtomicBool>) -> anyhow::Result<Durat
         }
         client.write_at(&path(n), 0, &bytes(n)).await?;
         longest = longest.max(began.elapsed());
+    }
+    for last in n.saturating_sub(REWRITTEN) + 1..=n {
+        holds(&client, &path(last), &bytes(last)).await?;
     }
     Ok(longest)
 }
