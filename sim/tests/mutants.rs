@@ -15,8 +15,13 @@ const RUNS: u64 = 4000;
 /// The scenario in which a mistake is looked for that shows in one run of hundreds, even there.
 fn made_for(mutant: Mutant) -> Option<&'static str> {
     match mutant {
-        Mutant::OneSegmentSynced | Mutant::CutMoves => Some("long"),
+        Mutant::OneSegmentSynced | Mutant::GoOnAfterAsked => Some("long"),
+        Mutant::CutMoves => Some("checkpoints"),
         Mutant::LedAsNew => Some("cradles"),
+        Mutant::ConfirmOnce => Some("net-power"),
+        Mutant::HomeAnyway => Some("scattered"),
+        Mutant::NoStamp => Some("snapshots-power"),
+        Mutant::NoFloor => Some("loss"),
         Mutant::ForkEarly => Some("snapshots"),
         Mutant::CloneAdmits => Some("clones"),
         Mutant::CloneTwice => Some("clones-power"),
@@ -59,13 +64,15 @@ fn every_known_mistake_is_found() {
             threads.spawn(|| {
                 loop {
                     let Some(mutant) = next.lock().unwrap().next() else { return };
+                    let began = std::time::Instant::now();
                     match find(mutant, runs) {
                         Some((scenario, seed, runs, what)) => {
                             let what =
                                 what.lines().nth(1).unwrap_or(&what).chars().take(90).collect::<String>();
                             println!(
-                                "{:<18} {runs:>5} runs: {scenario} {seed}: {what}",
-                                format!("{mutant:?}")
+                                "{:<18} {runs:>5} runs, {:>3} s: {scenario} {seed}: {what}",
+                                format!("{mutant:?}"),
+                                began.elapsed().as_secs()
                             );
                         }
                         None => {

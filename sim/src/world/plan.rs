@@ -251,6 +251,21 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
                 ..calm.clone()
             },
         ),
+        // A checkpoint is under way most of the time.
+        (
+            "checkpoints",
+            Options {
+                chunks: 3,
+                writers: 12,
+                writes: 40,
+                append: false,
+                span_ms: 400,
+                kills: 12,
+                power: true,
+                checkpoints: 100,
+                ..calm.clone()
+            },
+        ),
         ("snapshots", Options { chunks: 2, snapshots: 4, kills: 2, ..repair.clone() }),
         (
             "snapshots-power",
