@@ -274,6 +274,7 @@ fn a_snapshot_stays_as_it_was_through_writes_and_restarts() {
     std::fs::write(from.join("small"), b"small").unwrap();
     c.ok(&["put".as_ref(), "-r".as_ref(), from.as_os_str(), "/t".as_ref()]);
     c.ok(&["append", "/t/log", "one\n"]);
+    c.ok(&["append", "/t/open", "one\n"]);
     let taken: serde_json::Value =
         serde_json::from_slice(&c.ok(&["--json", "snapshot", "create", "/t", "s"])).unwrap();
     assert_eq!(taken["seen_as"], "/t/.snapshot/s");
@@ -284,6 +285,7 @@ fn a_snapshot_stays_as_it_was_through_writes_and_restarts() {
     c.ok(&["append", "/t/log", "two\n"]);
     c.runtime.block_on(c.client.write_at(b"/t/sub/large", 1_000_000, &random(600_000, 2))).unwrap();
     c.ok(&["truncate", "/t/small", "2"]);
+    c.ok(&["truncate", "/t/open", "2"]);
     c.ok(&["mv", "/t/sub", "/elsewhere"]);
     c.ok(&["rm", "/t/small"]);
     c.ok(&["admin", "empty-trash"]);

@@ -659,7 +659,8 @@ impl Metadata {
         let body = inode.file_mut();
         body.keep(keep, cut);
         if let (Some(cut), Some(last)) = (cut, last) {
-            if last.handle != ChunkHandle::HOLE {
+            // A snapshot may go by the chunk's length: it has the file as it was when that chunk was open.
+            if last.handle != ChunkHandle::HOLE && !self.is_needed(last.handle) {
                 let mut chunk = self.chunks[&last.handle].clone();
                 chunk.length = cut;
                 self.put_chunk(last.handle, chunk);

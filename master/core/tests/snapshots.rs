@@ -12,15 +12,23 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
 
-/// What a path is: a directory, or a file of these bytes, as a number.
-type Files = BTreeMap<String, Option<u64>>;
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Held {
+    /// Which bytes, as a number: those of each write are others.
+    bytes: u64,
+    length: u64,
+}
+
+/// What a path is: a directory, or a file.
+type Files = BTreeMap<String, Option<Held>>;
 
 struct Model {
     live: Files,
     /// Directory and name: the tree as it was.
     taken: BTreeMap<(String, String), Files>,
-    /// What each chunk holds, as its stores know it.
-    bytes: BTreeMap<ChunkHandle, u64>,
+    /// What each chunk holds, as its stores know it: they are not told when a file is cut.
+    chunks: BTreeMap<ChunkHandle, Held>,
     next: u64,
 }
 
@@ -50,8 +58,9 @@ impl Model {
                         d.apply(Command::Reconfigure { handle, epoch, remove: vec![], primary: None });
                         continue;
                     }
-                    self.bytes.insert(to.handle, self.bytes[&handle]);
-                    d.apply(Command::Forked { handle, epoch, to: to.handle, length: 1 });
+                    let held = self.chunks[&handle];
+                    self.chunks.insert(to.handle, held);
+                    d.apply(Command::Forked { handle, epoch, to: to.handle, length: held.length });
                     assert!(
                         d.state.config(handle).unwrap().epoch > epoch,
                         "who reads the old chunk is fenced"
@@ -61,9 +70,26 @@ impl Model {
             }
         }
         self.next += 1;
-        d.mutate(Mutation::ReportLength { handle, length: self.next });
-        self.bytes.insert(handle, self.next);
-        self.live.insert(path.into(), Some(self.next));
+        let (mut held, mut chunk) = (self.live[path].expect("a file"), self.chunks[&handle]);
+        (held.bytes, chunk.bytes) = (self.next, self.next);
+        if d.state.config(handle).unwrap().sealed.is_none() {
+            // It grows.
+            (held.length, chunk.length) = (self.next, self.next);
+            d.mutate(Mutation::ReportLength { handle, length: self.next });
+        }
+        self.chunks.insert(handle, chunk);
+        self.live.insert(path.into(), Some(held));
+    }
+
+    /// The file is cut, or extended by a hole.
+    fn truncate(&mut self, d: &mut Driver, path: &str, length: u64) {
+        let attr = d.state.stat(path.as_bytes()).unwrap();
+        if let Some(handle) = attr.open {
+            let (epoch, length) = (d.state.config(handle).unwrap().epoch, self.chunks[&handle].length);
+            d.apply(Command::Seal { handle, epoch, length });
+        }
+        assert_eq!(code(&d.mutate(Mutation::Truncate { file: attr.file, length })), None);
+        self.live.get_mut(path).unwrap().as_mut().expect("a file").length = length;
     }
 
     /// Everything is seen as it was.
@@ -91,12 +117,15 @@ impl Model {
                         .filter(|p| p.strip_prefix(&inside).is_some_and(|rest| !rest.contains('/')));
                     assert_eq!(entries.len(), direct.count(), "seed {seed}: {path}");
                 }
-                Some(bytes) => {
+                Some(held) => {
                     let handle = chunk_of(d, &path);
-                    assert_eq!(self.bytes[&handle], *bytes, "seed {seed}: {path} is {handle}");
+                    let chunk = self.chunks[&handle];
+                    assert_eq!(chunk.bytes, held.bytes, "seed {seed}: {path} is {handle}");
+                    assert_eq!(attr.length, held.length, "seed {seed}: {path} is {handle}");
                     if at.is_empty() {
-                        // What snapshots keep of it says nothing of the file itself. Each write makes it longer.
-                        assert_eq!((attr.open, attr.length), (Some(handle), *bytes), "seed {seed}: {path}");
+                        // What snapshots keep of it says nothing of the file itself.
+                        let open = d.state.config(handle).unwrap().sealed.is_none();
+                        assert_eq!(attr.open, open.then_some(handle), "seed {seed}: {path}");
                     }
                 }
             }
@@ -115,7 +144,7 @@ fn trees_are_seen_as_they_were_whatever_comes_later() {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut d = Driver::new();
         d.servers(&["r1", "r2", "r3", "r1"], |_| 0);
-        let mut m = Model { live: Files::new(), taken: BTreeMap::new(), bytes: BTreeMap::new(), next: 0 };
+        let mut m = Model { live: Files::new(), taken: BTreeMap::new(), chunks: BTreeMap::new(), next: 0 };
         for dir in ["/a", "/a/b", "/c"] {
             d.mutate(Mutation::Mkdir {
                 path: dir.into(),
@@ -133,12 +162,13 @@ fn trees_are_seen_as_they_were_whatever_comes_later() {
             let dir = dirs.choose(&mut rng).cloned().unwrap_or_default();
             let file = files.choose(&mut rng).cloned();
             let fresh = format!("{dir}/n{step}");
-            match (rng.random_range(0..12), file) {
+            match (rng.random_range(0..13), file) {
                 (0..3, _) => {
                     let reply = d.mutate(create(&fresh, true));
                     assert_eq!(code(&reply), None);
-                    m.bytes.insert(chunk_of(&d, &fresh), 0);
-                    m.live.insert(fresh, Some(0));
+                    let held = Held { bytes: 0, length: 0 };
+                    m.chunks.insert(chunk_of(&d, &fresh), held);
+                    m.live.insert(fresh, Some(held));
                 }
                 (3..6, Some(file)) => m.write(&mut d, &file, &mut rng),
                 (6, Some(file)) => {
@@ -172,6 +202,11 @@ fn trees_are_seen_as_they_were_whatever_comes_later() {
                     assert_eq!(code(&reply), None);
                     m.taken.remove(&(dir, name));
                     expire(&mut d, rng.random_range(0..10));
+                }
+                // Its chunk stays.
+                (11, Some(file)) if m.live[&file].is_some_and(|held| held.length > 1) => {
+                    let length = m.live[&file].expect("a file").length;
+                    m.truncate(&mut d, &file, rng.random_range(1..length + length / 2));
                 }
                 (10, _) => {
                     let reply = d.mutate(Mutation::Unlink {
