@@ -434,6 +434,31 @@ fn what_is_looked_at_again_is_as_it_is_then() {
 }
 
 #[test]
+fn an_appender_goes_on_behind_what_others_have_made_of_the_file() {
+    let c = Running::start(1, 3);
+    let length = 3_000_000;
+    let done = async {
+        let mut appender = c.client.appender(b"/f").await?;
+        assert_eq!(appender.append(b"first").await?, 0);
+        // A hole, and a hole with a chunk behind it.
+        c.client.truncate(b"/f", 100).await?;
+        assert_eq!(appender.append(b"second").await?, 100);
+        c.client.write_at(b"/f", length, b"third").await?;
+        assert_eq!(appender.append(b"fourth").await?, length + 5);
+        c.client.write_at(b"/f", 50, b"in a hole").await?;
+        let file = c.client.open(b"/f").await?;
+        file.read_at(0, file.len()).await
+    };
+    let found = c.runtime.block_on(done).unwrap();
+    let mut wanted = vec![0; length as usize];
+    for (at, bytes) in [(0, &b"first"[..]), (50, b"in a hole"), (100, b"second")] {
+        wanted[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    wanted.extend_from_slice(b"thirdfourth");
+    assert!(found == wanted, "{} bytes, and {} were written", found.len(), wanted.len());
+}
+
+#[test]
 fn callers_that_do_not_belong_get_a_reason() {
     let c = Running::start(1, 3);
     let file = c.cluster.client_file().unwrap();

@@ -392,7 +392,11 @@ impl Appender {
                 Some(chunk) if chunk.config.sealed.is_none() && chunk.config.handle != ChunkHandle::HOLE => {
                     chunk
                 }
-                last => self.next_chunk(last).await?,
+                last => {
+                    // Another writer may have made it, as a hole too, or have filled it already.
+                    self.last = Some(self.next_chunk(last).await?);
+                    continue;
+                }
             };
             let done = self.client.write_chunk(&mut chunk.config, None, data.clone()).await;
             match done {
@@ -447,7 +451,7 @@ pub(crate) async fn write_at(client: &Client, path: &[u8], offset: u64, data: &[
         let layout = client.layout(attr.file).await?;
         if at < layout.len() {
             overwrote = true;
-            at = overwrite(client, &layout, at, &mut rest).await?;
+            at = overwrite(client, attr.file, &layout, at, &mut rest).await?;
         } else {
             at = extend(client, &attr, &layout, at, &mut rest).await?;
         }
@@ -461,17 +465,15 @@ pub(crate) async fn write_at(client: &Client, path: &[u8], offset: u64, data: &[
     client.mutate(Mutation::Written { files: vec![report] }).await.map(drop)
 }
 
-/// Writes over what is there, up to the end of the file.
-async fn overwrite(client: &Client, layout: &Layout, at: u64, rest: &mut &[u8]) -> Result<u64> {
+/// Writes over what is there, up to the end of the file, or to a hole: then it has a chunk now.
+async fn overwrite(client: &Client, file: FileId, layout: &Layout, at: u64, rest: &mut &[u8]) -> Result<u64> {
     let mut at = at;
     for span in layout.spans(at, rest.len() as u64, WRITE_BYTES_MAX as u64) {
         let mut config = layout.chunks()[span.chunk].config.clone();
         if config.handle == ChunkHandle::HOLE {
-            return Err(Refusal::new(
-                Code::BadArgument,
-                "writing into a hole is not offered by this version",
-            )
-            .into());
+            let near = client.inner.config.rack.clone();
+            client.mutate(Mutation::FillHole { file, offset: at, near }).await?;
+            return Ok(at);
         }
         let (now, later) = rest.split_at(span.len as usize);
         client.write_chunk(&mut config, Some(span.offset), Bytes::copy_from_slice(now)).await?;

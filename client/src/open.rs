@@ -102,7 +102,7 @@ struct Done {
 
 /// The chunk is not what it was when the write was planned: another one sealed, cut or deleted it.
 fn is_elsewhere(error: &Error) -> bool {
-    let moved = [Code::Sealed, Code::ChunkFull, Code::BeyondEnd, Code::NoSuchChunk];
+    let moved = [Code::Sealed, Code::ChunkFull, Code::BeyondEnd, Code::NoSuchChunk, Code::WrongChunkIndex];
     matches!(error, Error::Refused(r) if moved.contains(&r.code))
 }
 
@@ -279,23 +279,20 @@ impl OpenFile {
         let mut state = self.state.lock().await;
         self.drain(&mut state).await;
         self.is_written(&mut state);
-        let known = match state.appender.take() {
-            Some(mut appender) => match appender.append(record).await {
+        let deadline = self.client.deadline();
+        let (appender, offset) = loop {
+            state.layout = None;
+            let mut appender = match state.appender.take() {
+                Some(appender) => appender,
+                None => {
+                    let last = self.layout(&mut state).await?.chunks().last().cloned();
+                    Appender::at_end(self.client.clone(), self.file, last)
+                }
+            };
+            match appender.append(record).await {
                 // Somebody else cut the file.
-                Err(e) if is_elsewhere(&e) => None,
-                done => Some((appender, done?)),
-            },
-            None => None,
-        };
-        state.layout = None;
-        let (appender, offset) = match known {
-            Some(done) => done,
-            None => {
-                let layout = self.layout(&mut state).await?;
-                let last = layout.chunks().last().cloned();
-                let mut appender = Appender::at_end(self.client.clone(), self.file, last);
-                let offset = appender.append(record).await?;
-                (appender, offset)
+                Err(e) if is_elsewhere(&e) && Instant::now() < deadline => {}
+                done => break (appender, done?),
             }
         };
         state.appender = Some(appender);

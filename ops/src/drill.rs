@@ -5,6 +5,7 @@ mod away;
 mod clients;
 mod crowd;
 mod disk;
+mod files;
 mod full_disk;
 mod grow;
 mod load;
@@ -114,6 +115,11 @@ pub const DRILLS: &[Drill] = &[
         Hit::Mounted,
         "programs write through a mount; a primary is killed, then the leading master",
     ),
+    drill(
+        "files",
+        Hit::Files,
+        "programs change files through two mounts as chance has it, with clones and snapshots, while servers die",
+    ),
     drill("full-disk", Hit::FullDisk, "everything on one small disk, until it is full"),
 ];
 
@@ -205,6 +211,7 @@ pub async fn run(
             Hit::FullDisk => full_disk::run(&home, binary, repeats, disks, &mut outcome).await,
             Hit::Away => away::run(&home, binary, repeats, &mut outcome).await,
             Hit::Snapshots => snapshots::run(&home, binary, repeats, &mut outcome).await,
+            Hit::Files => files::run(&home, binary, repeats, &mut outcome).await,
             Hit::Mounted => mounted::run(&home, binary, repeats, &mut outcome).await,
             Hit::Many => many::run(&home, binary, repeats, &mut outcome).await,
             Hit::Crowd => crowd::run(&home, binary, repeats, &mut outcome).await,

@@ -38,6 +38,7 @@ pub(super) enum Hit {
     Many,
     Crowd,
     Mounted,
+    Files,
     Snapshots,
     Slow,
     Away,
@@ -150,6 +151,7 @@ impl Scene<'_> {
             | Hit::Many
             | Hit::Crowd
             | Hit::Mounted
+            | Hit::Files
             | Hit::Snapshots
             | Hit::Away
             | Hit::Clients => {
