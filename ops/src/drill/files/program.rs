@@ -53,8 +53,8 @@ pub struct Program {
     /// All files that there ever were.
     files: Vec<Model>,
     names: BTreeMap<String, usize>,
-    /// Through which mount a name, or what it names, was changed last but for its bytes, and when.
-    changed: BTreeMap<String, (usize, Instant)>,
+    /// When a name, or what it names, was last changed through each mount, but for its bytes.
+    changed: BTreeMap<String, [Option<Instant>; 2]>,
     open: Vec<Open>,
     snapshots: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     trace: File,
@@ -181,22 +181,25 @@ impl Program {
         let ids: Vec<usize> = names.iter().filter_map(|name| self.names.get(*name).copied()).collect();
         let held: BTreeSet<usize> =
             self.open.iter().filter(|open| ids.contains(&open.id)).map(|open| open.mount).collect();
-        let changed = names.iter().filter_map(|name| self.changed.get(*name)).copied();
-        let recent: Vec<(usize, Instant)> = changed.filter(|(_, at)| at.elapsed() < BELIEVED).collect();
-        let mount = match (held.len(), recent.first()) {
-            (0, Some((by, _))) if self.rng.random_bool(0.8) => *by,
-            (0, _) => self.rng.random_range(0..2),
-            (1, _) => *held.first().expect("one"),
+        // The last time through each.
+        let last = [0, 1].map(|mount| {
+            let changed = names.iter().filter_map(|name| self.changed.get(*name)?[mount]);
+            changed.max().filter(|at| at.elapsed() < BELIEVED)
+        });
+        let mount = match held.len() {
+            0 if last[0] != last[1] && self.rng.random_bool(0.8) => usize::from(last[1] > last[0]),
+            0 => self.rng.random_range(0..2),
+            1 => *held.first().expect("one"),
             _ => return None,
         };
-        if let Some(at) = recent.iter().filter(|(by, _)| *by != mount).map(|(_, at)| *at).max() {
+        if let Some(at) = last[1 - mount] {
             std::thread::sleep(BELIEVED.saturating_sub(at.elapsed()));
         }
         Some(mount)
     }
 
     fn changes(&mut self, mount: usize, name: &str) {
-        self.changed.insert(name.to_owned(), (mount, Instant::now()));
+        self.changed.entry(name.to_owned()).or_default()[mount] = Some(Instant::now());
     }
 
     /// Writes down what is about to be done.
