@@ -459,6 +459,45 @@ fn an_appender_goes_on_behind_what_others_have_made_of_the_file() {
 }
 
 #[test]
+fn who_has_a_file_open_writes_to_what_others_have_left_of_it() {
+    let c = Running::start(1, 3);
+    let (mib, all) = (1 << 20, random(2_500_000, 7));
+    let done = async {
+        c.client.mkdir(b"/d", true, 0o755).await?;
+        let policy = client::Policy { chunk_bytes: Some(mib), ..Default::default() };
+        c.client.set_policy(b"/d", policy).await?;
+        // Cut, and written to again, while its last chunk is open here, and when it is full.
+        for length in [1_500_000, 2 * mib as usize] {
+            for (cut, rest) in [(0, 0), (10, 5), (1_200_000, 0), (1_200_000, 700_000)] {
+                c.client.create(b"/d/f", true).await?;
+                let seen = c.client.exactly(c.client.look(b"/d/f").await?).await?;
+                let file = client::OpenFile::new(&c.client, &seen);
+                file.write(0, &all[..length]).await?;
+                file.sync().await?;
+                let other =
+                    client::Client::connect(c.cluster.client_file().unwrap().config().unwrap()).await?;
+                other.truncate(b"/d/f", cut).await?;
+                if rest > 0 {
+                    other.write_at(b"/d/f", cut, &all[..rest]).await?;
+                }
+                file.write(2 * mib, &all[..5000]).await?;
+                file.sync().await?;
+                let mut wanted = all[..cut as usize].to_vec();
+                wanted.extend_from_slice(&all[..rest]);
+                wanted.resize(2 * mib as usize, 0);
+                wanted.extend_from_slice(&all[..5000]);
+                let found = c.client.open(b"/d/f").await?;
+                let found = found.read_at(0, found.len()).await?;
+                assert!(found == wanted, "cut to {cut}, {rest} more: {} bytes", found.len());
+                c.client.unlink(b"/d/f", false).await?;
+            }
+        }
+        client::Result::Ok(())
+    };
+    c.runtime.block_on(done).unwrap();
+}
+
+#[test]
 fn callers_that_do_not_belong_get_a_reason() {
     let c = Running::start(1, 3);
     let file = c.cluster.client_file().unwrap();

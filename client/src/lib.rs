@@ -405,16 +405,17 @@ impl Client {
         let (deadline, mut pause) = (self.deadline(), RETRY.0);
         loop {
             let attr = self.lookup(path).await?;
-            if let Some(handle) = attr.open {
-                self.seal(handle).await?;
-            }
-            match self.mutate(Mutation::Truncate { file: attr.file, length }).await {
-                // An appender opened a new chunk in between.
-                Err(Error::Refused(r))
-                    if r.code == Code::BadArgument
-                        && r.about.contains("not sealed")
-                        && Instant::now() + pause < deadline =>
-                {
+            let sealed = match attr.open {
+                Some(handle) => self.seal(handle).await.map(drop),
+                None => Ok(()),
+            };
+            let cut = match sealed {
+                Ok(()) => self.mutate(Mutation::Truncate { file: attr.file, length }).await,
+                Err(e) => Err(e),
+            };
+            match cut {
+                // An appender opened a new chunk in between, or somebody else cut it.
+                Err(e) if open::is_elsewhere(&e) && Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY.1);
                 }

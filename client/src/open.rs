@@ -5,7 +5,7 @@ use crate::clones::may_clone;
 use crate::file::{Appender, WRITES_UNDER_WAY, are_placed, read_here, read_spans};
 use crate::local::{Here, Uncached};
 use crate::reports::nanos;
-use crate::{Client, Error, Result, Seen, begin};
+use crate::{Client, Error, RETRY, Result, Seen, begin};
 use bytes::{Bytes, BytesMut};
 use client_core::{Layout, Window};
 use common::limits::{INLINE_BYTES_MAX, WRITE_BYTES_MAX};
@@ -101,7 +101,7 @@ struct Done {
 }
 
 /// The chunk is not what it was when the write was planned: another one sealed, cut or deleted it.
-fn is_elsewhere(error: &Error) -> bool {
+pub(crate) fn is_elsewhere(error: &Error) -> bool {
     let moved = [Code::Sealed, Code::ChunkFull, Code::BeyondEnd, Code::NoSuchChunk, Code::WrongChunkIndex];
     matches!(error, Error::Refused(r) if moved.contains(&r.code))
 }
@@ -423,26 +423,26 @@ impl OpenFile {
 
     /// Whether the file ends there, with nothing that still grows; it is made so if it ends before.
     async fn ends(&self, state: &mut State, at: u64) -> Result<bool> {
+        let deadline = self.client.deadline();
         loop {
             let layout = self.layout(state).await?;
             if layout.len() > at {
                 return Ok(false);
             }
-            if let Some(chunk) = layout.chunks().last().filter(|c| c.config.sealed.is_none()) {
-                self.client.seal(chunk.config.handle).await?;
+            let done = if let Some(chunk) = layout.chunks().last().filter(|c| c.config.sealed.is_none()) {
+                self.client.seal(chunk.config.handle).await.map(drop)
             } else if layout.len() == at {
                 return Ok(true);
             } else {
                 let (file, index) = (self.file, layout.chunks().len() as u32);
                 let hole = Mutation::AddHole { file, index, length: at - layout.len() };
-                match self.client.mutate(hole).await {
-                    // If another writer was quicker: look again.
-                    Ok(_) => {}
-                    Err(Error::Refused(r)) if r.code == Code::WrongChunkIndex => {}
-                    Err(e) => return Err(e),
-                }
+                self.client.mutate(hole).await.map(drop)
+            };
+            match done {
+                // If somebody else was quicker: look again.
+                Err(e) if !is_elsewhere(&e) || Instant::now() >= deadline => return Err(e),
+                _ => state.layout = None,
             }
-            state.layout = None;
         }
     }
 
@@ -487,13 +487,23 @@ impl OpenFile {
 
     /// Sends bytes, each part to the chunk where it belongs, which is made if need be.
     async fn send_bytes(&self, state: &mut State, mut at: u64, mut data: Bytes) -> Result<()> {
+        let deadline = self.client.deadline();
         while !data.is_empty() {
             // Before its place is looked for: what is done meanwhile may change that.
             let most = at..at + data.len().min(WRITE_BYTES_MAX) as u64;
             while state.window.is_full(state.ranges.len()) || state.ranges.iter().any(|r| overlap(r, &most)) {
                 self.one_done(state).await;
             }
-            let Some((config, within, room)) = self.place(state, at).await? else { continue };
+            let place = match self.place(state, at).await {
+                // Somebody else has cut it, or written to it: it is looked at anew.
+                Err(e) if is_elsewhere(&e) && Instant::now() < deadline => {
+                    state.layout = None;
+                    tokio::time::sleep(RETRY.0).await;
+                    None
+                }
+                place => place?,
+            };
+            let Some((config, within, room)) = place else { continue };
             let part = data.split_to(data.len().min(room as usize).min(WRITE_BYTES_MAX));
             let range = at..at + part.len() as u64;
             at = range.end;
@@ -543,7 +553,7 @@ impl OpenFile {
     }
 
     /// The chunk for the bytes at an offset, the offset there, and how many fit. Nothing, if the file had to
-    /// be changed first.
+    /// be changed first. Refused, if the file is not what it was thought to be.
     async fn place(&self, state: &mut State, at: u64) -> Result<Option<(ChunkConfig, u64, u64)>> {
         let layout = self.layout(state).await?;
         let near = || self.client.inner.config.rack.clone();
@@ -574,17 +584,11 @@ impl OpenFile {
                 0 => Mutation::AddChunk { file, index, declare: None, near: near() },
                 gap => Mutation::AddHole { file, index, length: gap },
             };
-            match self.make_room(mutation).await {
-                Ok(MasterReply::Chunk(chunk)) => {
-                    let layout = Arc::make_mut(state.layout.as_mut().expect("just asked for"));
-                    layout.push(chunk);
-                    return Ok(None);
-                }
-                Ok(_) => return Err(Error::unexpected("add a chunk")),
-                // Another writer was quicker: look again.
-                Err(Error::Refused(r)) if r.code == Code::WrongChunkIndex => {}
-                Err(e) => return Err(e),
-            }
+            let MasterReply::Chunk(chunk) = self.make_room(mutation).await? else {
+                return Err(Error::unexpected("add a chunk"));
+            };
+            Arc::make_mut(state.layout.as_mut().expect("just asked for")).push(chunk);
+            return Ok(None);
         }
         state.layout = None;
         Ok(None)

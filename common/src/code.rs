@@ -51,7 +51,7 @@ codes! {
     BadName = 25, "the name or path is not allowed";
     BadArgument = 26, "an argument is out of range";
     NoSuchFileId = 27, "no file has this id any more";
-    WrongChunkIndex = 28, "the chunk index does not follow the file's last chunk";
+    WrongChunkIndex = 28, "the file's last chunk is another one, or still grows";
     NotInTrash = 29, "nothing in the trash matches";
     QuotaExceeded = 30, "the quota is used up";
     ReadOnly = 31, "snapshots are never changed; `cairn snapshot delete` gives one up";
@@ -81,7 +81,7 @@ codes! {
     PieceMissing = 66, "a piece of the write is not held here";
     ChunkFull = 67, "the record does not fit into the chunk";
     Sealed = 68, "the chunk is sealed";
-    BeyondEnd = 69, "the range lies beyond the chunk's sealed length";
+    BeyondEnd = 69, "the range lies beyond the chunk's sealed length, or the end of the file";
     Corrupt = 70, "the data on disk does not match its checksum";
     DiskFull = 71, "the store has no space left";
     DiskFailed = 72, "the store's disk has failed; the store is out of service";

@@ -142,7 +142,13 @@ impl Shared {
     pub async fn exactly(&self, mut known: Known, asked: Instant) -> Outcome<Seen> {
         let file = known.attr.file;
         let here = match self.handles.get(file) {
-            Some(file) => file.known().await.map_err(|e| errno(&e))?,
+            Some(file) => {
+                if self.cache == Cache::Strict {
+                    // Others may have written to it since: their bytes count at once.
+                    file.revalidate(None).await;
+                }
+                file.known().await.map_err(|e| errno(&e))?
+            }
             None => None,
         };
         let (mut seen, written) = match here {

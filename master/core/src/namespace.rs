@@ -361,7 +361,7 @@ impl Metadata {
                 }
                 _ if chunk.sealed => {}
                 _ => {
-                    return Err(Refusal::new(Code::BadArgument, "the last chunk is not sealed"));
+                    return Err(Refusal::new(Code::WrongChunkIndex, "the last chunk is not sealed"));
                 }
             }
         }
@@ -608,7 +608,7 @@ impl Metadata {
             offset < start
         });
         let Some(index) = index else {
-            return Err(Refusal::new(Code::BadArgument, "the offset lies beyond the end of the file"));
+            return Err(Refusal::new(Code::BeyondEnd, "the offset lies beyond the end of the file"));
         };
         let hole = file.parts()[index];
         start -= hole.length;
@@ -635,7 +635,7 @@ impl Metadata {
             return Err(Refusal::new(Code::BadArgument, "a file has at most 2^63 - 1 bytes"));
         }
         if file.parts().last().is_some_and(|p| self.chunks.get(&p.handle).is_some_and(|c| !c.sealed)) {
-            return Err(Refusal::new(Code::BadArgument, "the last chunk is not sealed"));
+            return Err(Refusal::new(Code::WrongChunkIndex, "the last chunk is not sealed"));
         }
         let more = length.saturating_sub(file.length());
         self.may_grow(id, Totals::of_bytes(more))?;

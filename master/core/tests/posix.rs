@@ -369,7 +369,7 @@ fn a_hole_is_filled_where_it_is_written_to() {
     assert_eq!(chunk(d.mutate(fill(64 * MIB))), info, "it is there by now");
     let last = chunk(d.mutate(fill(200 * MIB)));
     assert_eq!((last.index, last.start, last.length), (3, 192 * MIB, 8 * MIB + 5));
-    assert_eq!(code(&d.mutate(fill(200 * MIB + 5))), Some(Code::BadArgument));
+    assert_eq!(code(&d.mutate(fill(200 * MIB + 5))), Some(Code::BeyondEnd));
     let first = chunk(d.mutate(fill(0)));
     assert_eq!((first.index, first.start, first.length), (0, 0, 64 * MIB));
     let MasterReply::Layout { chunks, .. } = d.state.layout(file, 0, 100).unwrap() else { panic!() };
