@@ -426,7 +426,7 @@ impl Metadata {
                 if self.kept.remove(&(number, handle)).is_some() {
                     self.count_kept(number, handle, -1);
                     self.delete_chunk(handle);
-                    return Ok(StoreReply::Done);
+                    return Err(Refusal::new(Code::NoSuchChunk, handle));
                 }
             }
         }

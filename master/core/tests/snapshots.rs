@@ -249,6 +249,31 @@ fn trees_are_seen_as_they_were_whatever_comes_later() {
     }
 }
 
+/// Who has a file open writes to a chunk that has left it meanwhile, and that a snapshot needs.
+#[test]
+fn who_writes_to_what_only_a_snapshot_has_hears_that_it_is_gone() {
+    let mut d = Driver::new();
+    d.servers(&["r1", "r2", "r3"], |_| 0);
+    assert_eq!(code(&d.mutate(create("/f", true))), None);
+    let handle = chunk_of(&d, "/f");
+    d.mutate(Mutation::Snapshot { path: b"/".into(), name: b"s".into() });
+    d.mutate(Mutation::Unlink { path: b"/f".into(), recursive: false, only: Only::Anything });
+    expire(&mut d, 10);
+    assert_eq!(chunk_of(&d, "/.snapshot/s/f"), handle);
+    let epoch = d.state.config(handle).unwrap().epoch;
+    let Reply::Store(StoreReply::Fork { to: Some(to), .. }) = d.apply(Command::Fork { handle, epoch }) else {
+        panic!("the snapshot needs it");
+    };
+    for _ in 0..2 {
+        match d.apply(Command::Forked { handle, epoch, to: to.handle, length: 5 }) {
+            Reply::Store(StoreReply::Refused { refusal, .. }) => assert_eq!(refusal.code, Code::NoSuchChunk),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(chunk_of(&d, "/.snapshot/s/f"), to.handle);
+    d.state.check();
+}
+
 #[test]
 fn a_snapshot_is_never_changed() {
     let mut d = Driver::new();
