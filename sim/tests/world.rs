@@ -71,7 +71,7 @@ worlds! {
     chunks_come_into_being: "births", 40;
     chunks_are_lost_where_they_were_made: "cradles", 40;
     ten_seconds_of_it: "long", 5;
-    checkpoints_follow_each_other_while_stores_lose_power: "checkpoints", 20;
+    checkpoints_follow_each_other_while_stores_lose_power: "checkpoints", 100;
     snapshots_are_taken_while_stores_die: "snapshots", 30;
     snapshots_are_taken_while_all_goes_wrong: "snapshots-power", 20;
     chunks_are_cloned_while_stores_die: "clones", 30;
