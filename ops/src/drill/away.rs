@@ -1,5 +1,5 @@
 //! A chunkserver is away for a minute, in which much is written elsewhere, and comes back: it gets
-//! what it missed, and no more.
+//! what it missed, and of each chunk what it did not know to be committed, and no more.
 
 use super::load::block;
 use super::outcome::Outcome;
