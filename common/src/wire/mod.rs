@@ -7,6 +7,7 @@ pub mod client_master;
 pub mod frame;
 pub mod local;
 pub mod path;
+mod told;
 
 use crate::limits::{BLOCK_BYTES, PIECE_BYTES_MAX};
 use crate::{ChunkHandle, ClusterId, Code, Epoch, Refusal, ServerId, StoreId};
