@@ -499,7 +499,7 @@ impl Hostile {
 
     fn master_request(&mut self) -> Vec<u8> {
         let path = self.path();
-        let msg = match self.rng.random_range(0..19) {
+        let msg = match self.rng.random_range(0..20) {
             0 => MasterRequest::Stat { path },
             16 => MasterRequest::Recalls { holder: self.request().client },
             17 => MasterRequest::InTheWay {
@@ -513,6 +513,7 @@ impl Hostile {
                 MasterRequest::Locks { after, limit: self.number() as u32 }
             }
             1 => MasterRequest::List { path, after: vec![b'z'; 300], limit: self.number() as u32 },
+            19 => MasterRequest::LookIn { path, after: vec![b'a'; 3], limit: self.number() as u32 },
             2 => MasterRequest::Layout {
                 file: self.file(),
                 from: self.number() as u32,

@@ -506,6 +506,92 @@ fn two_mounts_agree_on_what_was_closed_and_made() {
     assert_eq!(fs::read_dir(m.at("many")).unwrap().count(), 300);
 }
 
+/// The kernel takes attributes from listings, too.
+#[test]
+fn listings_tell_of_files_as_they_are() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::start(1, 3, &[]);
+    // More names than come at a time; all were looked at, so that the kernel asks for attributes with them.
+    fs::create_dir(m.at("many")).unwrap();
+    let at = |n: usize| m.at(&format!("many/{n:04}"));
+    const FILES: usize = 2000;
+    (0..FILES).for_each(|n| drop(File::create(at(n)).unwrap()));
+    assert!(fs::read_dir(m.at("many")).unwrap().all(|e| e.unwrap().metadata().unwrap().is_file()));
+    let mut names = fs::read_dir(m.at("many")).unwrap().map(|e| e.unwrap().path());
+    let first = names.next().unwrap();
+    for n in (0..FILES).filter(|n| at(*n) != first) {
+        if n % 2 == 0 {
+            fs::remove_file(at(n)).unwrap();
+        } else {
+            fs::set_permissions(at(n), fs::Permissions::from_mode(0o700)).unwrap();
+        }
+    }
+    let rest: Vec<_> = names.collect();
+    for n in (0..FILES).filter(|n| at(*n) != first) {
+        match fs::metadata(at(n)) {
+            Ok(meta) => assert_eq!((n % 2, meta.mode() & 0o7777), (1, 0o700), "{n}"),
+            Err(e) => assert_eq!((n % 2, e.kind()), (0, ErrorKind::NotFound), "{n}"),
+        }
+        assert!(n % 2 == 0 || rest.contains(&at(n)), "{n} was there all the time");
+    }
+
+    // Of files that are written to, only their primaries know the length; whoever has looked at some is told of others.
+    let other = m.again("other");
+    let mut open = vec![];
+    for (d, n) in (0..3).flat_map(|d| (0..20).map(move |n| (d, n))) {
+        fs::create_dir_all(m.at(&format!("lengths-{d}"))).unwrap();
+        let file = File::create(m.at(&format!("lengths-{d}/{n}"))).unwrap();
+        file.write_all_at(&vec![1; 100 * n + 1], 0).unwrap();
+        file.sync_data().unwrap();
+        open.push(file);
+    }
+    for d in 0..3 {
+        for entry in fs::read_dir(other.point.join(format!("lengths-{d}"))).unwrap().map(Result::unwrap) {
+            let n: u64 = entry.file_name().to_str().unwrap().parse().unwrap();
+            assert_eq!(entry.metadata().unwrap().len(), 100 * n + 1, "lengths-{d}/{n}");
+        }
+    }
+
+    // What a program has changed in a mapping stays, whoever lists.
+    let mapped = m.point.with_file_name("mapped");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mounted/mapped.c");
+    assert!(Command::new("cc").arg("-o").arg(&mapped).arg(source).status().unwrap().success());
+    fs::create_dir(m.at("maps")).unwrap();
+    let mut program = Command::new(&mapped)
+        .arg(m.at("maps/file"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    program.stdout.as_mut().unwrap().read_exact(&mut [0; 7]).unwrap();
+    assert_eq!(fs::read_dir(m.at("maps")).unwrap().count(), 1);
+    program.stdin.as_mut().unwrap().write_all(b"go on\n").unwrap();
+    assert_eq!(program.wait().unwrap().code(), Some(0), "5: what was changed is gone");
+    let bytes = fs::read(other.point.join("maps/file")).unwrap();
+    assert_eq!((bytes.len(), &bytes[4096..4103]), (8192, &b"changed"[..]));
+
+    // Extended attributes: a listing tells of what has none.
+    let path = m.at("lengths-0/0");
+    let get = || rustix::fs::getxattr(&path, "user.a", &mut [0; 8]);
+    fs::read_dir(m.at("lengths-0")).unwrap().for_each(drop);
+    assert_eq!(get(), Err(rustix::io::Errno::NODATA));
+    rustix::fs::setxattr(&path, "user.a", b"here", rustix::fs::XattrFlags::empty()).unwrap();
+    assert_eq!(get(), Ok(4));
+    fs::read_dir(m.at("lengths-0")).unwrap().for_each(drop);
+    assert_eq!(get(), Ok(4));
+    rustix::fs::setxattr(
+        other.point.join("lengths-0/1"),
+        "user.a",
+        b"there",
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
+    let of_other = || rustix::fs::getxattr(m.at("lengths-0/1"), "user.a", &mut [0; 8]);
+    until("what was set elsewhere is not seen", || of_other() == Ok(5));
+}
+
 #[test]
 fn who_reads_along_sees_all_that_was_written() {
     if !can_mount() {

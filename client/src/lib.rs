@@ -31,7 +31,7 @@ use chunk::RETRY;
 use client_core::Layout;
 use common::limits::{CHUNK_CLIENT_WINDOW, CLIENT_DEADLINE_MS, LIST_PAGE_MAX};
 use common::wire::StoreInfo;
-use common::wire::client_master::{MasterReply, MasterRequest, Mutation, Only};
+use common::wire::client_master::{Looked, MasterReply, MasterRequest, Mutation, Only};
 use common::{ChunkHandle, ClusterId, Code, FileId, Refusal, Serial, ServerId, StoreId};
 use conns::Conns;
 use masters::Masters;
@@ -104,6 +104,23 @@ pub struct Known {
     chunk: Option<ChunkInfo>,
     /// What the primary of an open last chunk has said meanwhile.
     said: Option<looks::Said>,
+}
+
+/// An entry of a directory.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its name.
+    pub name: Vec<u8>,
+    /// What the masters know of it.
+    pub known: Known,
+    /// Whether it may have extended attributes.
+    pub may_have_xattrs: bool,
+}
+
+impl From<Entry> for Found {
+    fn from(Entry { name, attr }: Entry) -> Found {
+        Found { name, known: Known { attr, chunk: None, said: None }, may_have_xattrs: true }
+    }
 }
 
 /// What is at a path, as it was at one moment.
@@ -227,6 +244,20 @@ impl Client {
             MasterReply::Entries { entries, more } => Ok((entries, more)),
             _ => Err(Error::unexpected("list")),
         }
+    }
+
+    /// The same, each looked at, and whether it has extended attributes.
+    pub async fn look_in(&self, path: &[u8], after: &[u8], limit: u32) -> Result<(Vec<Found>, bool)> {
+        let request = MasterRequest::LookIn { path: path.into(), after: after.into(), limit };
+        let MasterReply::Looked { entries, more } = self.ask(request).await? else {
+            return Err(Error::unexpected("look in"));
+        };
+        let found = entries.into_iter().map(|looked| {
+            let Looked { name, attr, chunk, has_xattrs } = looked;
+            self.inner.looks.remember(attr.file, chunk.as_ref());
+            Found { name, known: Known { attr, chunk, said: None }, may_have_xattrs: has_xattrs }
+        });
+        Ok((found.collect(), more))
     }
 
     /// All entries of a directory.

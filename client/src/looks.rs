@@ -8,8 +8,9 @@ use common::{FileId, Serial};
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-/// Files of which that is remembered; then all are forgotten.
-const LOOKS_MAX: usize = 256;
+/// Files of which that is remembered; then all are forgotten. Whoever lists a directory with attributes has looked at
+/// as many at once.
+const LOOKS_MAX: usize = 4096;
 
 /// The open last chunks of files that were looked at lately, as they were held then.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
 use common::wire::chunk_master::{Order, RepairOrder, StoreReply, StoreRequest};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply, Place};
-use common::wire::client_master::{MasterReply, MasterRequest, Mutation};
+use common::wire::client_master::{Attr, ChunkInfo, FileKind, Looked, MasterReply, MasterRequest, Mutation};
 use common::wire::frame::{HEADER_BYTES, Header, Kind, Version};
 use common::wire::{self, Caller, ChunkConfig, Hello, HelloOk, Message, Piece};
 use common::*;
@@ -144,6 +144,25 @@ fn hostile_bodies_do_no_harm() {
         sealed: Some(9),
         wait_ms: 4,
     };
+    let chunk = ChunkInfo { index: 1, length: 9, config: config.clone(), start: 64 };
+    let attr = Attr {
+        file: FileId(5),
+        kind: FileKind::File,
+        mode: 0o644,
+        uid: 1,
+        gid: 2,
+        mtime_ns: -1,
+        length: 9,
+        count: 1,
+        open: Some(ChunkHandle(7)),
+        target: vec![],
+        chunk_bytes: 64 << 20,
+        atime_ns: 3,
+        ctime_ns: 4,
+        links: 1,
+        device: 0,
+    };
+    let looked = Looked { name: b"n".to_vec(), attr, chunk: Some(chunk), has_xattrs: true };
     let unclaim = Mutation::Unclaim { holder: ClientId(3), of, keep: ranges.clone(), recalled: true };
     hostile::<Hello>(&[wire::encode(&Hello::new(Caller::Client))]);
     hostile::<HelloOk>(&[wire::encode(&HelloOk { cluster: ClusterId(1), version: 1 })]);
@@ -151,12 +170,14 @@ fn hostile_bodies_do_no_harm() {
     hostile::<MasterRequest>(&[
         wire::encode(&MasterRequest::Stat { path: b"/a/b".to_vec() }),
         wire::encode(&MasterRequest::List { path: b"/".to_vec(), after: vec![1, 2], limit: 9 }),
+        wire::encode(&MasterRequest::LookIn { path: b"/".to_vec(), after: vec![1, 2], limit: 9 }),
         wire::encode(&MasterRequest::Mutate { request, lowest: 1, mutation: unclaim }),
     ]);
     hostile::<MasterReply>(&[
         wire::encode(&MasterReply::refused(Code::NotFound, "x")),
         wire::encode(&MasterReply::Claimed { ranges, wide: true }),
         wire::encode(&MasterReply::Clone { of: config.clone(), to: config.clone() }),
+        wire::encode(&MasterReply::Looked { entries: vec![looked], more: true }),
     ]);
     let (store, handle, epoch) = (StoreId(1), config.handle, config.epoch);
     hostile::<StoreRequest>(&[

@@ -7,13 +7,13 @@ use crate::locks::Wanted;
 use crate::reads::{self, Reads};
 use crate::shared::{Outcome, Shared, name_changed, refuse};
 use crate::{BACKGROUND_MAX, Cache, REQUEST_BYTES_MAX};
-use client::{Attr, Changes, Error, FileKind, Gathered, Owner, SetTime, begin};
+use client::{Attr, Changes, Error, FileKind, Found, Gathered, Owner, SetTime, begin};
 use common::wire::client_master::Only;
 use common::wire::path::at;
 use common::{Code, LockRange, Lockable};
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -444,14 +444,14 @@ impl Filesystem for Gateway {
     ) {
         let file = self.shared.id(ino);
         if self.shared.is_clean(ino) && !self.shared.locks.knows(file, fh.0) {
-            self.shared.handles.close(file);
+            self.shared.close(file);
             return reply.ok();
         }
         self.empty(reply, async move |shared| {
             // A mapping may have been written to after the last close.
             let flushed = shared.flush(ino).await;
             shared.unlock_handle(file, fh.0).await;
-            shared.handles.close(file);
+            shared.close(file);
             flushed
         });
     }
@@ -529,12 +529,13 @@ impl Filesystem for Gateway {
                     return reply.ok();
                 }
             }
-            match listing.from(&shared.client, offset.saturating_sub(2)).await {
+            match listing.names(&shared.client, offset.saturating_sub(2)).await {
                 Err(e) => return reply.error(errno(&e)),
-                Ok(entries) => {
-                    for (next, entry) in entries {
-                        let (ino, kind) = (INodeNo(entry.attr.file.0), file_type(entry.attr.kind));
-                        if reply.add(ino, next + 2, kind, OsStr::from_bytes(&entry.name)) {
+                Ok(rest) => {
+                    for (next, found) in rest.iter() {
+                        let attr = &found.known.attr;
+                        let (ino, kind) = (INodeNo(attr.file.0), file_type(attr.kind));
+                        if reply.add(ino, next + 2, kind, OsStr::from_bytes(&found.name)) {
                             break;
                         }
                     }
@@ -554,9 +555,12 @@ impl Filesystem for Gateway {
     ) {
         self.spawn(async move |shared| {
             let Some(listing) = shared.handles.directory(fh.0) else { return reply.error(Errno::EBADF) };
-            let ttl = shared.cache.ttl();
             if offset < 2 {
-                let attr = match shared.stat(&at(shared.id(ino))).await {
+                let attr = match shared.directory(ino) {
+                    Some((attr, _)) => Ok(attr),
+                    None => shared.stat(&at(shared.id(ino))).await,
+                };
+                let attr = match attr {
                     Ok(attr) => shared.attr(&attr),
                     Err(e) => return reply.error(e),
                 };
@@ -567,20 +571,15 @@ impl Filesystem for Gateway {
                     }
                 }
             }
-            match listing.from(&shared.client, offset.saturating_sub(2)).await {
-                Err(e) => return reply.error(errno(&e)),
-                Ok(entries) => {
-                    for (next, entry) in entries {
-                        let attr = shared.attr(&entry.attr);
-                        // The length of a file that is written to is not known to the masters alone.
-                        let ttl = if entry.attr.open.is_some() { Duration::ZERO } else { ttl };
-                        let name = OsStr::from_bytes(&entry.name);
-                        if reply.add(attr.ino, next + 2, name, &ttl, &attr, Generation(0)) {
-                            break;
-                        }
-                    }
-                }
-            }
+            let (rest, told) = match shared.entries(&listing, offset.saturating_sub(2)).await {
+                Ok(entries) => entries,
+                Err(e) => return reply.error(e),
+            };
+            let fits = |((next, found), (attr, ttl)): &((u64, &Found), (FileAttr, Duration))| {
+                !reply.add(attr.ino, next + 2, OsStr::from_bytes(&found.name), ttl, attr, Generation(0))
+            };
+            let (given, fitted) = (told.len(), rest.iter().zip(told).take_while(fits).count());
+            listing.fitted(fitted, fitted == given).await;
             reply.ok()
         });
     }
@@ -634,8 +633,7 @@ impl Filesystem for Gateway {
                 libc::XATTR_REPLACE => Some(true),
                 _ => None,
             };
-            let set = shared.client.set_xattr(at(shared.id(ino)), &name, Some(&value), there).await;
-            set.map_err(|e| errno(&e))
+            shared.set_xattr(ino, &name, Some(&value), there).await
         });
     }
 
@@ -645,7 +643,7 @@ impl Filesystem for Gateway {
             return reply.error(Errno::ENODATA);
         }
         self.spawn(async move |shared| {
-            let all = shared.client.xattrs(at(shared.id(ino))).await.map_err(|e| errno(&e));
+            let all = shared.xattrs(ino).await;
             let found = all.and_then(|all| match all.into_iter().find(|(known, _)| *known == name) {
                 Some((_, value)) => Ok(value),
                 None => refuse(Code::NoSuchAttribute),
@@ -656,7 +654,7 @@ impl Filesystem for Gateway {
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         self.spawn(async move |shared| {
-            let all = shared.client.xattrs(at(shared.id(ino))).await.map_err(|e| errno(&e));
+            let all = shared.xattrs(ino).await;
             let names =
                 all.map(|all| all.into_iter().flat_map(|(name, _)| [name, vec![0]].concat()).collect());
             give_xattr(reply, size, names);
@@ -665,10 +663,7 @@ impl Filesystem for Gateway {
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes().to_vec();
-        self.empty(reply, async move |shared| {
-            let removed = shared.client.set_xattr(at(shared.id(ino)), &name, None, Some(true)).await;
-            removed.map_err(|e| errno(&e))
-        });
+        self.empty(reply, async move |shared| shared.set_xattr(ino, &name, None, Some(true)).await);
     }
 
     fn fallocate(

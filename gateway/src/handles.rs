@@ -1,9 +1,8 @@
 //! What programs have open: files, which all handles of an inode share, and directories.
 
-use client::{Client, Entry, OpenFile, Result, Seen};
+use crate::listing::Listing;
+use client::{Client, OpenFile, Seen};
 use common::FileId;
-use common::limits::LIST_PAGE_MAX;
-use common::wire::path::at;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,25 +25,6 @@ struct Open {
     /// It was made by who opened it first.
     is_new: bool,
 }
-
-/// A directory that is read: from each place on that the kernel has been told, it can go on.
-pub struct Listing {
-    directory: FileId,
-    state: tokio::sync::Mutex<Pages>,
-}
-
-#[derive(Default)]
-struct Pages {
-    /// The name before each page that was read so far.
-    before: Vec<Vec<u8>>,
-    /// The page that was read last, and which it is.
-    page: usize,
-    entries: Vec<Entry>,
-    more: bool,
-}
-
-/// Entries of a page: places in a directory are numbered through, page by page.
-const PAGE: u64 = LIST_PAGE_MAX as u64;
 
 impl Handles {
     /// One more handle of a file, perhaps of one that was just made. Whoever opened it before knows other things
@@ -90,8 +70,8 @@ impl Handles {
 
     /// A directory is read under this number.
     pub fn open_directory(&self, handle: u64, directory: FileId) {
-        let listing = Listing { directory, state: Default::default() };
-        self.directories.lock().expect("never poisoned").insert(handle, Arc::new(listing));
+        let listing = Arc::new(Listing::of(directory));
+        self.directories.lock().expect("never poisoned").insert(handle, listing);
     }
 
     /// The directory that is read under this number.
@@ -102,40 +82,5 @@ impl Handles {
     /// A directory is not read any more.
     pub fn close_directory(&self, handle: u64) {
         self.directories.lock().expect("never poisoned").remove(&handle);
-    }
-}
-
-impl Listing {
-    /// The entries from a place on, each with the place after it: some, or none at the end.
-    pub async fn from(&self, client: &Client, place: u64) -> Result<Vec<(u64, Entry)>> {
-        let mut pages = self.state.lock().await;
-        if place == 0 {
-            *pages = Pages { before: vec![vec![]], more: true, page: usize::MAX, ..Pages::default() };
-        }
-        let mut place = place;
-        loop {
-            let (page, skip) = ((place / PAGE) as usize, (place % PAGE) as usize);
-            if pages.page != page {
-                let Some(after) = pages.before.get(page).cloned() else { return Ok(vec![]) };
-                let (entries, more) = client.list_page(&at(self.directory), &after, LIST_PAGE_MAX).await?;
-                if let Some(last) = entries.last().filter(|_| pages.before.len() == page + 1) {
-                    let last = last.name.clone();
-                    pages.before.push(last);
-                }
-                (pages.page, pages.entries, pages.more) = (page, entries, more);
-            }
-            if skip < pages.entries.len() {
-                let rest = pages.entries.iter().enumerate().skip(skip);
-                let next = |n: usize| match n + 1 == pages.entries.len() {
-                    true => (page as u64 + 1) * PAGE,
-                    false => page as u64 * PAGE + n as u64 + 1,
-                };
-                return Ok(rest.map(|(n, entry)| (next(n), entry.clone())).collect());
-            }
-            if !pages.more {
-                return Ok(vec![]);
-            }
-            place = (page as u64 + 1) * PAGE;
-        }
     }
 }

@@ -9,11 +9,13 @@
 mod absent;
 mod asked;
 mod attr;
+mod bare;
 mod caller;
 mod directories;
 mod errno;
 mod handles;
 mod kernel;
+mod listing;
 mod locks;
 mod reads;
 mod set_ids;

@@ -2,25 +2,30 @@
 
 use crate::absent::{Absent, Missed};
 use crate::attr::{file_attr, nanos};
+use crate::bare::Bare;
 use crate::directories::Directories;
 use crate::errno::errno;
 use crate::handles::Handles;
+use crate::listing::{Habit, Listing, Rest};
 use crate::locks::Locks;
 use crate::set_ids::SetIds;
 use crate::shown::Shown;
 use crate::{Cache, Options, REQUEST_BYTES_MAX};
 use bytes::Bytes;
 use client::{
-    Attr, Changes, Client, Error, FileKind, Gathered, Here, Known, Moment, OpenFile, Seen, SetTime, Uncached,
+    Attr, Changes, Client, Error, FileKind, Found, Gathered, Here, Known, Moment, OpenFile, Seen, SetTime,
+    Uncached,
 };
 use common::wire::path::{at, name_in};
 use common::{Code, FileId, Refusal, Serial};
 use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Notifier, OpenFlags, RenameFlags};
+use futures::stream::{self, StreamExt};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
+use tokio::time::timeout_at;
 
 pub struct Shared {
     pub client: Client,
@@ -37,6 +42,8 @@ pub struct Shared {
     /// What the bytes of a file were when the kernel last opened it.
     pub told: Mutex<HashMap<FileId, Version>>,
     pub absent: Absent,
+    pub bare: Bare,
+    habit: Habit,
     pub directories: Directories,
     shown: Shown,
     pub set_ids: SetIds,
@@ -45,6 +52,11 @@ pub struct Shared {
     /// What is written past the kernel's pages makes it drop them.
     pub drops_direct: AtomicBool,
 }
+
+/// Lengths of files that are listed are asked for at once so many ...
+const LENGTHS_AT_ONCE: usize = 64;
+/// ... and waited for this long; then the kernel asks for those that it needs.
+const LENGTHS_WAIT: Duration = Duration::from_millis(200);
 
 /// Time of modification, length, and the last serial of an open last chunk: changes whenever bytes do.
 type Version = (i64, u64, Serial);
@@ -75,6 +87,8 @@ impl Shared {
             name,
             told: Mutex::default(),
             absent: Absent::default(),
+            bare: Bare::default(),
+            habit: Habit::default(),
             directories: Directories::default(),
             shown: Shown::default(),
             set_ids: SetIds::default(),
@@ -121,7 +135,12 @@ impl Shared {
         let directory = self.id(parent);
         let asked = Instant::now();
         match self.client.look(&self.name_in(parent, &name)?).await {
-            Ok(known) => Ok(self.exactly(known, asked).await?.attr),
+            Ok(known) => {
+                if known.attr.open.is_some() {
+                    self.habit.looked(directory, asked);
+                }
+                Ok(self.exactly(known, asked).await?.attr)
+            }
             Err(e) => {
                 let (now, is_missed) = (Instant::now(), e.code() == Some(Code::NotFound));
                 let remembers = self.cache != Cache::Strict;
@@ -169,10 +188,47 @@ impl Shared {
         Ok(seen)
     }
 
+    /// Entries of a directory from a place on, and of each its attributes and for how long the kernel may believe them.
+    pub async fn entries(&self, listing: &Listing, place: u64) -> Outcome<(Rest, Vec<(FileAttr, Duration)>)> {
+        let asked = Instant::now();
+        let rest = listing.now(&self.client, place).await.map_err(|e| errno(&e))?;
+        let looks = self.cache != Cache::Strict && (place > 0 || self.habit.looks(listing.directory, asked));
+        let until = tokio::time::Instant::now() + LENGTHS_WAIT;
+        let told: Vec<_> = rest.iter().map(|(_, found)| self.entry(found, asked, looks, until)).collect();
+        let told = stream::iter(told).buffered(LENGTHS_AT_ONCE).collect().await;
+        Ok((rest, told))
+    }
+
+    /// One of them. The length of a file that is written to is not known to the masters alone.
+    async fn entry(
+        &self,
+        found: &Found,
+        asked: Instant,
+        looks: bool,
+        until: tokio::time::Instant,
+    ) -> (FileAttr, Duration) {
+        let mut attr = found.known.attr.clone();
+        if !found.may_have_xattrs {
+            self.bare.told(attr.file, asked);
+        }
+        let is_open_here = self.handles.get(attr.file).is_some();
+        if attr.open.is_none() || is_open_here || looks {
+            if let Ok(Ok(seen)) = timeout_at(until, self.exactly(found.known.clone(), asked)).await {
+                return (self.attr(&seen.attr), self.cache.ttl());
+            }
+            if let Some(length) = self.shown.open_length(attr.file) {
+                // Of a shorter one the kernel drops the pages behind it, mapped and changed ones among them.
+                attr.length = length.max(attr.length);
+            }
+        }
+        (self.attr(&attr), Duration::ZERO)
+    }
+
     /// Opens a file that was just seen; if it was open here already, after that moment.
     pub async fn open_file(&self, seen: Seen, since: Option<Moment>, is_new: bool) -> FopenFlags {
         let open = self.handles.open(&self.client, &seen, is_new);
         let attr = &seen.attr;
+        self.shown.opened(attr.file, attr.length);
         let now = (attr.mtime_ns, attr.length, seen.serial);
         let before = self.told.lock().expect("never poisoned").insert(attr.file, now);
         if self.shown.differs(attr.file, attr.length, Instant::now())
@@ -195,6 +251,7 @@ impl Shared {
     /// A file that is open here was locked, and others may have changed it before: programs see what is there now.
     pub async fn see_again(&self, id: FileId) -> Outcome<()> {
         self.absent.forget();
+        self.bare.forget();
         let Some(file) = self.handles.get(id) else { return Ok(()) };
         let since = file.moment().await;
         let seen = self.see(&at(id)).await?;
@@ -213,6 +270,12 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// One handle less.
+    pub fn close(&self, file: FileId) {
+        self.handles.close(file);
+        self.shown.closed(file, || self.handles.get(file).is_some());
     }
 
     pub fn opened(&self, ino: INodeNo) -> Outcome<Arc<OpenFile>> {
@@ -286,7 +349,13 @@ impl Shared {
     pub fn gather(&self, ino: INodeNo, offset: u64, data: &[u8], flags: OpenFlags) -> Gathered {
         let at_once = flags.0 & (libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC) != 0;
         match self.opened(ino) {
-            Ok(file) if !at_once && self.cache != Cache::Strict => file.try_gather(offset, data),
+            Ok(file) if !at_once && self.cache != Cache::Strict => {
+                let gathered = file.try_gather(offset, data);
+                if !matches!(gathered, Gathered::Not) {
+                    self.shown.written(file.file(), offset + data.len() as u64);
+                }
+                gathered
+            }
             _ => Gathered::Not,
         }
     }
@@ -302,6 +371,7 @@ impl Shared {
             false => file.write(offset, data).await,
         };
         written.map_err(|e| errno(&e))?;
+        self.shown.written(file.file(), offset.saturating_add(data.len() as u64));
         if flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0 || self.cache == Cache::Strict {
             file.sync().await.map_err(|e| errno(&e))?;
         }
@@ -321,6 +391,30 @@ impl Shared {
         Ok(())
     }
 
+    /// The extended attributes of a file.
+    pub async fn xattrs(&self, ino: INodeNo) -> Outcome<Vec<(Vec<u8>, Vec<u8>)>> {
+        let id = self.id(ino);
+        if self.cache != Cache::Strict && self.bare.is(id, Instant::now()) {
+            return Ok(vec![]);
+        }
+        self.client.xattrs(at(id)).await.map_err(|e| errno(&e))
+    }
+
+    /// Sets one of them, or removes it; with `there`, only if it is there, or not.
+    pub async fn set_xattr(
+        &self,
+        ino: INodeNo,
+        name: &[u8],
+        value: Option<&[u8]>,
+        there: Option<bool>,
+    ) -> Outcome<()> {
+        let id = self.id(ino);
+        self.bare.changed(id);
+        let set = self.client.set_xattr(at(id), name, value, there).await;
+        self.bare.changed(id);
+        set.map_err(|e| errno(&e))
+    }
+
     /// Copies a range between files that are open, as far as that needs no bytes to be moved: so many.
     pub async fn clone_range(&self, from: INodeNo, range: Range<u64>, to: INodeNo, at: u64) -> Outcome<u64> {
         let (from, to) = (self.opened(from)?, self.opened(to)?);
@@ -328,7 +422,9 @@ impl Shared {
             from.revalidate(None).await;
             to.revalidate(None).await;
         }
-        to.clone_range(&from, range, at).await.map_err(|e| errno(&e))
+        let cloned = to.clone_range(&from, range, at).await.map_err(|e| errno(&e))?;
+        self.shown.written(to.file(), at.saturating_add(cloned));
+        Ok(cloned)
     }
 
     /// A name was made here, or may have been; if it is no directory's, at this time.
@@ -398,6 +494,7 @@ impl Shared {
                 }
             };
             truncated.map_err(|e| errno(&e))?;
+            self.shown.cut(id, size);
         } else if let Some(file) = self.handles.get(id) {
             // Mostly all is written by now; it is durable by the close, and on its way meanwhile.
             let _ = file.send_gathered().await;
@@ -464,6 +561,7 @@ impl Shared {
         }
         if end > size && !keep_size {
             file.truncate(end).await.map_err(|e| errno(&e))?;
+            self.shown.written(file.file(), end);
         }
         Ok(())
     }

@@ -24,6 +24,8 @@ struct State {
     lengths: HashMap<FileId, (Option<u64>, Instant)>,
     /// All was forgotten.
     forgot: Option<Instant>,
+    /// Of files that are open here the most that it may take for their length, whatever else is forgotten.
+    open: HashMap<FileId, u64>,
 }
 
 impl Shown {
@@ -38,6 +40,41 @@ impl Shown {
             state.forgot = Some(now);
         }
         state.lengths.insert(file, (Some(length), now));
+        if let Some(open) = state.open.get_mut(&file) {
+            *open = length.max(*open);
+        }
+    }
+
+    /// A file is opened here, of which it was told that length.
+    pub fn opened(&self, file: FileId, length: u64) {
+        self.0.lock().expect("never poisoned").open.entry(file).or_insert(length);
+    }
+
+    /// It is told that a file was written to, up to here.
+    pub fn written(&self, file: FileId, to: u64) {
+        if let Some(open) = self.0.lock().expect("never poisoned").open.get_mut(&file) {
+            *open = to.max(*open);
+        }
+    }
+
+    /// It is told that a file was cut to this length.
+    pub fn cut(&self, file: FileId, length: u64) {
+        if let Some(open) = self.0.lock().expect("never poisoned").open.get_mut(&file) {
+            *open = length;
+        }
+    }
+
+    /// A file is not open here any more, unless it was opened again.
+    pub fn closed(&self, file: FileId, is_open: impl Fn() -> bool) {
+        let mut state = self.0.lock().expect("never poisoned");
+        if !is_open() {
+            state.open.remove(&file);
+        }
+    }
+
+    /// The most that it may take for the length of a file that is open here.
+    pub fn open_length(&self, file: FileId) -> Option<u64> {
+        self.0.lock().expect("never poisoned").open.get(&file).copied()
     }
 
     /// Whether it was told that a file is longer than this.
@@ -87,6 +124,27 @@ mod tests {
         assert!(shown.differs(FileId(1), 4, now) && shown.differs(FileId(1), 5, now));
         shown.told(FileId(1), 5, now);
         assert!(!shown.differs(FileId(1), 5, now));
+    }
+
+    #[test]
+    fn the_length_of_an_open_file_is_not_forgotten() {
+        let (shown, now, file) = (Shown::default(), Instant::now(), FileId(7));
+        shown.written(file, 9);
+        assert_eq!(shown.open_length(file), None, "it is not open");
+        shown.opened(file, 5);
+        shown.written(file, 9);
+        shown.written(file, 7);
+        for n in 0..=FILES_MAX as u64 {
+            shown.told(FileId(1000 + n), 5, now);
+        }
+        assert_eq!(shown.open_length(file), Some(9));
+        shown.told(file, 4, now);
+        assert_eq!(shown.open_length(file), Some(9), "that may be from before it was written to");
+        shown.cut(file, 3);
+        shown.closed(file, || true);
+        assert_eq!(shown.open_length(file), Some(3), "it was cut, and is opened again");
+        shown.closed(file, || false);
+        assert_eq!(shown.open_length(file), None);
     }
 
     #[test]

@@ -171,6 +171,15 @@ pub enum MasterRequest {
         /// Most entries; a master may give fewer.
         limit: u32,
     },
+    /// As `List`, and of each entry what `Look` tells.
+    LookIn {
+        /// The directory.
+        path: PathBytes,
+        /// Names after this one.
+        after: Vec<u8>,
+        /// Most entries; at most `LIST_PAGE_MAX`.
+        limit: u32,
+    },
 }
 
 /// A change of the name space.
@@ -667,6 +676,13 @@ pub enum MasterReply {
         of: ChunkConfig,
         /// The fork.
         to: ChunkConfig,
+    },
+    /// A page of a directory.
+    Looked {
+        /// Its entries.
+        entries: Vec<Looked>,
+        /// Whether there are more.
+        more: bool,
     },
 }
 

@@ -68,6 +68,19 @@ pub struct Entry {
     pub attr: Attr,
 }
 
+/// One entry of a directory that was looked into.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Looked {
+    /// The name.
+    pub name: Vec<u8>,
+    /// Its attributes.
+    pub attr: Attr,
+    /// Of a file: its last chunk, if that is open or the only one.
+    pub chunk: Option<ChunkInfo>,
+    /// Whether it has extended attributes.
+    pub has_xattrs: bool,
+}
+
 /// One chunk of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ChunkInfo {

@@ -13,10 +13,14 @@ use common::limits::{
 };
 use common::wire::ChunkConfig;
 use common::wire::client_master::{
-    Attr, ChunkInfo, FileKind, MasterReply, Mutation, Only, Owner, Policy, Report, SetTime,
+    Attr, ChunkInfo, Entry as Listed, FileKind, Looked, MasterReply, Mutation, Only, Owner, Policy, Report,
+    SetTime,
 };
 use common::wire::path::Route;
 use common::{ChunkHandle, Code, Epoch, FileId, Refusal, StoreId};
+
+/// Bytes of an entry of a listing beside its name and the target of a symlink, at most, with its last chunk.
+const ENTRY_BYTES: usize = 256;
 
 /// The permission bits of a mode.
 fn permissions(mode: u32) -> u16 {
@@ -791,26 +795,52 @@ impl Metadata {
     }
 
     fn looked_at(&self, attr: Attr) -> MasterReply {
-        let told = attr.file.seen().0 == 0 && (attr.open.is_some() || attr.count == 1);
-        let chunk = match self.tree.file(attr.file) {
-            Some(file) if told => self.chunk_info(attr.file, file.parts().len() - 1).ok(),
-            _ => None,
-        };
+        let chunk = self.last_chunk(&attr);
         MasterReply::Opened { attr, chunk }
+    }
+
+    /// Of a file: its last chunk, if that is open or the only one.
+    fn last_chunk(&self, attr: &Attr) -> Option<ChunkInfo> {
+        let told = attr.file.seen().0 == 0 && (attr.open.is_some() || attr.count == 1);
+        let file = self.tree.file(attr.file).filter(|_| told)?;
+        self.chunk_info(attr.file, file.parts().len() - 1).ok()
     }
 
     /// A page of a directory.
     pub fn list(&self, path: &[u8], after: &[u8], limit: u32) -> Answer<MasterReply> {
-        use common::wire::client_master::Entry;
+        let entry = |name: &[u8], attr| Listed { name: name.to_vec(), attr };
+        let (entries, more) = self.page(path, after, limit, entry)?;
+        Ok(MasterReply::Entries { entries, more })
+    }
+
+    /// The same, and of each entry what `look` tells.
+    pub fn look_in(&self, path: &[u8], after: &[u8], limit: u32) -> Answer<MasterReply> {
+        let entry = |name: &[u8], attr: Attr| {
+            let chunk = self.last_chunk(&attr);
+            let has_xattrs = self.view(attr.file).is_some_and(|(tree, inner)| tree.has_xattrs(inner));
+            Looked { name: name.to_vec(), attr, chunk, has_xattrs }
+        };
+        let (entries, more) = self.page(path, after, limit, entry)?;
+        Ok(MasterReply::Looked { entries, more })
+    }
+
+    /// Entries of a directory, and whether there are more.
+    fn page<T>(
+        &self,
+        path: &[u8],
+        after: &[u8],
+        limit: u32,
+        entry: impl Fn(&[u8], Attr) -> T,
+    ) -> Answer<(Vec<T>, bool)> {
         let limit = limit.clamp(1, LIST_PAGE_MAX) as usize;
-        let entry = |name: &[u8], id| Entry { name: name.to_vec(), attr: self.attr(id) };
         let id = match self.find(path)? {
             Place::Inode(id) => id,
             Place::Snapshots(root) => {
                 let list = self.snapshots_of(root);
                 let mut rest = list.iter().filter(|(name, _)| after.is_empty() || &name[..] > after);
-                let entries = rest.by_ref().take(limit).map(|(name, id)| entry(name, *id)).collect();
-                return Ok(MasterReply::Entries { entries, more: rest.next().is_some() });
+                let entries =
+                    rest.by_ref().take(limit).map(|(name, id)| entry(name, self.attr(*id))).collect();
+                return Ok((entries, rest.next().is_some()));
             }
         };
         let (tree, inner) = self.view(id).expect("just found");
@@ -823,15 +853,14 @@ impl Metadata {
         let mut entries = vec![];
         let mut bytes = 0;
         for ((_, name), child) in rest.by_ref() {
-            let entry = entry(name.bytes(), child.seen_in(id.seen().0));
-            bytes += entry.name.len() + entry.attr.target.len() + 128;
-            entries.push(entry);
+            let attr = self.attr(child.seen_in(id.seen().0));
+            bytes += name.bytes().len() + attr.target.len() + ENTRY_BYTES;
+            entries.push(entry(name.bytes(), attr));
             if entries.len() == limit || bytes > PAGE_BYTES_MAX {
                 break;
             }
         }
-        let more = rest.next().is_some();
-        Ok(MasterReply::Entries { entries, more })
+        Ok((entries, rest.next().is_some()))
     }
 
     /// A page of a file's chunks.

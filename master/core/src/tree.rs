@@ -99,6 +99,10 @@ impl Tree {
         }
     }
 
+    pub fn has_xattrs(&self, id: FileId) -> bool {
+        self.extras.get(&id).is_some_and(|extra| !extra.xattrs.is_empty())
+    }
+
     // --- names ---------------------------------------------------------------------------
 
     /// A directory names an inode, for the first or one more time.

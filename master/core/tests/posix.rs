@@ -357,6 +357,35 @@ fn extended_attributes_are_bounded_and_kept_by_snapshots() {
 }
 
 #[test]
+fn who_looks_into_a_directory_is_told_what_a_look_at_each_entry_tells() {
+    let mut d = Driver::new();
+    d.servers(&["a", "b", "c"], |_| 0);
+    d.mutate(mkdir("/d"));
+    d.mutate(mkdir("/d/a"));
+    d.mutate(create("/d/b", true));
+    d.mutate(create("/d/c", false));
+    let (path, name, value) = (b"/d/c".to_vec(), b"user.a".to_vec(), Some(vec![1]));
+    d.mutate(Mutation::SetXattr { path, name, value, there: None });
+    d.mutate(Mutation::Snapshot { path: b"/d".to_vec(), name: b"s".to_vec() });
+    for (dir, live) in [("/d", true), ("/d/.snapshot/s", false)] {
+        let page = |after: &[u8], limit| match d.state.look_in(dir.as_bytes(), after, limit).unwrap() {
+            MasterReply::Looked { entries, more } => (entries, more),
+            other => panic!("{other:?}"),
+        };
+        let (entries, more) = page(b"", 2);
+        assert!(more && !page(b"b", 2).1);
+        for entry in entries.into_iter().chain(page(b"b", 2).0) {
+            let path = [dir.as_bytes(), b"/", &entry.name].concat();
+            let MasterReply::Opened { attr, chunk } = d.state.look(&path).unwrap() else { panic!() };
+            assert_eq!((&entry.attr, &entry.chunk), (&attr, &chunk), "{path:?}");
+            assert_eq!(entry.chunk.is_some(), live && entry.name == b"b");
+            assert_eq!(entry.has_xattrs, entry.name == b"c");
+        }
+    }
+    assert_eq!(d.state.look_in(b"/d/b", b"", 1).unwrap_err().code, Code::NotADirectory);
+}
+
+#[test]
 fn a_hole_is_filled_where_it_is_written_to() {
     const MIB: u64 = 1024 * 1024;
     let mut d = Driver::new();

@@ -119,6 +119,9 @@ impl Rpc {
                 self.query(|s| Ok(MasterReply::Nameless(s.nameless(&files)))).await
             }
             MasterRequest::List { path, after, limit } => self.query(|s| s.list(&path, &after, limit)).await,
+            MasterRequest::LookIn { path, after, limit } => {
+                self.query(|s| s.look_in(&path, &after, limit)).await
+            }
             MasterRequest::Layout { file, from, limit } => self.query(|s| s.layout(file, from, limit)).await,
             MasterRequest::Config { handle, snapshot } => {
                 let seen = |s: &Metadata| if snapshot > 0 { s.as_of(snapshot, handle) } else { handle };
