@@ -20,11 +20,11 @@ use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{MasterReply, Mutation, Owner};
 use common::wire::{ChunkConfig, Piece};
 use common::{ChunkHandle, ClientId, Code, Refusal, RequestId, SessionId, Span, StoreId, Time};
+use foldhash::quality::{FixedState, FoldHasher};
 use master_core::{Command, Entry, Metadata, Reply};
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt::{Debug, Write};
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 /// How far the check goes.
@@ -96,9 +96,13 @@ struct Server {
 
 impl Server {
     fn rehash(&mut self) {
-        let mut hasher = DefaultHasher::new();
-        self.disk.hash(&mut hasher);
-        self.hash = hash_of(&(&self.node, hasher.finish(), self.life, self.session, &self.ops));
+        self.hash = hash_of(&(
+            &self.node,
+            FixedState::default().hash_one(&self.disk),
+            self.life,
+            self.session,
+            &self.ops,
+        ));
     }
 }
 
@@ -157,7 +161,7 @@ enum Action {
     Fire,
 }
 
-struct HashWriter(DefaultHasher);
+struct HashWriter(FoldHasher<'static>);
 
 impl Write for HashWriter {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
@@ -167,7 +171,7 @@ impl Write for HashWriter {
 }
 
 fn hash_of(what: &impl Debug) -> u64 {
-    let mut writer = HashWriter(DefaultHasher::new());
+    let mut writer = HashWriter(FixedState::default().build_hasher());
     write!(writer, "{what:?}").expect("hashing does not fail");
     writer.0.finish()
 }

@@ -62,7 +62,7 @@ fn a_crash_and_slow_disks() {
 }
 
 #[test]
-#[ignore = "takes two minutes"]
+#[ignore = "takes three minutes"]
 fn a_crash_and_a_repair() {
     all_states("one writer, a crash, a repair", Bounds { crashes: 1, repair: true, ..ONE_WRITER });
 }
