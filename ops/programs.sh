@@ -11,7 +11,7 @@
 # `postgres`. What was made is removed, unless something fails.
 set -uo pipefail
 
-all="tar rsync git fio locks sqlite-rollback sqlite-wal sqlite-shared postgres cargo pjdfstest fsx"
+all="tar rsync git fio locks pages sqlite-rollback sqlite-wal sqlite-shared postgres cargo pjdfstest fsx"
 [ $# -ge 1 ] || { echo "usage: $0 DIRECTORY [NAME...]"; exit 2; }
 dir=$(realpath "$1") || exit 2
 shift
@@ -376,9 +376,18 @@ END
     done
 }
 
+# Handles, mappings and listings of one machine, and changes by another, against a model.
+run_pages() {
+    local seed
+    for seed in ${PAGES_SEEDS:-1 $RANDOM}; do
+        mkdir "$work/$seed"
+        python3 "$(dirname "$0")/pages.py" "$work/$seed" "$(other "$seed")/$seed" "$seed" "${PAGES_SECONDS:-8}" || return 1
+    done
+}
+
 for name in $names; do
     program=${name%%-*}
-    case $program in locks) program=python3 ;; sqlite) program=sqlite3 ;; postgres) program=pg_ctlcluster ;; esac
+    case $program in locks | pages) program=python3 ;; sqlite) program=sqlite3 ;; postgres) program=pg_ctlcluster ;; esac
     if ! has "$program"; then
         printf '%-16s missing\n' "$name"
         continue
