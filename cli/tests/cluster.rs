@@ -466,31 +466,44 @@ fn who_has_a_file_open_writes_to_what_others_have_left_of_it() {
         c.client.mkdir(b"/d", true, 0o755).await?;
         let policy = client::Policy { chunk_bytes: Some(mib), ..Default::default() };
         c.client.set_policy(b"/d", policy).await?;
-        // Cut, and written to again, while its last chunk is open here, and when it is full.
-        for length in [1_500_000, 2 * mib as usize] {
-            for (cut, rest) in [(0, 0), (10, 5), (1_200_000, 0), (1_200_000, 700_000)] {
-                c.client.create(b"/d/f", true).await?;
-                let seen = c.client.exactly(c.client.look(b"/d/f").await?).await?;
-                let file = client::OpenFile::new(&c.client, &seen);
-                file.write(0, &all[..length]).await?;
-                file.sync().await?;
-                let other =
-                    client::Client::connect(c.cluster.client_file().unwrap().config().unwrap()).await?;
-                other.truncate(b"/d/f", cut).await?;
-                if rest > 0 {
-                    other.write_at(b"/d/f", cut, &all[..rest]).await?;
-                }
-                file.write(2 * mib, &all[..5000]).await?;
-                file.sync().await?;
-                let mut wanted = all[..cut as usize].to_vec();
-                wanted.extend_from_slice(&all[..rest]);
-                wanted.resize(2 * mib as usize, 0);
-                wanted.extend_from_slice(&all[..5000]);
-                let found = c.client.open(b"/d/f").await?;
-                let found = found.read_at(0, found.len()).await?;
-                assert!(found == wanted, "cut to {cut}, {rest} more: {} bytes", found.len());
-                c.client.unlink(b"/d/f", false).await?;
+        let other = client::Client::connect(c.cluster.client_file().unwrap().config().unwrap()).await?;
+        // Cut, and written to again, while its last chunk is open here, and when it is full; then written to here: where
+        // nothing was, where something is left, and where something was until it was cut.
+        let cuts = [(0, 0), (10, 5), (1_200_000, 0), (1_200_000, 700_000)];
+        let lengths = [1_500_000, 2 * mib as usize];
+        for (n, (cut, rest)) in cuts.into_iter().cycle().take(64).enumerate() {
+            let (length, at) = (lengths[n / 4 % 2], [2 * mib, 0, 12, 1_300_000][n / 8 % 4]);
+            let has_snapshot = n >= 32;
+            c.client.create(b"/d/f", true).await?;
+            let seen = c.client.exactly(c.client.look(b"/d/f").await?).await?;
+            let file = client::OpenFile::new(&c.client, &seen);
+            file.write(0, &all[..length]).await?;
+            file.sync().await?;
+            if has_snapshot {
+                c.client.take_snapshot(b"/d", b"s").await?;
             }
+            other.truncate(b"/d/f", cut).await?;
+            if rest > 0 {
+                other.write_at(b"/d/f", cut, &all[..rest]).await?;
+            }
+            file.write(at, &all[7..5007]).await?;
+            file.sync().await?;
+            let mut wanted = all[..cut as usize].to_vec();
+            wanted.extend_from_slice(&all[..rest]);
+            let at = at as usize;
+            wanted.resize(wanted.len().max(at + 5000), 0);
+            wanted[at..at + 5000].copy_from_slice(&all[7..5007]);
+            let found = c.client.open(b"/d/f").await?;
+            let found = found.read_at(0, found.len()).await?;
+            let what = format!("{length} bytes cut to {cut}, {rest} more, then written to at {at}");
+            assert!(found == wanted, "{what}: {} bytes; a snapshot: {has_snapshot}", found.len());
+            if has_snapshot {
+                let kept = c.client.open(b"/d/.snapshot/s/f").await?;
+                let kept = kept.read_at(0, kept.len()).await?;
+                assert!(kept == all[..length], "{what}: the snapshot has {} bytes", kept.len());
+                c.client.delete_snapshot(b"/d", b"s").await?;
+            }
+            c.client.unlink(b"/d/f", false).await?;
         }
         client::Result::Ok(())
     };

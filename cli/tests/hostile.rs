@@ -364,7 +364,7 @@ impl Hostile {
     fn client_chunk(&mut self) -> Vec<u8> {
         let payload = self.payload();
         let (handle, request, piece) = (self.handle(), self.request(), self.piece(&payload));
-        let msg = match self.rng.random_range(0..7) {
+        let msg = match self.rng.random_range(0..8) {
             0 => ClientChunk::Push {
                 request,
                 handle,
@@ -391,6 +391,7 @@ impl Hostile {
             3 => ClientChunk::Stat { handle },
             4 => ClientChunk::Locate { handle, offset: self.number(), len: self.number() as u32 },
             5 => ClientChunk::Fork { handle, to: self.config() },
+            6 => ClientChunk::Cut { handle, within: self.flag() },
             _ => ClientChunk::Seal { handle },
         };
         let id = self.rng.random_range(1000..u64::MAX);

@@ -10,12 +10,12 @@ use common::limits::{INLINE_BYTES_MAX, LOCATED_BYTES_MAX, PIECE_BYTES_MAX};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{MasterReply, MasterRequest};
 use common::wire::{ChunkConfig, Piece};
-use common::{ChunkHandle, Code, Epoch, Refusal, RequestId, Serial, StoreId};
+use common::{Code, Epoch, Refusal, RequestId, Serial, StoreId};
 use common_net::{Conn, NetError, Patience};
 use std::time::{Duration, Instant};
 
 /// One try of a write; the primary may be waiting for a reconfiguration.
-const WRITE_LIMIT: Duration = Duration::from_millis(700);
+pub(crate) const WRITE_LIMIT: Duration = Duration::from_millis(700);
 /// A piece is held by the whole chain while others pass down the chain at least so often, or it is hung.
 const PUSH: Patience = Patience { quiet: Duration::from_millis(700), most: Duration::from_secs(10) };
 /// After two tries without an answer each next one of a write waits twice as long as the one before it, so many
@@ -58,23 +58,23 @@ pub struct ReplicaView {
 
 /// A failed try: what it met, and what to do.
 pub(crate) struct Miss {
-    last: String,
+    pub last: String,
     /// The server said no, and why.
-    refusal: Option<Refusal>,
-    next: Next,
+    pub refusal: Option<Refusal>,
+    pub next: Next,
     /// The primary could not be reached at all.
-    silent: bool,
+    pub silent: bool,
 }
 
 impl Miss {
-    fn net(error: NetError) -> Miss {
+    pub fn net(error: NetError) -> Miss {
         match error {
             NetError::Refused { refusal, .. } => Miss::refused(refusal),
             other => Miss { last: other.to_string(), refusal: None, next: Next::Refresh, silent: true },
         }
     }
 
-    fn refused(refusal: Refusal) -> Miss {
+    pub fn refused(refusal: Refusal) -> Miss {
         let next = if refusal.code == Code::NoSuchStore { Next::Refresh } else { next_after(refusal.code) };
         Miss { last: refusal.to_string(), refusal: Some(refusal), next, silent: false }
     }
@@ -565,48 +565,6 @@ impl Client {
             what: format!("{} on {store}", config.handle),
             last: miss.last,
         })
-    }
-
-    /// Seals a chunk at its present length.
-    pub(crate) async fn seal(&self, handle: ChunkHandle) -> Result<u64> {
-        let began = Instant::now();
-        let deadline = began + self.inner.config.deadline;
-        let mut config = self.config(handle).await?;
-        let mut pause = RETRY.0;
-        loop {
-            if let Some(sealed) = config.sealed {
-                return Ok(sealed);
-            }
-            let asked = async {
-                let conn = self.conn(config.primary, Class::Control).await.map_err(Miss::net)?;
-                let msg = ClientChunk::Seal { handle };
-                match conn.call(&msg, config.epoch.0, vec![], WRITE_LIMIT).await.map_err(Miss::net)?.0 {
-                    ClientChunkReply::Sealed { length } => Ok(length),
-                    ClientChunkReply::Refused(refusal) => Err(Miss::refused(refusal)),
-                    _ => Err(Miss {
-                        refusal: None,
-                        last: "an answer that does not fit".into(),
-                        next: Next::Wait,
-                        silent: false,
-                    }),
-                }
-            };
-            let miss = match asked.await {
-                Ok(length) => return Ok(length),
-                Err(miss) => miss,
-            };
-            if Instant::now() + pause >= deadline {
-                let action = format!("seal {handle}");
-                return Err(Error::Unknown {
-                    action,
-                    ms: began.elapsed().as_millis() as u64,
-                    last: miss.last,
-                });
-            }
-            self.refresh(&mut config, 0, miss.silent, deadline).await?;
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY.1);
-        }
     }
 }
 

@@ -4,6 +4,7 @@ mod begin;
 mod chunk;
 mod clones;
 mod conns;
+mod cut;
 mod error;
 mod file;
 mod local;
@@ -435,22 +436,24 @@ impl Client {
     pub async fn truncate(&self, path: &[u8], length: u64) -> Result<()> {
         let (deadline, mut pause) = (self.deadline(), RETRY.0);
         loop {
-            let attr = self.lookup(path).await?;
-            let sealed = match attr.open {
-                Some(handle) => self.seal(handle).await.map(drop),
-                None => Ok(()),
+            let known = self.look(path).await?;
+            let file = known.attr.file;
+            let cut = async {
+                let sealed = match known.attr.open {
+                    Some(handle) => Some(self.seal(handle).await?),
+                    None => None,
+                };
+                let chunks = self.cut_off(known, sealed, length).await?;
+                self.mutate(Mutation::Truncate { file, length }).await?;
+                self.tell_cut(&chunks, length, deadline).await
             };
-            let cut = match sealed {
-                Ok(()) => self.mutate(Mutation::Truncate { file: attr.file, length }).await,
-                Err(e) => Err(e),
-            };
-            match cut {
+            match cut.await {
                 // An appender opened a new chunk in between, or somebody else cut it.
                 Err(e) if open::is_elsewhere(&e) && Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY.1);
                 }
-                done => return done.map(drop),
+                done => return done,
             }
         }
     }

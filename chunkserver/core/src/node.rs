@@ -285,7 +285,10 @@ impl Node {
                 out.push(Output::Post(Post::Head(Head { session, until })));
             }
             Input::Snapshot(number) => self.snapshot_taken(number),
-            Input::Fork { handle, epoch, to, snapshot } => self.fork_told(handle, epoch, to, snapshot, out),
+            Input::Fork { handle, epoch, to, snapshot } => {
+                self.fork_told(handle, epoch, to, snapshot, out);
+                self.ask_for_cuts(handle, out);
+            }
             Input::Orders(orders) => self.orders(orders, out),
             Input::Repairs(orders) => self.repairs(orders, out),
             Input::Disk(done) => {
@@ -382,6 +385,7 @@ impl Node {
             ClientChunk::Seal { .. } => self.client_seal(ask, out),
             ClientChunk::Locate { .. } => self.locate(ask, out),
             ClientChunk::Fork { .. } => self.client_fork(ask, out),
+            ClientChunk::Cut { .. } => self.client_cut(ask, out),
         }
     }
 
@@ -576,11 +580,19 @@ impl Node {
         if let Err(refusal) = &answer {
             self.join_refused(handle, refusal.code, out);
         }
+        let epoch = self.chunks.get(&handle).map(|chunk| chunk.config().epoch);
+        let left = match &answer {
+            Err(refusal) => Err(refusal.clone()),
+            Ok(config) if Some(config.epoch) != epoch => Err(Refusal::new(Code::StaleEpoch, handle)),
+            Ok(config) => Ok(config.sealed),
+        };
+        let asked = self.cuts_asked(handle);
         match answer {
             Err(refusal) => self.master_refused(handle, refusal, out),
             Ok(config) if !config.members.contains(&self.id) => self.not_a_member(handle, config.epoch, out),
             Ok(config) => self.config_told(config, out),
         }
+        self.cuts_told(handle, asked, left, out);
     }
 
     fn config_told(&mut self, config: ChunkConfig, out: &mut Outbox) {
@@ -629,7 +641,8 @@ impl Node {
         let chunk = self.chunks.get_mut(&handle).expect("the caller found it");
         if chunk.config().epoch.number() == 0 {
             self.chunks.remove(&handle);
-        } else if chunk.lead.is_some() {
+        } else if let Some(lead) = &mut chunk.lead {
+            lead.is_gone |= refusal.code == Code::NoSuchChunk;
             self.ask_later(handle);
         }
     }
@@ -819,7 +832,8 @@ pub(crate) fn handle_of(msg: &ClientChunk) -> ChunkHandle {
         | ClientChunk::Stat { handle }
         | ClientChunk::Seal { handle }
         | ClientChunk::Locate { handle, .. }
-        | ClientChunk::Fork { handle, .. } => *handle,
+        | ClientChunk::Fork { handle, .. }
+        | ClientChunk::Cut { handle, .. } => *handle,
     }
 }
 

@@ -82,7 +82,8 @@ impl Node {
         self.set_config(ChunkConfig { wait_ms: 0, ..config.clone() }, Ticket::Config(handle, epoch));
         let mut lead = Lead::new(&config.members, self.now, hold_until);
         if let Some(before) = before {
-            for (conn, request) in before.forking.into_iter().flat_map(|forking| forking.into_asks()) {
+            let forking = before.forking.into_iter().flat_map(|forking| forking.into_asks());
+            for (conn, request) in forking.chain(before.cuts.into_asks()) {
                 let msg = ClientChunkReply::Refused(Refusal::new(Code::StaleEpoch, handle));
                 out.push(Output::Reply { conn, request, msg, data: vec![] });
             }

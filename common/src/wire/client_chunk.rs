@@ -79,6 +79,14 @@ pub enum ClientChunk {
         /// The other one.
         to: ChunkConfig,
     },
+    /// The masters have cut the file before the end of this chunk: whoever leads it shall ask them what is left of it before
+    /// it answers, and admit nothing else from then on. Answered as `Seal`.
+    Cut {
+        /// The chunk.
+        handle: ChunkHandle,
+        /// Something is left of it.
+        within: bool,
+    },
 }
 
 impl Message for ClientChunk {

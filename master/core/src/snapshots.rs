@@ -430,6 +430,11 @@ impl Metadata {
                 }
             }
         }
+        // Its file was cut while a snapshot needed it whole.
+        let part = self.tree.file(chunk.file).and_then(|f| f.parts().iter().find(|p| p.handle == handle));
+        if let Some(part) = part.filter(|_| chunk.sealed) {
+            chunk.length = chunk.length.min(part.length);
+        }
         chunk.epoch = epoch.next();
         self.put_chunk(handle, chunk);
         self.repairs.remove(&handle);

@@ -1,0 +1,115 @@
+//! The ends of chunks. Who has had a file cut tells those who lead the chunks that were cut: others may have it open, and what they write must
+//! not go to a chunk that the file does not have any more, or beyond what is left of it.
+
+use crate::chunk::{Miss, RETRY, WRITE_LIMIT};
+use crate::conns::Class;
+use crate::{Client, Error, Known, Result};
+use client_core::Next;
+use common::limits::SESSION_MS;
+use common::wire::ChunkConfig;
+use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
+use common::wire::client_master::ChunkInfo;
+use common::{ChunkHandle, Code};
+use futures::{StreamExt, TryStreamExt, stream};
+use std::time::{Duration, Instant};
+
+/// So many are told at a time.
+const TOLD_AT_ONCE: usize = 32;
+/// Who leads a chunk that is gone, and cannot be told, knows it after this: its session has ended, or it has renewed it.
+const GONE: Duration = Duration::from_millis(2 * SESSION_MS);
+
+impl Client {
+    /// Seals a chunk at its present length.
+    pub(crate) async fn seal(&self, handle: ChunkHandle) -> Result<u64> {
+        let began = Instant::now();
+        let deadline = began + self.inner.config.deadline;
+        let mut config = self.config(handle).await?;
+        let mut pause = RETRY.0;
+        loop {
+            if let Some(sealed) = config.sealed {
+                return Ok(sealed);
+            }
+            let miss = match self.end_at(&config, ClientChunk::Seal { handle }).await {
+                Ok(length) => return Ok(length),
+                Err(miss) => miss,
+            };
+            if Instant::now() + pause >= deadline {
+                let (action, ms) = (format!("seal {handle}"), began.elapsed().as_millis() as u64);
+                return Err(Error::Unknown { action, ms, last: miss.last });
+            }
+            self.refresh(&mut config, 0, miss.silent, deadline).await?;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    /// Has the primary of a chunk seal it, or look at its end: what it has then.
+    async fn end_at(&self, config: &ChunkConfig, msg: ClientChunk) -> std::result::Result<u64, Miss> {
+        let conn = self.conn(config.primary, Class::Control).await.map_err(Miss::net)?;
+        match conn.call(&msg, config.epoch.0, vec![], WRITE_LIMIT).await.map_err(Miss::net)?.0 {
+            ClientChunkReply::Sealed { length } => Ok(length),
+            ClientChunkReply::Refused(refusal) => Err(Miss::refused(refusal)),
+            _ => Err(Miss {
+                refusal: None,
+                last: "an answer that does not fit".into(),
+                next: Next::Wait,
+                silent: false,
+            }),
+        }
+    }
+
+    /// The chunks that a file has beyond a length. Its last one was sealed, perhaps since it was looked at, and then has so
+    /// many bytes.
+    pub(crate) async fn cut_off(
+        &self,
+        known: Known,
+        sealed: Option<u64>,
+        length: u64,
+    ) -> Result<Vec<ChunkInfo>> {
+        let Known { attr, chunk, .. } = known;
+        if attr.count == 0 || attr.open.is_none() && attr.length <= length {
+            return Ok(vec![]);
+        }
+        let chunks = match chunk.filter(|_| attr.count == 1) {
+            Some(chunk) => vec![chunk],
+            None => self.layout(attr.file).await?.chunks().to_vec(),
+        };
+        let last = chunks.last().map(|last| last.index);
+        let is_cut = |c: &ChunkInfo| {
+            let bytes = sealed.filter(|_| Some(c.index) == last).unwrap_or(c.length);
+            c.config.handle != ChunkHandle::HOLE && c.start + bytes > length
+        };
+        Ok(chunks.into_iter().filter(is_cut).collect())
+    }
+
+    /// Those who lead these chunks ask the masters what is left of them, before this returns.
+    pub(crate) async fn tell_cut(&self, chunks: &[ChunkInfo], length: u64, deadline: Instant) -> Result<()> {
+        let tell =
+            |chunk: &ChunkInfo| self.tell_one_cut(chunk.config.clone(), chunk.start < length, deadline);
+        let tells: Vec<_> = chunks.iter().map(tell).collect();
+        stream::iter(tells).buffer_unordered(TOLD_AT_ONCE).try_collect().await
+    }
+
+    async fn tell_one_cut(&self, mut config: ChunkConfig, within: bool, deadline: Instant) -> Result<()> {
+        let (began, handle, mut pause) = (Instant::now(), config.handle, RETRY.0);
+        loop {
+            let miss = match self.end_at(&config, ClientChunk::Cut { handle, within }).await {
+                Err(miss) if miss.refusal.as_ref().is_none_or(|r| r.code != Code::NoSuchChunk) => miss,
+                _ => return Ok(()),
+            };
+            if Instant::now() + pause >= deadline {
+                let (action, ms) = (format!("tell of a cut of {handle}"), began.elapsed().as_millis() as u64);
+                return Err(Error::Unknown { action, ms, last: miss.last });
+            }
+            match self.refresh(&mut config, 0, miss.silent, deadline).await {
+                Err(Error::Refused(r)) if r.code == Code::NoSuchChunk && began.elapsed() >= GONE => {
+                    return Ok(());
+                }
+                Err(Error::Refused(r)) if r.code == Code::NoSuchChunk => {}
+                refreshed => refreshed?,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+}
