@@ -346,6 +346,7 @@ impl Metadata {
             return Ok(StoreReply::Config(self.config(handle)?));
         }
         let (members, primary) = (self.members_of(chunk).to_vec(), chunk.primary);
+        self.is_written_to(handle)?;
         if self.needed_by(handle).is_none() {
             self.abandon_fork(handle);
             return Ok(StoreReply::Fork { to: None, snapshot });
@@ -358,6 +359,17 @@ impl Metadata {
             to
         });
         Ok(StoreReply::Fork { to: Some(self.fork_at(to, primary, members)), snapshot })
+    }
+
+    /// Refuses what only snapshots have, or had: whoever wants to write to it knows its file as it was before it was cut.
+    /// Snapshots that were taken since then have the file, and not the chunk.
+    fn is_written_to(&mut self, handle: ChunkHandle) -> Answer<()> {
+        let file = self.tree.file(self.chunks[&handle].file);
+        if file.is_some_and(|file| file.parts().iter().any(|part| part.handle == handle)) {
+            return Ok(());
+        }
+        self.abandon_fork(handle);
+        Err(Refusal::new(Code::NoSuchChunk, handle))
     }
 
     /// These stores may make this fork from now on.
@@ -412,6 +424,7 @@ impl Metadata {
             return Ok(StoreReply::Config(self.config(handle)?));
         }
         let mut chunk = chunk.clone();
+        self.is_written_to(handle)?;
         match self.needed_by(handle) {
             None => self.abandon_fork(handle),
             Some(number) => {
@@ -422,12 +435,6 @@ impl Metadata {
                 self.forks.insert((handle, number), to);
                 self.fork_of.insert(to, (handle, number));
                 self.keep(number, to);
-                // A chunk that only snapshots kept has no use of its own now.
-                if self.kept.remove(&(number, handle)).is_some() {
-                    self.count_kept(number, handle, -1);
-                    self.delete_chunk(handle);
-                    return Err(Refusal::new(Code::NoSuchChunk, handle));
-                }
             }
         }
         // Its file was cut while a snapshot needed it whole.

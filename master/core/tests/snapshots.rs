@@ -260,18 +260,41 @@ fn who_writes_to_what_only_a_snapshot_has_hears_that_it_is_gone() {
     d.mutate(Mutation::Unlink { path: b"/f".into(), recursive: false, only: Only::Anything });
     expire(&mut d, 10);
     assert_eq!(chunk_of(&d, "/.snapshot/s/f"), handle);
-    let epoch = d.state.config(handle).unwrap().epoch;
-    let Reply::Store(StoreReply::Fork { to: Some(to), .. }) = d.apply(Command::Fork { handle, epoch }) else {
-        panic!("the snapshot needs it");
+    let refused = |d: &mut Driver, command: Command| match d.apply(command) {
+        Reply::Store(StoreReply::Refused { refusal, .. }) => assert_eq!(refusal.code, Code::NoSuchChunk),
+        other => panic!("{other:?}"),
     };
-    for _ in 0..2 {
-        match d.apply(Command::Forked { handle, epoch, to: to.handle, length: 5 }) {
-            Reply::Store(StoreReply::Refused { refusal, .. }) => assert_eq!(refusal.code, Code::NoSuchChunk),
-            other => panic!("{other:?}"),
+    let epoch = d.state.config(handle).unwrap().epoch;
+    refused(&mut d, Command::Fork { handle, epoch });
+    assert_eq!(chunk_of(&d, "/.snapshot/s/f"), handle);
+
+    // It is cut while a fork is made, or before; a later snapshot has the file, and not the chunk.
+    for forks_before in [true, false] {
+        d.mutate(create("/g", true));
+        let (handle, file) = (chunk_of(&d, "/g"), d.state.stat(b"/g").unwrap().file);
+        let epoch = d.state.config(handle).unwrap().epoch;
+        d.apply(Command::Seal { handle, epoch, length: 9 });
+        d.mutate(Mutation::Snapshot { path: b"/".into(), name: b"before".into() });
+        let mut to = ChunkHandle::HOLE;
+        if forks_before {
+            match d.apply(Command::Fork { handle, epoch }) {
+                Reply::Store(StoreReply::Fork { to: Some(fork), .. }) => to = fork.handle,
+                other => panic!("{other:?}"),
+            }
         }
+        assert_eq!(code(&d.mutate(Mutation::Truncate { file, length: 0 })), None);
+        d.mutate(Mutation::Snapshot { path: b"/".into(), name: b"after".into() });
+        match forks_before {
+            true => refused(&mut d, Command::Forked { handle, epoch, to, length: 9 }),
+            false => refused(&mut d, Command::Fork { handle, epoch }),
+        }
+        assert_eq!(chunk_of(&d, "/.snapshot/before/g"), handle, "nobody has written to it");
+        d.state.check();
+        for name in ["before", "after"] {
+            d.mutate(Mutation::DeleteSnapshot { path: b"/".into(), name: name.into() });
+        }
+        d.mutate(Mutation::Unlink { path: b"/g".into(), recursive: false, only: Only::Anything });
     }
-    assert_eq!(chunk_of(&d, "/.snapshot/s/f"), to.handle);
-    d.state.check();
 }
 
 #[test]
