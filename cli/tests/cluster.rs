@@ -505,6 +505,18 @@ fn who_has_a_file_open_writes_to_what_others_have_left_of_it() {
             }
             c.client.unlink(b"/d/f", false).await?;
         }
+        // One write that goes to several chunks: to what is left of one, and to one that is gone.
+        c.client.create(b"/d/g", true).await?;
+        let seen = c.client.exactly(c.client.look(b"/d/g").await?).await?;
+        let file = client::OpenFile::new(&c.client, &seen);
+        file.write(0, &all[..1_273_018]).await?;
+        file.sync().await?;
+        other.truncate(b"/d/g", 939_586).await?;
+        file.write(574_164, &all[7..1_736_407]).await?;
+        file.sync().await?;
+        let found = c.client.open(b"/d/g").await?;
+        let found = found.read_at(0, found.len()).await?;
+        assert!(found == [&all[..574_164], &all[7..1_736_407]].concat(), "{} bytes", found.len());
         client::Result::Ok(())
     };
     c.runtime.block_on(done).unwrap();

@@ -453,8 +453,10 @@ impl OpenFile {
         let mut layout = self.client.layout(self.file).await?;
         // What is under way is not committed yet, and part of the file all the same.
         let end = state.ranges.iter().map(|r| r.end).max().unwrap_or(0);
-        if let Some(start) = layout.chunks().last().map(|c| c.start).filter(|_| end > layout.len()) {
-            layout.set_last_length(end - start);
+        // If somebody else has cut it, the last chunk is sealed, and what is under way behind it is refused.
+        let open = layout.chunks().last().filter(|c| c.config.sealed.is_none() && end > layout.len());
+        if let Some((start, length)) = open.map(|c| (c.start, c.length)) {
+            layout.set_last_length((end - start).min(self.chunk_bytes).max(length));
         }
         let layout = Arc::new(layout);
         state.layout = Some(layout.clone());

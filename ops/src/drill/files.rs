@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// Programs of a repeat.
 const PROGRAMS: u64 = 3;
+/// Those beside them whose mounts have `--strict`: they change through either mount what they have open through the other.
+const STRICT_PROGRAMS: u64 = 2;
 /// Their files have chunks of this, so that a small one has several.
 const CHUNK_BYTES: u64 = 1024 * 1024;
 /// Servers that are killed in a repeat: chunkservers and the leading master in turn. Each is back after so long,
@@ -26,17 +28,23 @@ const KILLS: usize = 4;
 const AWAY: Duration = Duration::from_secs(2);
 const BETWEEN: Duration = Duration::from_secs(3);
 
-/// All repeats, on one cluster. `SEED` in the environment says what the first program does, and the next ones follow it.
+fn number(name: &str, default: impl FnOnce() -> u64) -> anyhow::Result<u64> {
+    match std::env::var(name) {
+        Ok(number) => number.parse().with_context(|| format!("{name} is a number")),
+        Err(_) => Ok(default()),
+    }
+}
+
+/// All repeats, on one cluster. `SEED` in the environment says what the first program does, and the next ones follow it;
+/// `STRICT` how many have strict mounts.
 pub(super) async fn run(
     home: &Path,
     binary: &Path,
     repeats: u32,
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
-    let seed: u64 = match std::env::var("SEED") {
-        Ok(seed) => seed.parse().context("SEED is a number")?,
-        Err(_) => rand::random::<u32>().into(),
-    };
+    let seed = number("SEED", || rand::random::<u32>().into())?;
+    let strict = number("STRICT", || STRICT_PROGRAMS)?;
     outcome.notes.push(format!("seed {seed}"));
     std::fs::create_dir_all(home)?;
     let mut cluster = Cluster::open(&home.join("cluster"), &Spec::small(3, 4), binary)?;
@@ -45,31 +53,35 @@ pub(super) async fn run(
     client.mkdir(b"/files", true, 0o755).await?;
     let policy = Policy { chunk_bytes: Some(CHUNK_BYTES), ..Policy::default() };
     client.set_policy(b"/files", policy).await?;
-    let mounts = ["mnt", "second"].map(|name| Mount::new(home, name, &cluster, binary));
-    let [first, second] = mounts;
-    let mounts = [first?, second?];
+    let two = |names: [&str; 2], options: &[&str]| {
+        let [first, second] = names.map(|name| Mount::with(home, name, &cluster, binary, options));
+        anyhow::Ok([first?, second?])
+    };
+    let mounts = [two(["mnt", "second"], &[])?, two(["strict", "second-strict"], &["--strict"])?];
     for round in 0..u64::from(repeats) {
-        let seed = seed + round * PROGRAMS;
-        let done = one(home, &mut cluster, &mounts, seed, outcome).await;
+        let seed = seed + round * (PROGRAMS + strict);
+        let done = one(home, &mut cluster, &mounts, seed, strict, outcome).await;
         done.with_context(|| format!("SEED={seed}"))?;
     }
-    mounts.into_iter().try_for_each(Mount::end)?;
+    mounts.into_iter().flatten().try_for_each(Mount::end)?;
     cluster.stop()
 }
 
 async fn one(
     home: &Path,
     cluster: &mut Cluster,
-    mounts: &[Mount; 2],
+    mounts: &[[Mount; 2]; 2],
     seed: u64,
+    strict: u64,
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
     let over = Arc::new(AtomicBool::new(false));
     let mut running = vec![];
-    for seed in seed..seed + PROGRAMS {
+    for n in 0..PROGRAMS + strict {
         let client = Client::connect(cluster.client_file()?.config()?).await?;
-        let mounts = mounts.each_ref().map(|mount| mount.point().to_owned());
-        let mut program = Program::new(seed, mounts, "files", home, client)?;
+        let is_strict = n >= PROGRAMS;
+        let mounts = mounts[usize::from(is_strict)].each_ref().map(|mount| mount.point().to_owned());
+        let mut program = Program::new(seed + n, mounts, is_strict, "files", home, client)?;
         let over = over.clone();
         running.push(tokio::task::spawn_blocking(move || {
             while !over.load(Ordering::Relaxed) {

@@ -73,10 +73,27 @@ pub(super) struct Mount {
 
 impl Mount {
     pub(super) fn new(home: &Path, name: &str, cluster: &Cluster, binary: &Path) -> anyhow::Result<Mount> {
+        Mount::with(home, name, cluster, binary, &[])
+    }
+
+    /// One with options of its own.
+    pub(super) fn with(
+        home: &Path,
+        name: &str,
+        cluster: &Cluster,
+        binary: &Path,
+        options: &[&str],
+    ) -> anyhow::Result<Mount> {
         let point = home.join(name);
         std::fs::create_dir(&point)?;
         let mut command = Command::new(binary);
-        command.arg("--cluster").arg(cluster.dir()).arg("mount").arg(&point).stdout(Stdio::null());
+        command
+            .arg("--cluster")
+            .arg(cluster.dir())
+            .arg("mount")
+            .args(options)
+            .arg(&point)
+            .stdout(Stdio::null());
         command.arg("--die-with-parent").arg(std::process::id().to_string());
         let mut mount = Mount { process: command.spawn().context("start the mount")?, point };
         let began = Instant::now();

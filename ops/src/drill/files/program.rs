@@ -48,6 +48,8 @@ struct Open {
 pub struct Program {
     rng: StdRng,
     mounts: [PathBuf; 2],
+    /// They believe nothing, and tell of everything as it is.
+    is_strict: bool,
     /// Its directory, from the root of the cluster.
     directory: String,
     /// All files that there ever were.
@@ -85,6 +87,7 @@ impl Program {
     pub fn new(
         seed: u64,
         mounts: [PathBuf; 2],
+        is_strict: bool,
         below: &str,
         home: &Path,
         client: Client,
@@ -96,6 +99,7 @@ impl Program {
         Ok(Program {
             rng: StdRng::seed_from_u64(seed),
             mounts,
+            is_strict,
             directory,
             files: vec![],
             names: BTreeMap::new(),
@@ -114,8 +118,8 @@ impl Program {
         match self.rng.random_range(0..100) {
             0..22 => self.write(),
             22..50 => self.use_open(),
-            50..56 => self.truncate(),
-            56..60 => self.unlink(),
+            50..57 => self.truncate(),
+            57..60 => self.unlink(),
             60..65 => self.rename(),
             65..68 => self.link(),
             68..76 => self.clone(),
@@ -165,8 +169,15 @@ impl Program {
         self.mounts[mount].join(&self.directory).join(name)
     }
 
-    /// A name that is there.
+    /// A name that is there; with strict mounts mostly one of what is open, which is then changed through the other mount, too.
     fn some(&mut self) -> Option<(String, usize)> {
+        if self.is_strict && self.rng.random_bool(0.6) {
+            let open: BTreeSet<usize> = self.open.iter().map(|open| open.id).collect();
+            let names = self.names.iter().filter(|(_, id)| open.contains(id));
+            if let Some((name, id)) = names.choose(&mut self.rng) {
+                return Some((name.clone(), *id));
+            }
+        }
         self.names.iter().choose(&mut self.rng).map(|(name, id)| (name.clone(), *id))
     }
 
@@ -178,6 +189,9 @@ impl Program {
 
     /// A mount to do something through: the one through which it is open, if it is. It knows what was changed through the other.
     fn mount(&mut self, names: &[&str]) -> Option<usize> {
+        if self.is_strict {
+            return Some(self.rng.random_range(0..2));
+        }
         let ids: Vec<usize> = names.iter().filter_map(|name| self.names.get(*name).copied()).collect();
         let held: BTreeSet<usize> =
             self.open.iter().filter(|open| ids.contains(&open.id)).map(|open| open.mount).collect();
@@ -283,7 +297,11 @@ impl Program {
         let options = options.write(true).truncate(len == 0 && self.rng.random());
         options.open(self.path(mount, &name))?.set_len(len as u64)?;
         self.files[id].bytes.resize(len, 0);
-        Ok(())
+        // Who has it open still knows the chunks that it had.
+        match self.open.iter().position(|open| open.id == id && open.mount != mount) {
+            Some(n) => self.write_to(n),
+            None => Ok(()),
+        }
     }
 
     fn unlink(&mut self) -> anyhow::Result<()> {
@@ -432,24 +450,10 @@ impl Program {
             return self.open_or_close();
         }
         let n = self.rng.random_range(0..self.open.len());
-        let (id, appends) = (self.open[n].id, self.open[n].appends);
+        let id = self.open[n].id;
         let has = self.files[id].bytes.len();
         match self.rng.random_range(0..10) {
-            0..4 => {
-                let data = self.random_bytes();
-                let at = if appends { has } else { self.place(id, data.len()) };
-                if at + data.len() > BYTES_MAX {
-                    return Ok(());
-                }
-                self.does(format_args!("write to {n} {at} {}", data.len()))?;
-                let mut file = &self.open[n].file;
-                if appends {
-                    file.write_all(&data)?
-                } else {
-                    file.write_all_at(&data, at as u64)?
-                }
-                put(&mut self.files[id].bytes, at, &data);
-            }
+            0..4 => self.write_to(n)?,
             4 => {
                 let len = self.rng.random_range(0..=has + has / 4);
                 self.does(format_args!("cut {n} {len}"))?;
@@ -470,6 +474,24 @@ impl Program {
                 same(&bytes, wanted).with_context(|| format!("open {n}, from {start} on"))?;
             }
         }
+        Ok(())
+    }
+
+    fn write_to(&mut self, n: usize) -> anyhow::Result<()> {
+        let (id, appends) = (self.open[n].id, self.open[n].appends);
+        let data = self.random_bytes();
+        let at = if appends { self.files[id].bytes.len() } else { self.place(id, data.len()) };
+        if at + data.len() > BYTES_MAX {
+            return Ok(());
+        }
+        self.does(format_args!("write to {n} {at} {}", data.len()))?;
+        let mut file = &self.open[n].file;
+        if appends {
+            file.write_all(&data)?
+        } else {
+            file.write_all_at(&data, at as u64)?
+        }
+        put(&mut self.files[id].bytes, at, &data);
         Ok(())
     }
 
