@@ -505,6 +505,24 @@ fn who_has_a_file_open_writes_to_what_others_have_left_of_it() {
             }
             c.client.unlink(b"/d/f", false).await?;
         }
+        // Into a hole, by another, which makes one chunk more of it; then behind the end.
+        c.client.create(b"/d/h", true).await?;
+        let seen = c.client.exactly(c.client.look(b"/d/h").await?).await?;
+        let file = client::OpenFile::new(&c.client, &seen);
+        file.write(0, &all[..1000]).await?;
+        file.truncate(1_181_433).await?;
+        file.write(0, &all[..10]).await?;
+        file.sync().await?;
+        other.write_at(b"/d/h", 1_109_574, &all[..5]).await?;
+        file.write(1_181_433, &all[7..8_521]).await?;
+        file.sync().await?;
+        let mut wanted = all[..1000].to_vec();
+        wanted.resize(1_181_433, 0);
+        wanted[1_109_574..1_109_579].copy_from_slice(&all[..5]);
+        wanted.extend_from_slice(&all[7..8_521]);
+        let found = c.client.open(b"/d/h").await?;
+        let found = found.read_at(0, found.len()).await?;
+        assert!(found == wanted, "{} bytes, and not {}", found.len(), wanted.len());
         // One write that goes to several chunks: to what is left of one, and to one that is gone.
         c.client.create(b"/d/g", true).await?;
         let seen = c.client.exactly(c.client.look(b"/d/g").await?).await?;

@@ -589,8 +589,11 @@ impl OpenFile {
             let MasterReply::Chunk(chunk) = self.make_room(mutation).await? else {
                 return Err(Error::unexpected("add a chunk"));
             };
-            Arc::make_mut(state.layout.as_mut().expect("just asked for")).push(chunk);
-            return Ok(None);
+            // Else it is what the file has there since somebody else has filled a hole of it.
+            if chunk.start == layout.len() {
+                Arc::make_mut(state.layout.as_mut().expect("just asked for")).push(chunk);
+                return Ok(None);
+            }
         }
         state.layout = None;
         Ok(None)
