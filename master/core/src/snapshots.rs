@@ -314,6 +314,19 @@ impl Metadata {
         self.needed_by(handle).is_some() || self.forking.contains_key(&handle)
     }
 
+    /// Whether there is something to be done before a primary writes to a chunk for the first time since it knows of
+    /// the last snapshot.
+    pub fn is_fork_due(&self, handle: ChunkHandle) -> bool {
+        self.is_needed(handle) || self.left_of(handle).is_some()
+    }
+
+    /// What its file has of a chunk, if that is less than the chunk: it was cut while a snapshot needed it whole.
+    fn left_of(&self, handle: ChunkHandle) -> Option<u64> {
+        let chunk = self.chunks.get(&handle).filter(|chunk| chunk.sealed)?;
+        let part = self.tree.file(chunk.file)?.parts().iter().find(|part| part.handle == handle)?;
+        (part.length < chunk.length).then_some(part.length)
+    }
+
     /// The live tree has no use for a chunk any more.
     pub(crate) fn let_go(&mut self, handle: ChunkHandle) {
         match self.needed_by(handle) {
@@ -349,6 +362,11 @@ impl Metadata {
         self.is_written_to(handle)?;
         if self.needed_by(handle).is_none() {
             self.abandon_fork(handle);
+            // The snapshot that needed it whole is gone.
+            if let Some(length) = self.left_of(handle) {
+                let chunk = Chunk { length, ..self.chunks[&handle].clone() };
+                self.put_chunk(handle, chunk);
+            }
             return Ok(StoreReply::Fork { to: None, snapshot });
         }
         let known = self.forking.get(&handle).filter(|c| c.epoch == epoch).map(|c| c.to);
@@ -437,11 +455,7 @@ impl Metadata {
                 self.keep(number, to);
             }
         }
-        // Its file was cut while a snapshot needed it whole.
-        let part = self.tree.file(chunk.file).and_then(|f| f.parts().iter().find(|p| p.handle == handle));
-        if let Some(part) = part.filter(|_| chunk.sealed) {
-            chunk.length = chunk.length.min(part.length);
-        }
+        chunk.length = self.left_of(handle).unwrap_or(chunk.length);
         chunk.epoch = epoch.next();
         self.put_chunk(handle, chunk);
         self.repairs.remove(&handle);

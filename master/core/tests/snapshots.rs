@@ -297,6 +297,34 @@ fn who_writes_to_what_only_a_snapshot_has_hears_that_it_is_gone() {
     }
 }
 
+/// It is cut while a snapshot needs it, and that is deleted before a fork is made: whoever asks then hears of the cut.
+#[test]
+fn what_is_left_of_a_chunk_is_known_when_no_snapshot_needs_it_any_more() {
+    for forks_before in [true, false] {
+        let mut d = Driver::new();
+        d.servers(&["r1", "r2", "r3"], |_| 0);
+        d.mutate(create("/f", true));
+        let (handle, file) = (chunk_of(&d, "/f"), d.state.stat(b"/f").unwrap().file);
+        let epoch = d.state.config(handle).unwrap().epoch;
+        d.apply(Command::Seal { handle, epoch, length: 9 });
+        d.mutate(Mutation::Snapshot { path: b"/".into(), name: b"s".into() });
+        if forks_before {
+            d.apply(Command::Fork { handle, epoch });
+        }
+        assert_eq!(code(&d.mutate(Mutation::Truncate { file, length: 4 })), None);
+        assert_eq!(d.state.config(handle).unwrap().sealed, Some(9), "a snapshot has it whole");
+        d.mutate(Mutation::DeleteSnapshot { path: b"/".into(), name: b"s".into() });
+        assert!(d.state.is_fork_due(handle));
+        match d.apply(Command::Fork { handle, epoch }) {
+            Reply::Store(StoreReply::Fork { to: None, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(d.state.config(handle).unwrap().sealed, Some(4));
+        assert!(!d.state.is_fork_due(handle));
+        d.state.check();
+    }
+}
+
 #[test]
 fn a_snapshot_is_never_changed() {
     let mut d = Driver::new();
