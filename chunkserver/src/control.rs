@@ -8,7 +8,7 @@ use crate::shard::{FromShard, Report, ShardHandle, ToShard};
 use chunkserver_core::io::{Ask, MasterAsk};
 use common::limits::{DISK_HUNG_MS, DRIFT_PERCENT, HEARTBEAT_COPYING_MS, HEARTBEAT_MS};
 use common::wire::Caller;
-use common::wire::chunk_master::{Beat, Order, Register, StoreReply, StoreRequest};
+use common::wire::chunk_master::{Beat, Order, Register, Renewal, StoreReply, StoreRequest};
 use common::{ClusterId, Code, Refusal, SessionId, Span, StoreId};
 use common_net::{Masters, Unanswered, Wait};
 use std::sync::{Arc, Mutex};
@@ -240,7 +240,7 @@ async fn keep_session(
 /// Renews a session until it lapses.
 async fn heartbeat(
     masters: &Masters,
-    shard: &ShardHandle,
+    shard: &mut ShardHandle,
     store: StoreId,
     session: SessionId,
     confirmed: &mut mpsc::UnboundedReceiver<Vec<Order>>,
@@ -302,16 +302,11 @@ async fn heartbeat(
             table,
             snapshot: report.stats.snapshot,
         };
-        match ask(masters, &StoreRequest::Heartbeat(beat), BEAT_LIMIT).await {
-            Ok(StoreReply::Renewed {
-                session_ms,
-                orders,
-                repairs,
-                table: version,
-                stores,
-                snapshot,
-                next_chunk,
-            }) => {
+        let beat = StoreRequest::HeartbeatSince { beat, heard: shard.heard };
+        match ask(masters, &beat, BEAT_LIMIT).await {
+            Ok(StoreReply::RenewedSince { renewal, heard, cut }) => {
+                let Renewal { session_ms, orders, repairs, table: version, stores, snapshot, next_chunk } =
+                    renewal;
                 done.clear();
                 // Before the deadline moves: what is admitted after it comes after the snapshot.
                 if snapshot > report.stats.snapshot {
@@ -319,6 +314,11 @@ async fn heartbeat(
                     // Somebody waits until all stores know.
                     early.notify_one();
                 }
+                // Before it, too: what is admitted after it goes where its file still has something.
+                if cut.as_ref().is_none_or(|cut| !cut.is_empty()) {
+                    let _ = shard.to.send(ToShard::Cut(cut));
+                }
+                shard.heard = heard;
                 if let Some(stores) = stores {
                     table = version;
                     let _ = shard.to.send(ToShard::Table(stores));

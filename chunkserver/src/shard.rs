@@ -12,7 +12,7 @@ use crate::sock::{Listener, Sock};
 use anyhow::Context;
 use chunkserver_core::io::{ConnId, DiskDone, DiskKind, Input, MasterAsk, Output};
 use chunkserver_core::{Node, Stats};
-use common::wire::chunk_master::{Order, RepairOrder};
+use common::wire::chunk_master::{CutsHeard, Order, RepairOrder};
 use common::wire::{self, ChunkConfig, Message, StoreInfo};
 use common::{ChunkHandle, ClusterId, Epoch, Refusal, SessionId, StoreId, Time};
 use common_net::here;
@@ -38,6 +38,8 @@ pub enum ToShard {
     Session(SessionId, Time, ChunkHandle),
     /// The last snapshot that was taken.
     Snapshot(u64),
+    /// Files were cut within these chunks; in any, if nobody knows.
+    Cut(Option<Vec<ChunkHandle>>),
     /// Whether a chunk must be forked.
     Fork(ChunkHandle, Epoch, Option<ChunkConfig>, u64),
     /// To be carried out; answered by `FromShard::Confirmed`.
@@ -93,6 +95,8 @@ pub struct ShardHandle {
     pub dev_ino: (u64, u64),
     /// Bytes that the store may use.
     pub capacity: u64,
+    /// Up to where it has heard of files that were cut.
+    pub heard: CutsHeard,
 }
 
 /// A shard.
@@ -148,6 +152,7 @@ pub fn start(
             board: board.clone(),
             dev_ino: dir.dev_ino,
             capacity: dir.capacity,
+            heard: CutsHeard::default(),
         };
         let (up, is_up) = std_mpsc::channel();
         let name = format!("shard-{i}");
@@ -239,6 +244,7 @@ async fn run(
                 shard.feed(Input::Session { session, until, next_chunk })
             }
             ToShard::Snapshot(number) => shard.feed(Input::Snapshot(number)),
+            ToShard::Cut(chunks) => shard.feed(Input::Cut(chunks)),
             ToShard::Fork(handle, epoch, to, snapshot) => {
                 shard.feed(Input::Fork { handle, epoch, to, snapshot })
             }

@@ -6,7 +6,7 @@
 //! here names the one file that must survive: a well-formed order to delete it would be obeyed.
 
 use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
-use common::wire::chunk_master::{Beat, Order, StoreRequest};
+use common::wire::chunk_master::{Beat, CutsHeard, Order, StoreRequest};
 use common::wire::client_chunk::ClientChunk;
 use common::wire::client_master::{
     FileKind, MasterRequest, Mutation, Only, Owner, Policy, Quota, Report, SetTime,
@@ -667,16 +667,24 @@ impl Hostile {
     fn store_request(&mut self) -> Vec<u8> {
         let (store, session, handle, epoch) =
             (self.store(), SessionId(self.number()), self.handle(), self.epoch());
-        let msg = match self.rng.random_range(0..11) {
-            0 => StoreRequest::Heartbeat(Beat {
-                store,
-                session,
-                capacity: self.number(),
-                used: self.number(),
-                confirmed: vec![Order { handle, epoch, discard: self.flag() }],
-                table: self.number(),
-                snapshot: self.number(),
-            }),
+        let msg = match self.rng.random_range(0..12) {
+            n @ (0 | 11) => {
+                let beat = Beat {
+                    store,
+                    session,
+                    capacity: self.number(),
+                    used: self.number(),
+                    confirmed: vec![Order { handle, epoch, discard: self.flag() }],
+                    table: self.number(),
+                    snapshot: self.number(),
+                };
+                let heard = CutsHeard { term: self.number(), number: self.number() };
+                if n == 0 {
+                    StoreRequest::Heartbeat(beat)
+                } else {
+                    StoreRequest::HeartbeatSince { beat, heard }
+                }
+            }
             1 => StoreRequest::Exited { uuid: self.number() as u128, incarnation: self.number() },
             2 => StoreRequest::Confirm { store, session, handle },
             3 => StoreRequest::Takeover { store, handle, epoch },

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// So many are told at a time.
 const TOLD_AT_ONCE: usize = 32;
-/// Who leads a chunk that is gone, and cannot be told, knows it after this: its session has ended, or it has renewed it.
+/// Who leads a chunk and cannot be told knows it after this: it has renewed its session, and the masters have told it, or is in none.
 const GONE: Duration = Duration::from_millis(2 * SESSION_MS);
 
 impl Client {
@@ -101,10 +101,10 @@ impl Client {
                 let (action, ms) = (format!("tell of a cut of {handle}"), began.elapsed().as_millis() as u64);
                 return Err(Error::Unknown { action, ms, last: miss.last });
             }
+            if began.elapsed() >= GONE {
+                return Ok(());
+            }
             match self.refresh(&mut config, 0, miss.silent, deadline).await {
-                Err(Error::Refused(r)) if r.code == Code::NoSuchChunk && began.elapsed() >= GONE => {
-                    return Ok(());
-                }
                 Err(Error::Refused(r)) if r.code == Code::NoSuchChunk => {}
                 refreshed => refreshed?,
             }

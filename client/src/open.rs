@@ -619,7 +619,11 @@ impl OpenFile {
                     state.failed.get_or_insert(e);
                 }
             }
-            Err(e) => drop(state.failed.get_or_insert(e)),
+            Err(e) => {
+                // The file may be shorter than it would be.
+                state.layout = None;
+                state.failed.get_or_insert(e);
+            }
         }
     }
 }

@@ -82,6 +82,14 @@ mutants! {
     CloneAdmits,
     /// A fork that a primary has given up is made when it is asked for once more.
     CloneTwice,
+    /// A primary says that it knows of a truncation, and has not asked what is left.
+    CutUnasked,
+    /// It goes by an answer to what it asked before.
+    CutAskedBefore,
+    /// It does not hear of those whose clients have ended.
+    CutUnheard,
+    /// It admits writes to a chunk that the masters know no more.
+    GoneAdmits,
     /// What a client has heard of a snapshot is not minded.
     NoStamp,
     /// Clients on the same machine go on with what they were told of a chunk, whatever happens to it.

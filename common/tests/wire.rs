@@ -1,7 +1,7 @@
 //! The wire: golden bytes, and hostile input for every decoder. `CASES=n` runs more.
 
 use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
-use common::wire::chunk_master::{Order, RepairOrder, StoreReply, StoreRequest};
+use common::wire::chunk_master::{CutsHeard, Order, Renewal, RepairOrder, StoreReply, StoreRequest};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply, Place};
 use common::wire::client_master::{Attr, ChunkInfo, FileKind, Looked, MasterReply, MasterRequest, Mutation};
 use common::wire::frame::{HEADER_BYTES, Header, Kind, Version};
@@ -189,14 +189,18 @@ fn hostile_bodies_do_no_harm() {
     ]);
     hostile::<StoreReply>(&[
         wire::encode(&StoreReply::Lapsed),
-        wire::encode(&StoreReply::Renewed {
-            session_ms: 2200,
-            orders: vec![Order { handle, epoch, discard: true }],
-            repairs: vec![RepairOrder { config: config.clone(), attempt: 5 }],
-            table: 3,
-            stores: None,
-            snapshot: 6,
-            next_chunk: ChunkHandle(9),
+        wire::encode(&StoreReply::RenewedSince {
+            renewal: Renewal {
+                session_ms: 2200,
+                orders: vec![Order { handle, epoch, discard: true }],
+                repairs: vec![RepairOrder { config: config.clone(), attempt: 5 }],
+                table: 3,
+                stores: None,
+                snapshot: 6,
+                next_chunk: ChunkHandle(9),
+            },
+            heard: CutsHeard { term: 7, number: 1 },
+            cut: Some(vec![ChunkHandle(8)]),
         }),
         wire::encode(&StoreReply::Fork { to: Some(config.clone()), snapshot: 6 }),
     ]);

@@ -8,8 +8,9 @@ use crate::raft::spare::Spares;
 use crate::raft::state_machine::Shared;
 use crate::raft::{Logged, Raft, TypeConfig};
 use common::limits::{ELECTION_MS_MAX, NAMELESS_MS, SESSION_MS};
+use common::wire::chunk_master::CutsHeard;
 use common::wire::client_master::RepairItem;
-use common::{ClientId, Code, SessionId, StoreId, Time};
+use common::{ChunkHandle, ClientId, Code, SessionId, StoreId, Time};
 use futures::StreamExt;
 use master_core::{Command, Complaint, Entry, Reply, Standing, Suspicion};
 use openraft::async_runtime::watch::WatchReceiver;
@@ -344,6 +345,18 @@ impl Leader {
         up.all(|(id, session)| {
             sessions.snapshots.get(&id).is_some_and(|(of, known)| *of == session && *known >= number)
         })
+    }
+
+    /// Up to where a store has heard of cuts when it is told this, and the chunks that it leads of those that it had not heard
+    /// of; nothing, if that is not known.
+    pub fn cuts_since(&self, store: StoreId, heard: CutsHeard) -> (CutsHeard, Option<Vec<ChunkHandle>>) {
+        // Another master may have seen others, and this one may have been one of them meanwhile.
+        let term = self.begin_if_new().unwrap_or(0);
+        let state = self.state.read().expect("never poisoned");
+        let cuts = state.recent_cuts();
+        let since = if heard.term == term { cuts.since(heard.number) } else { None };
+        let leads = |handle: &ChunkHandle| state.chunk(*handle).is_some_and(|chunk| chunk.primary == store);
+        (CutsHeard { term, number: cuts.number() }, since.map(|chunks| chunks.filter(leads).collect()))
     }
 
     /// How long ago a store was heard of in its session.

@@ -69,7 +69,8 @@ impl Node {
         if Mutant::CloneAdmits.on() && lead.forking.as_ref().is_some_and(|f| matches!(f.why, Why::Clone(_))) {
             return true;
         }
-        if lead.forking.is_none() && (lead.snapshot >= wanted || Mutant::NoFork.on()) {
+        // Nothing is written any more to one that is gone, and it is not held up for it: others may have it copied.
+        if lead.is_gone || lead.forking.is_none() && (lead.snapshot >= wanted || Mutant::NoFork.on()) {
             return true;
         }
         if lead.forking.is_none() {
@@ -364,6 +365,11 @@ impl Node {
 }
 
 impl Forking {
+    /// Whether a write waits for it, and no client that wants it for a file of its own.
+    pub fn is_for_a_write(&self) -> bool {
+        matches!(self.why, Why::Snapshot(_))
+    }
+
     /// The fork, once it has a name.
     fn to(&self) -> Option<ChunkHandle> {
         match &self.step {

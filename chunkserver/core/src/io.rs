@@ -70,6 +70,8 @@ pub enum Input {
     Orders(Vec<Order>),
     /// The last snapshot that was taken, as the masters' last renewal of the session says.
     Snapshot(u64),
+    /// Files were cut within these chunks since this was last said; `None`: perhaps in any that this store leads.
+    Cut(Option<Vec<ChunkHandle>>),
     /// The masters answer `Ask::Fork` about this chunk.
     Fork {
         /// The chunk.

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod chunks;
+mod cuts;
 mod floors;
 mod fork;
 mod gather;

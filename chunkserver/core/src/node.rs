@@ -199,6 +199,8 @@ pub struct Node {
     pub(crate) scrub: Scrub,
     /// Chunks whose copy here has rotted.
     pub(crate) rotten: BTreeSet<ChunkHandle>,
+    /// Chunks within which files were cut, as the masters have said: what is left is to be asked.
+    pub(crate) unsure: BTreeSet<ChunkHandle>,
     reported_failure: bool,
     held_check: Time,
 }
@@ -253,6 +255,7 @@ impl Node {
             slow: Slow::default(),
             scrub: Scrub::default(),
             rotten: BTreeSet::new(),
+            unsure: BTreeSet::new(),
             reported_failure: false,
             held_check: Time(0),
         }
@@ -284,9 +287,11 @@ impl Node {
                 self.session = Some((session, until));
                 out.push(Output::Post(Post::Head(Head { session, until })));
             }
+            Input::Cut(chunks) => self.cut_elsewhere(chunks),
             Input::Snapshot(number) => self.snapshot_taken(number),
             Input::Fork { handle, epoch, to, snapshot } => {
                 self.fork_told(handle, epoch, to, snapshot, out);
+                self.seal_on(handle, out);
                 self.ask_for_cuts(handle, out);
             }
             Input::Orders(orders) => self.orders(orders, out),
@@ -587,10 +592,14 @@ impl Node {
             Ok(config) => Ok(config.sealed),
         };
         let asked = self.cuts_asked(handle);
+        self.is_sure(handle, &asked, &left);
         match answer {
             Err(refusal) => self.master_refused(handle, refusal, out),
             Ok(config) if !config.members.contains(&self.id) => self.not_a_member(handle, config.epoch, out),
-            Ok(config) => self.config_told(config, out),
+            Ok(config) => {
+                self.config_told(config, out);
+                self.seal_on(handle, out);
+            }
         }
         self.cuts_told(handle, asked, left, out);
     }
@@ -629,7 +638,9 @@ impl Node {
             self.fork_refused(handle);
             self.hold_told(handle, config.wait_ms, out);
             let chunk = self.chunks.get_mut(&handle).expect("known");
-            if config.sealed.is_some() && chunk.config().sealed != config.sealed {
+            // Who waits for the seal may do so since before an epoch that began sealed.
+            let waits = chunk.lead.as_ref().is_some_and(|lead| !lead.sealing.is_empty());
+            if config.sealed.is_some() && (waits || chunk.config().sealed != config.sealed) {
                 self.sealed(config, out);
             }
         }
@@ -642,7 +653,10 @@ impl Node {
         if chunk.config().epoch.number() == 0 {
             self.chunks.remove(&handle);
         } else if let Some(lead) = &mut chunk.lead {
-            lead.is_gone |= refusal.code == Code::NoSuchChunk;
+            if refusal.code == Code::NoSuchChunk {
+                lead.is_gone = true;
+                lead.forking.take_if(|forking| forking.is_for_a_write());
+            }
             self.ask_later(handle);
         }
     }

@@ -1,6 +1,7 @@
 //! The primary: admit, give the next serial, tell all members at once, gather their answers,
 //! commit, answer.
 
+use crate::cuts::Cuts;
 use crate::fork::Forking;
 use crate::io::{Ask, ConnId, Outbox, Output};
 use crate::node::{Node, Waiting, handle_of, refuse, reply};
@@ -12,8 +13,7 @@ use crate::takeover::Phase;
 use crate::teacher::Joining;
 use crate::timers::Timer;
 use common::limits::{
-    APPLY_TIMEOUT_MS, BUSY_TIMEOUT_MS, CHUNK_BYTES_MAX, CHUNK_WAITING_MAX, CHUNK_WINDOW, INLINE_BYTES_MAX,
-    WRITE_BYTES_MAX,
+    APPLY_TIMEOUT_MS, BUSY_TIMEOUT_MS, CHUNK_BYTES_MAX, CHUNK_WINDOW, INLINE_BYTES_MAX, WRITE_BYTES_MAX,
 };
 use common::wire::chunk_chunk::{LogPoint, Origin, Peer, WriteOp};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
@@ -62,7 +62,7 @@ pub(crate) struct Lead {
     pub forking: Option<Box<Forking>>,
     /// Clients that wait for the seal; while there are any, nothing is admitted.
     pub sealing: Vec<(ConnId, u64)>,
-    /// Clients that have the chunk's file cut.
+    /// Who has the chunk's file cut.
     pub cuts: Cuts,
     /// The masters know it no more: nothing is admitted.
     pub is_gone: bool,
@@ -70,21 +70,6 @@ pub(crate) struct Lead {
     pub told: Serial,
     /// The secondaries may not know the chunk yet: each Apply says how to make it.
     pub fresh: bool,
-}
-
-/// Clients that have cut a chunk's file and want to know that it is known here.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Cuts {
-    /// For them the masters are asked.
-    asked: Vec<(ConnId, u64)>,
-    /// They came while the masters were being asked something.
-    later: Vec<(ConnId, u64)>,
-}
-
-impl Cuts {
-    pub fn into_asks(self) -> impl Iterator<Item = (ConnId, u64)> {
-        self.asked.into_iter().chain(self.later)
-    }
 }
 
 impl Lead {
@@ -220,7 +205,7 @@ impl Node {
         if lead.joining.is_some() && !Mutant::AdmitWhileJoining.on() {
             return self.park(handle, ask, out);
         }
-        if !self.is_after_snapshot(handle, ask.snapshot, out) {
+        if !self.is_after_snapshot(handle, ask.snapshot, out) || !self.is_after_cut(handle, out) {
             return self.park(handle, ask, out);
         }
         let chunk = self.chunks.get_mut(&handle).expect("led");
@@ -228,7 +213,7 @@ impl Node {
         let at = offset.unwrap_or(chunk.state.length_with_tail());
         let end = at + len as u64;
         let refused = match (chunk.state.config.sealed, offset) {
-            _ if lead.is_gone => Some(Code::NoSuchChunk),
+            _ if lead.is_gone && !Mutant::GoneAdmits.on() => Some(Code::NoSuchChunk),
             _ if !lead.sealing.is_empty() => Some(Code::Sealed),
             (Some(_), None) => Some(Code::Sealed),
             (Some(sealed), Some(_)) if end > sealed => Some(Code::BeyondEnd),
@@ -725,6 +710,16 @@ impl Node {
         }
     }
 
+    /// The masters have answered something else: the seal could not be asked for meanwhile.
+    pub(crate) fn seal_on(&mut self, handle: ChunkHandle, out: &mut Outbox) {
+        let Some(chunk) = self.chunks.get(&handle).filter(|chunk| chunk.state.tail.is_empty()) else {
+            return;
+        };
+        if chunk.lead.as_ref().is_some_and(|lead| !lead.sealing.is_empty()) {
+            self.ask_seal(handle, out);
+        }
+    }
+
     fn ask_seal(&mut self, handle: ChunkHandle, out: &mut Outbox) {
         let state = &self.chunks[&handle].state;
         let (epoch, length, serial) = (state.config.epoch, state.length as u64, state.committed());
@@ -741,63 +736,5 @@ impl Node {
         for (conn, request) in std::mem::take(&mut lead.sealing) {
             out.push(Output::Reply { conn, request, msg: ClientChunkReply::Sealed { length }, data: vec![] });
         }
-    }
-
-    // --- cuts ------------------------------------------------------------------------------
-
-    pub(crate) fn client_cut(&mut self, ask: Waiting, out: &mut Outbox) {
-        let ClientChunk::Cut { handle, within } = ask.msg else { unreachable!() };
-        let Some(ask) = self.led(ask, out) else {
-            return;
-        };
-        // What a snapshot needs of it is put aside first: then the masters know it as it was cut.
-        if within && !self.is_after_snapshot(handle, ask.snapshot, out) {
-            return self.park(handle, ask, out);
-        }
-        let chunk = self.chunks.get_mut(&handle).expect("led");
-        let (is_asking, lead) = (chunk.asking, chunk.lead.as_mut().expect("led"));
-        if lead.cuts.asked.len() + lead.cuts.later.len() >= CHUNK_WAITING_MAX {
-            return refuse(&ask, Code::Busy, out);
-        }
-        if is_asking {
-            // The answer may be from before the cut.
-            lead.cuts.later.push((ask.conn, ask.request));
-        } else {
-            lead.cuts.asked.push((ask.conn, ask.request));
-            self.ask(handle, Ask::Confirm, out);
-        }
-    }
-
-    /// The cuts that the masters were asked for, who answer now.
-    pub(crate) fn cuts_asked(&mut self, handle: ChunkHandle) -> Vec<(ConnId, u64)> {
-        let lead = self.chunks.get_mut(&handle).and_then(|chunk| chunk.lead.as_mut());
-        lead.map_or(vec![], |lead| std::mem::take(&mut lead.cuts.asked))
-    }
-
-    /// This is what the masters have said, and it holds here.
-    pub(crate) fn cuts_told(
-        &mut self,
-        handle: ChunkHandle,
-        asked: Vec<(ConnId, u64)>,
-        left: Result<Option<u64>, Refusal>,
-        out: &mut Outbox,
-    ) {
-        let length = self.chunks.get(&handle).map_or(0, |chunk| chunk.state.length as u64);
-        let msg = match left {
-            Ok(sealed) => ClientChunkReply::Sealed { length: sealed.unwrap_or(length) },
-            Err(refusal) => ClientChunkReply::Refused(refusal),
-        };
-        for (conn, request) in asked {
-            out.push(Output::Reply { conn, request, msg: msg.clone(), data: vec![] });
-        }
-        self.ask_for_cuts(handle, out);
-    }
-
-    /// The masters may be asked again: for cuts that came meanwhile.
-    pub(crate) fn ask_for_cuts(&mut self, handle: ChunkHandle, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle).filter(|chunk| !chunk.asking) else { return };
-        let Some(lead) = chunk.lead.as_mut().filter(|lead| !lead.cuts.later.is_empty()) else { return };
-        lead.cuts.asked = std::mem::take(&mut lead.cuts.later);
-        self.ask(handle, Ask::Confirm, out);
     }
 }

@@ -71,6 +71,34 @@ pub struct RepairOrder {
     pub attempt: u64,
 }
 
+/// Up to where a store has heard of files that were cut within a chunk. Each leader counts them anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct CutsHeard {
+    /// The leader's term.
+    pub term: u64,
+    /// How many.
+    pub number: u64,
+}
+
+/// A session goes on, from the moment the heartbeat was *sent*.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Renewal {
+    /// Milliseconds.
+    pub session_ms: u64,
+    /// To be carried out before the deadline moves.
+    pub orders: Vec<Order>,
+    /// Chunks of which the store shall become a member: all that are under way.
+    pub repairs: Vec<RepairOrder>,
+    /// Version of the store table.
+    pub table: u64,
+    /// The stores, if the version differs.
+    pub stores: Option<Vec<StoreInfo>>,
+    /// The last snapshot that was taken: what is written from now on comes after it.
+    pub snapshot: u64,
+    /// Chunks that are named from now on have handles from this on.
+    pub next_chunk: ChunkHandle,
+}
+
 /// Chunkserver to master.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum StoreRequest {
@@ -190,6 +218,13 @@ pub enum StoreRequest {
         /// Its bytes.
         length: u64,
     },
+    /// Renews a session, and asks for the chunks within which files were cut since then.
+    HeartbeatSince {
+        /// As ever.
+        beat: Beat,
+        /// Up to here the store has heard.
+        heard: CutsHeard,
+    },
 }
 
 /// Master to chunkserver.
@@ -206,23 +241,8 @@ pub enum StoreReply {
         /// Chunks that are made from now on have handles from this on.
         next_chunk: ChunkHandle,
     },
-    /// A session goes on, from the moment the heartbeat was *sent*.
-    Renewed {
-        /// Milliseconds.
-        session_ms: u64,
-        /// To be carried out before the deadline moves.
-        orders: Vec<Order>,
-        /// Chunks of which the store shall become a member: all that are under way.
-        repairs: Vec<RepairOrder>,
-        /// Version of the store table.
-        table: u64,
-        /// The stores, if the version differs.
-        stores: Option<Vec<StoreInfo>>,
-        /// The last snapshot that was taken: what is written from now on comes after it.
-        snapshot: u64,
-        /// Chunks that are named from now on have handles from this on.
-        next_chunk: ChunkHandle,
-    },
+    /// A session goes on.
+    Renewed(Renewal),
     /// The session is over; register anew.
     Lapsed,
     /// Whether a chunk must be forked before it is written to.
@@ -242,6 +262,15 @@ pub enum StoreReply {
         refusal: Refusal,
         /// Address of the leader, if another master leads.
         leader: Option<String>,
+    },
+    /// A session goes on, and files were cut.
+    RenewedSince {
+        /// As ever.
+        renewal: Renewal,
+        /// Up to here the store has heard of cuts with this.
+        heard: CutsHeard,
+        /// The chunks that it leads within which a file may have been cut. `None`: any that it leads may be one.
+        cut: Option<Vec<ChunkHandle>>,
     },
 }
 

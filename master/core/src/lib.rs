@@ -8,6 +8,7 @@ mod balance;
 mod chunks;
 mod clones;
 pub mod command;
+mod cuts;
 mod drain;
 mod image;
 mod inode;
@@ -28,6 +29,7 @@ mod tree;
 
 pub use chunks::Chunk;
 pub use command::{Command, Entry, Reply};
+pub use cuts::RecentCuts;
 pub use inode::{Body, Inode};
 pub use locks::InTheWay;
 pub use nodes::{Store, StoreState};
@@ -133,6 +135,8 @@ pub struct Metadata {
     claimed: OrdMap<(ClientId, Lockable), ()>,
     /// When somebody last had to give something back, by the log's time.
     contended: OrdMap<Lockable, u64>,
+    /// Files that were cut.
+    recent_cuts: RecentCuts,
 }
 
 impl Number for FileId {
@@ -215,6 +219,7 @@ impl Metadata {
             claims: OrdMap::new(),
             claimed: OrdMap::new(),
             contended: OrdMap::new(),
+            recent_cuts: RecentCuts::default(),
         }
     }
 

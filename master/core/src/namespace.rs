@@ -662,9 +662,10 @@ impl Metadata {
         let mut inode = self.tree.inodes[&id].clone();
         let body = inode.file_mut();
         body.keep(keep, cut);
-        if let (Some(cut), Some(last)) = (cut, last) {
+        if let (Some(cut), Some(last)) = (cut, last.filter(|last| last.handle != ChunkHandle::HOLE)) {
+            self.recent_cuts.push(last.handle);
             // A snapshot may go by the chunk's length: it has the file as it was when that chunk was open.
-            if last.handle != ChunkHandle::HOLE && !self.is_needed(last.handle) {
+            if !self.is_needed(last.handle) {
                 let mut chunk = self.chunks[&last.handle].clone();
                 chunk.length = cut;
                 self.put_chunk(last.handle, chunk);

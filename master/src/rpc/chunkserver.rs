@@ -5,7 +5,7 @@ use super::client::{ALIVE, GRACE};
 use crate::leader::NotHere;
 use common::limits::{MIN_REPLICAS, ORDERS_MAX, SESSION_MS};
 use common::wire::ChunkConfig;
-use common::wire::chunk_master::{Beat, StoreReply, StoreRequest};
+use common::wire::chunk_master::{Beat, Renewal, StoreReply, StoreRequest};
 use common::{ChunkHandle, Code, Epoch, Refusal, SessionId, StoreId};
 use master_core::{Command, Complaint, Metadata, Reply, Standing, StoreState};
 use std::collections::BTreeMap;
@@ -47,6 +47,16 @@ impl Rpc {
                 reply
             }
             StoreRequest::Heartbeat(beat) => self.heartbeat(beat, received).await,
+            StoreRequest::HeartbeatSince { beat, heard } => {
+                let store = beat.store;
+                match self.heartbeat(beat, received).await {
+                    StoreReply::Renewed(renewal) => {
+                        let (heard, cut) = self.leader.cuts_since(store, heard);
+                        StoreReply::RenewedSince { renewal, heard, cut }
+                    }
+                    other => other,
+                }
+            }
             StoreRequest::Exited { uuid, incarnation } => self.exited(uuid, incarnation).await,
             StoreRequest::OutOfService { store, session } => {
                 self.propose(Command::StoreDown { store, session }, None).await
@@ -145,7 +155,15 @@ impl Rpc {
                 self.usage.0.lock().expect("never poisoned").insert(store, (capacity, used));
                 // With orders still to come the deadline does not move; the next heartbeat does it.
                 let session_ms = if all { SESSION_MS } else { 0 };
-                StoreReply::Renewed { session_ms, orders, repairs, table, stores, snapshot, next_chunk }
+                StoreReply::Renewed(Renewal {
+                    session_ms,
+                    orders,
+                    repairs,
+                    table,
+                    stores,
+                    snapshot,
+                    next_chunk,
+                })
             }
         }
     }
@@ -213,7 +231,7 @@ impl Rpc {
     /// no snapshot needs the chunk, and nothing goes into the log.
     async fn fork(&self, store: StoreId, handle: ChunkHandle, epoch: Epoch) -> StoreReply {
         let read =
-            self.read(|state| Ok((state.config(handle)?, state.is_needed(handle), state.last_snapshot())));
+            self.read(|state| Ok((state.config(handle)?, state.is_fork_due(handle), state.last_snapshot())));
         match read.await {
             Ok((config, ..)) if config.primary != store || config.epoch != epoch => {
                 self.with_wait(StoreReply::Config(config))
