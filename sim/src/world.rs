@@ -13,6 +13,7 @@ mod local;
 mod masters;
 pub mod plan;
 mod snapshots;
+mod truncations;
 
 use crate::disk::MemDisk;
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use clones::CLONERS;
 use common::limits::LOG_GROUP_BYTES_MAX;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::Peer;
-use common::wire::chunk_master::{Order, Register, RepairOrder};
+use common::wire::chunk_master::{CutsHeard, Order, Register, RepairOrder};
 use common::wire::client_master::{MasterReply, Mutation, Owner, Policy};
 use common::wire::frame::Kind;
 use common::{ChunkHandle, ClientId, Code, Refusal, RequestId, SessionId, Span, StoreId, Time};
@@ -36,6 +37,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use snapshots::Taken;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::ops::Range;
+use truncations::CUTTERS;
 
 /// A store's configuration that is small enough for a test: its log is soon full.
 pub fn small_store(tag: u64, incarnation: u64) -> StoreConfig {
@@ -160,6 +163,8 @@ enum Event {
         repairs: Vec<RepairOrder>,
         snapshot: u64,
         next_chunk: ChunkHandle,
+        heard: CutsHeard,
+        cut: Option<Vec<ChunkHandle>>,
     },
     Lapsed {
         store: usize,
@@ -186,6 +191,10 @@ enum Event {
     /// Who wanted a clone waits no longer.
     CloneOver {
         number: u64,
+    },
+    /// Who cuts a file has waited for an answer.
+    Truncator {
+        number: usize,
     },
     Tend,
     Undrain {
@@ -262,6 +271,8 @@ struct Server {
     done: Vec<Order>,
     /// What its board says; it goes with the process.
     board: local::Board,
+    /// Up to where it has heard of files that were cut.
+    heard: CutsHeard,
 }
 
 struct Carrying {
@@ -347,6 +358,7 @@ pub struct World {
     faults_left: usize,
     taken: Vec<Taken>,
     clones: Vec<clones::Clone>,
+    truncations: Vec<truncations::Truncation>,
     /// The last snapshot that stores know of, as their heartbeats say.
     known: BTreeMap<StoreId, (SessionId, u64)>,
     /// Reads under way: at which offset, the byte that was acknowledged there before they began, of which
@@ -371,6 +383,8 @@ pub struct World {
     pub clones_made: u64,
     /// Connections deliver in order: when the last message arrives, by sender, receiver and class.
     last_arrival: BTreeMap<(usize, usize, bool), Time>,
+    /// Writes to chunks that their files have dropped, of which nobody heard what became of them.
+    unknown: Vec<(ChunkHandle, Range<usize>)>,
     /// Acknowledged writes.
     pub acked: Vec<Acked>,
     /// A line an event, for comparison of two runs.
@@ -416,6 +430,7 @@ impl World {
             faults_left: plan.faults.len(),
             taken: vec![],
             clones: vec![],
+            truncations: vec![],
             known: BTreeMap::new(),
             reads: BTreeMap::new(),
             next_read: READERS,
@@ -428,6 +443,7 @@ impl World {
             chunks_lost: 0,
             clones_made: 0,
             last_arrival: BTreeMap::new(),
+            unknown: vec![],
             acked: vec![],
             trace: vec![],
             plan,
@@ -451,6 +467,7 @@ impl World {
                 carrying: None,
                 done: vec![],
                 board: local::Board::default(),
+                heard: CutsHeard::default(),
             };
             world.servers.push(server);
             world.restart(n as usize);
@@ -580,6 +597,7 @@ impl World {
         server.node = Some(Node::new(server.id, recovered));
         (server.carrying, server.done, server.woken_at) = (None, vec![], None);
         server.board = local::Board::default();
+        server.heard = CutsHeard::default();
         self.trace.push(format!("{} restart {n}", self.now.0));
         self.register(n);
     }
@@ -651,7 +669,9 @@ impl World {
             }
             What::Election { ms } => self.election(ms),
             What::Snapshot => self.take_snapshot(),
+            What::DeleteSnapshot => self.delete_snapshot(),
             What::Clone { chunk } => self.begin_clone(chunk),
+            What::Truncate { chunk } => self.begin_truncation(chunk),
             What::Checkpoint { store } => self.tell(store, Input::Checkpoint { gathers: true }),
         }
     }
@@ -723,6 +743,9 @@ impl World {
             Output::Reply { conn: check::CHECKER, request, msg, data } => {
                 self.checker_is_answered(request, msg, data)
             }
+            Output::Reply { conn, request, msg, .. } if conn >= CUTTERS => {
+                self.cutter_is_answered((conn - CUTTERS) as usize, request, msg)
+            }
             Output::Reply { conn, msg, .. } if conn >= CLONERS => self.fork_answered(conn - CLONERS, msg),
             Output::Reply { conn, msg, .. } if conn >= LOCATORS => self.located(n, life, conn, msg),
             Output::Reply { conn, msg, data, .. } if conn >= READERS => self.read_answered(conn, msg, data),
@@ -781,6 +804,16 @@ impl World {
         self.masters.state.is_lost(handle)
     }
 
+    /// Whether the masters know a chunk no more.
+    fn is_deleted(&self, handle: ChunkHandle) -> bool {
+        self.masters.state.chunk(handle).is_none()
+    }
+
+    /// Whether no file has a chunk any more: it is lost, or its file was cut.
+    fn is_without_file(&self, handle: ChunkHandle) -> bool {
+        self.is_lost(handle) || self.is_dropped(handle)
+    }
+
     /// Runs until something is so; panics with this sentence if it never is.
     fn run_until(&mut self, or_else: &str, done: impl Fn(&World) -> bool) {
         const EVENTS_MAX: u64 = 300_000;
@@ -806,13 +839,14 @@ impl World {
             && self.handles.iter().all(|h| self.is_whole(*h))
             && self.masters.state.forks().all(|h| self.is_whole(h))
             && self.clones_are_over()
+            && self.truncations_are_over()
             && self.cloned().into_iter().all(|h| self.is_whole(h))
     }
 
     /// Whether the chunk has all its members, none of them given up, and no attempt to make one is
     /// under way; or it will never have any again.
     fn is_whole(&self, handle: ChunkHandle) -> bool {
-        if self.is_lost(handle) {
+        if self.is_lost(handle) || self.is_deleted(handle) {
             return true;
         }
         let members = self.config(handle).members;
@@ -866,12 +900,22 @@ impl World {
                     self.heard(store, session, sent, confirmed, snapshot);
                 }
             }
-            Event::Renewed { store, session, until, orders, repairs, snapshot, next_chunk, .. } => self
-                .renewed(
-                    store,
-                    Carrying { left: orders.len(), session, until, repairs, snapshot, next_chunk },
-                    orders,
-                ),
+            Event::Renewed {
+                store,
+                session,
+                until,
+                orders,
+                repairs,
+                snapshot,
+                next_chunk,
+                heard,
+                cut,
+                ..
+            } => {
+                let left = orders.len();
+                let carrying = Carrying { left, session, until, repairs, snapshot, next_chunk };
+                self.renewed(store, carrying, orders, (heard, cut))
+            }
             Event::Lapsed { store, session, .. } => {
                 if self.servers[store].session == session {
                     self.register(store);
@@ -885,6 +929,7 @@ impl World {
             Event::ForkAnswer { store, input, .. } => self.step(store, *input),
             Event::Answer { store, handle, answer, .. } => self.step(store, Input::Master { handle, answer }),
             Event::CloneOver { number } => self.clone_is_over(number),
+            Event::Truncator { number } => self.truncator(number),
             Event::Tend => self.tend(),
             Event::Undrain { store } => self.drain(store, false),
             Event::GiveUp { store } => self.give_up(store),

@@ -23,6 +23,7 @@ fn made_for(mutant: Mutant) -> Option<&'static str> {
         Mutant::NoStamp => Some("snapshots-power"),
         Mutant::NoFloor => Some("loss"),
         Mutant::ForkEarly => Some("snapshots"),
+        Mutant::CutAskedBefore | Mutant::CutUnheard => Some("truncations"),
         Mutant::CloneAdmits => Some("clones"),
         Mutant::CloneTwice => Some("clones-power"),
         _ => None,

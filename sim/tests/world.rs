@@ -77,6 +77,8 @@ worlds! {
     chunks_are_cloned_while_stores_die: "clones", 30;
     chunks_are_cloned_while_all_goes_wrong: "clones-power", 20;
     scattered_chunks_are_gathered_while_stores_lose_power: "scattered", 30;
+    files_are_cut_while_stores_die: "truncations", 30;
+    files_are_cut_while_all_goes_wrong: "truncations-power", 20;
     a_store_is_lost_for_good: "loss", 20;
     more_is_lost_than_anything_survives: "beyond", 20;
 }

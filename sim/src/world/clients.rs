@@ -69,6 +69,9 @@ impl World {
     fn ask_anew(&mut self, c: usize) {
         if self.masters_lead() {
             let handle = self.writers[c].config.handle;
+            if self.is_deleted(handle) {
+                return self.write_is_refused(c);
+            }
             self.writers[c].config = self.primary_is_silent(handle);
         }
         self.send(c);
@@ -150,7 +153,7 @@ impl World {
                 let append = wanted.offset.is_none();
                 self.trace.push(format!("{} acked {} at {offset} {serial}", self.now.0, wanted.request));
                 let handle = self.writers[c].config.handle;
-                self.acked.push(Acked {
+                let acked = Acked {
                     client: c,
                     handle,
                     offset,
@@ -160,7 +163,9 @@ impl World {
                     begun_at: wanted.begun_at,
                     acked_at: self.now,
                     stamp: wanted.stamp,
-                });
+                };
+                self.check_not_behind(&acked);
+                self.acked.push(acked);
                 self.later(Event::Client { client: c });
             }
             ClientChunkReply::Refused(refusal) => {
@@ -168,10 +173,34 @@ impl World {
                     wanted.pushed = false;
                     wanted.alone = true;
                 }
+                let is_append = wanted.offset.is_none();
                 self.trace.push(format!("{} refused {refusal}", self.now.0));
+                let handle = self.writers[c].config.handle;
+                let for_good = match refusal.code {
+                    // It is being sealed, or has been.
+                    Code::Sealed => is_append,
+                    Code::BeyondEnd => true,
+                    Code::NoSuchChunk => self.is_dropped(handle),
+                    _ => false,
+                };
+                if for_good && self.is_cut(handle) {
+                    self.write_is_refused(c);
+                }
             }
             _ => {}
         }
+    }
+
+    /// Its file was cut: the write is given up, and nothing of it may ever be seen; but in a snapshot, if the file had the
+    /// chunk when it was begun.
+    fn write_is_refused(&mut self, c: usize) {
+        let handle = self.writers[c].config.handle;
+        let Wanted { offset, data, begun_at, .. } = self.writers[c].wanted.take().expect("it is refused");
+        let is_unknown = self.is_dropped(handle) && self.left_of(handle, begun_at) > 0;
+        if let Some(offset) = offset.filter(|_| is_unknown) {
+            self.unknown.push((handle, offset as usize..offset as usize + data.len()));
+        }
+        self.later(Event::Client { client: c });
     }
 
     /// Reads the last byte of a record that was acknowledged, at a random member. P2: whatever
@@ -189,7 +218,7 @@ impl World {
             *acked.data.last().expect("not empty"),
         );
         let n = self.handles.iter().position(|h| *h == handle).expect("it is one of them");
-        if self.rng.random_bool(READERS_ASK) {
+        if self.rng.random_bool(READERS_ASK) && !self.is_deleted(handle) {
             self.remembered[n] = self.config(handle);
         }
         let config = self.remembered[n].clone();
@@ -206,6 +235,9 @@ impl World {
 
     pub(super) fn read_answered(&mut self, conn: u64, msg: ClientChunkReply, data: Vec<Bytes>) {
         let Some((at, byte, handle, member)) = self.reads.remove(&conn) else { return };
+        if self.left_of(handle, self.now) <= at {
+            return;
+        }
         if let ClientChunkReply::Data { .. } = msg {
             let got = data.concat();
             assert_eq!(

@@ -90,7 +90,9 @@ impl World {
         // The end of its process ends the connection with it. One that stands still keeps that.
         let now = self.local(store);
         let server = &self.servers[store];
-        if server.life != life || server.node.is_none() || !server.board.says(&told, now) {
+        // What becomes of a write to a chunk that is about to go nobody knows.
+        let is_of_use = server.board.says(&told, now) && !self.is_dropped(told.handle);
+        if server.life != life || server.node.is_none() || !is_of_use {
             return;
         }
         let inside = |a: &&Acked| {

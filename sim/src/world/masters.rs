@@ -5,7 +5,7 @@ use super::{Carrying, Event, World, register};
 use chunkserver_core::io::{Ask, Input, MasterAsk};
 use common::limits::{DRIFT_PERCENT, HEARTBEAT_MS, ORDERS_MAX, SESSION_MS};
 use common::wire::ChunkConfig;
-use common::wire::chunk_master::{Order, StoreReply};
+use common::wire::chunk_master::{CutsHeard, Order, StoreReply};
 use common::wire::client_master::{MasterReply, Mutation};
 use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, SessionId, Span, StoreId, Time};
 use master_core::{
@@ -36,6 +36,8 @@ pub(super) struct Masters {
     pub away_until: Time,
     renewed: BTreeMap<StoreId, (SessionId, Time)>,
     suspicion: Suspicion,
+    /// Each leader has another.
+    term: u64,
 }
 
 impl World {
@@ -85,6 +87,7 @@ impl World {
         self.masters.began = self.masters.away_until;
         self.masters.renewed.clear();
         self.masters.suspicion = Suspicion::default();
+        self.masters.term += 1;
     }
 
     fn silent_for(&self, store: StoreId, session: SessionId) -> Span {
@@ -183,14 +186,45 @@ impl World {
         let until = sent + Span::from_ms(held);
         let snapshot = self.masters.state.last_snapshot();
         let next_chunk = self.masters.state.next_chunk();
-        self.later(Event::Renewed { store: n, life, session, until, orders, repairs, snapshot, next_chunk });
+        let (heard, cut) = self.cuts_since(n);
+        self.later(Event::Renewed {
+            store: n,
+            life,
+            session,
+            until,
+            orders,
+            repairs,
+            snapshot,
+            next_chunk,
+            heard,
+            cut,
+        });
+    }
+
+    /// As `master/src/leader.rs` has it.
+    fn cuts_since(&self, n: usize) -> (CutsHeard, Option<Vec<ChunkHandle>>) {
+        let server = &self.servers[n];
+        let (term, state) = (self.masters.term, &self.masters.state);
+        let cuts = state.recent_cuts();
+        let since = if server.heard.term == term { cuts.since(server.heard.number) } else { None };
+        let leads =
+            |handle: &ChunkHandle| state.chunk(*handle).is_some_and(|chunk| chunk.primary == server.id);
+        (CutsHeard { term, number: cuts.number() }, since.map(|chunks| chunks.filter(leads).collect()))
     }
 
     /// A store hears that its session goes on; first it carries out what it was told to.
-    pub(super) fn renewed(&mut self, n: usize, renewal: Carrying, orders: Vec<Order>) {
+    pub(super) fn renewed(
+        &mut self,
+        n: usize,
+        renewal: Carrying,
+        orders: Vec<Order>,
+        (heard, cut): (CutsHeard, Option<Vec<ChunkHandle>>),
+    ) {
         if self.servers[n].session != renewal.session || self.is_deaf(n) {
             return;
         }
+        self.servers[n].heard = heard;
+        self.step(n, Input::Cut(cut));
         self.servers[n].done.clear();
         if orders.is_empty() {
             return self.carried(n, renewal);
@@ -248,6 +282,9 @@ impl World {
             Reply::Store(StoreReply::Fork { to, snapshot }) => Input::Fork { handle, epoch, to, snapshot },
             Reply::Store(StoreReply::Config(config)) => {
                 Input::Master { handle, answer: Ok(self.with_wait(config)) }
+            }
+            Reply::Store(StoreReply::Refused { refusal, .. }) => {
+                Input::Master { handle, answer: Err(refusal) }
             }
             other => panic!("{other:?}"),
         };
@@ -370,6 +407,9 @@ impl World {
                 self.apply(Command::Doubt { store, doubted: false });
             }
         }
+        if self.plan.options.deletions > 0 {
+            self.expire();
+        }
         let forks: Vec<ChunkHandle> = self.masters.state.forks().collect();
         for handle in self.handles.clone().into_iter().chain(forks).chain(self.cloned()) {
             self.tend_chunk(handle);
@@ -377,7 +417,10 @@ impl World {
     }
 
     fn tend_chunk(&mut self, handle: ChunkHandle) {
-        if self.masters.state.is_lost(handle) {
+        if self.is_deleted(handle) {
+            return;
+        }
+        if self.is_lost(handle) {
             // What was begun with it comes to nothing.
             if let Some(repair) = self.masters.state.repair(handle) {
                 self.apply(Command::EndRepair { handle, attempt: repair.attempt });

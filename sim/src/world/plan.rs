@@ -48,9 +48,15 @@ pub struct Options {
     /// Snapshots of everything; then writers go from chunk to chunk.
     #[serde(default)]
     pub snapshots: u32,
+    /// How often the oldest snapshot is deleted.
+    #[serde(default)]
+    pub deletions: u32,
     /// Clones of chunks.
     #[serde(default)]
     pub clones: u32,
+    /// Truncations of files.
+    #[serde(default)]
+    pub truncations: u32,
     /// Stores that are lost for good, and given up later. With as many of them as a chunk has replicas,
     /// chunks can be lost: then that must be said.
     #[serde(default)]
@@ -137,9 +143,16 @@ pub enum What {
     },
     /// A snapshot of everything is taken.
     Snapshot,
+    /// The oldest snapshot is deleted.
+    DeleteSnapshot,
     /// A chunk is cloned.
     Clone {
         /// Which, of those that the writers write to.
+        chunk: usize,
+    },
+    /// The file of a chunk is cut.
+    Truncate {
+        /// Of which, of those that the writers write to.
         chunk: usize,
     },
     /// A store makes a checkpoint.
@@ -184,7 +197,9 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         drains: 0,
         checkpoints: 2,
         snapshots: 0,
+        deletions: 0,
         clones: 0,
+        truncations: 0,
         losses: 0,
     };
     let repair = Options { stores: 5, writes: 40, span_ms: 800, kills: 8, checkpoints: 8, ..calm.clone() };
@@ -297,6 +312,25 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
                 ..repair.clone()
             },
         ),
+        // Writers write on to what is cut under them.
+        (
+            "truncations",
+            Options { chunks: 3, writers: 6, truncations: 12, append: false, kills: 4, ..repair.clone() },
+        ),
+        (
+            "truncations-power",
+            Options {
+                chunks: 4,
+                writers: 6,
+                truncations: 16,
+                snapshots: 6,
+                deletions: 4,
+                kills: 4,
+                power: true,
+                append: false,
+                ..net.clone()
+            },
+        ),
         // Chunks never have less than two live members: nothing is lost with one.
         ("loss", Options { chunks: 2, kills: 4, losses: 1, ..net.clone() }),
         // Beyond the fault model.
@@ -363,8 +397,20 @@ impl Plan {
             after_ms: rng.random_range(0..3000),
         });
         add(options.snapshots, &|_| What::Snapshot);
+        add(options.deletions, &|_| What::DeleteSnapshot);
         add(options.clones, &|rng| What::Clone { chunk: rng.random_range(0..options.chunks as usize) });
+        add(options.truncations, &|rng| What::Truncate {
+            chunk: rng.random_range(0..options.chunks as usize),
+        });
         add(options.checkpoints, &|rng| What::Checkpoint { store: rng.random_range(0..stores) });
+        // Two cut the same file.
+        for n in 0..faults.len() {
+            let What::Truncate { chunk } = faults[n].what else { continue };
+            if rng.random_bool(0.3) {
+                let at_us = faults[n].at_us + rng.random_range(0..2000);
+                faults.push(Fault { at_us, what: What::Truncate { chunk } });
+            }
+        }
         // What a checkpoint leaves half done is found when it is killed.
         for n in 0..faults.len() {
             let What::Checkpoint { store } = faults[n].what else { continue };
@@ -416,7 +462,11 @@ impl Plan {
                 | What::Lose { store, .. }
                 | What::Checkpoint { store } => *store < stores,
                 What::Cut { from, to, .. } => *from < stores && *to < stores && from != to,
-                What::Election { .. } | What::Snapshot | What::Clone { .. } => true,
+                What::Election { .. }
+                | What::Snapshot
+                | What::DeleteSnapshot
+                | What::Clone { .. }
+                | What::Truncate { .. } => true,
             };
             if !there {
                 return Err(format!("there is no such store: {:?}", fault.what));
