@@ -623,3 +623,34 @@ fn who_reads_along_sees_all_that_was_written() {
     drop(tell);
     assert_eq!(reader.join().unwrap(), 4000);
 }
+
+#[test]
+fn records_that_two_machines_append_stay_whole() {
+    const RECORD: usize = 5003;
+    const RECORDS: usize = 150;
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::start(1, 3, &[]);
+    let other = m.again("other");
+    fs::write(m.at("log"), [0; 70]).unwrap();
+    let appends = |path: std::path::PathBuf, mark: u8| {
+        std::thread::spawn(move || {
+            for n in 0..RECORDS {
+                let mut log = OpenOptions::new().append(true).open(&path).unwrap();
+                log.write_all(&[mark + (n % 100) as u8; RECORD]).unwrap();
+            }
+        })
+    };
+    [appends(m.at("log"), 1), appends(other.point.join("log"), 101)].map(|thread| thread.join().unwrap());
+    let found = fs::read(m.at("log")).unwrap();
+    assert_eq!(found.len(), 70 + 2 * RECORDS * RECORD);
+    let mut next = [1, 101];
+    for record in found[70..].chunks_exact(RECORD) {
+        let mark = record[0];
+        assert!(record.iter().all(|byte| *byte == mark), "a record of {mark} has bytes of another");
+        let of = &mut next[usize::from(mark > 100)];
+        assert_eq!(mark, *of, "each machine's records are in its order");
+        *of = if mark % 100 == 0 { mark - 99 } else { mark + 1 };
+    }
+}

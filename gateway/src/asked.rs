@@ -102,6 +102,13 @@ fn give_xattr(reply: ReplyXattr, size: u32, value: Outcome<Vec<u8>>) {
     }
 }
 
+/// What is appended goes past the kernel's pages: of a record that begins within one that it does not have it would make two
+/// requests, between which others append theirs; and it would keep the record where it takes the end to be.
+fn past_the_cache(flags: i32) -> FopenFlags {
+    let appends = flags & libc::O_APPEND != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
+    if appends { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+}
+
 impl Filesystem for Gateway {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = [
@@ -301,8 +308,9 @@ impl Filesystem for Gateway {
         // Who only reads has nothing to be flushed at a close; but locks end with it.
         let reads = flags.0 & libc::O_ACCMODE == libc::O_RDONLY && !self.shared.locks_everywhere;
         let close = if reads { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() };
+        let past = past_the_cache(flags.0);
         self.spawn(async move |shared| match shared.open(ino).await {
-            Ok(flags) => reply.opened(shared.new_handle(), flags | close),
+            Ok(flags) => reply.opened(shared.new_handle(), flags | close | past),
             Err(e) => reply.error(e),
         });
     }
@@ -343,7 +351,7 @@ impl Filesystem for Gateway {
                     // Who writes a new file and cannot read it needs no copy of it in the kernel.
                     let only_writes = is_new && flags & libc::O_ACCMODE == libc::O_WRONLY;
                     let direct = only_writes && shared.drops_direct.load(Ordering::Relaxed);
-                    let past = if direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
+                    let past = if direct { FopenFlags::FOPEN_DIRECT_IO } else { past_the_cache(flags) };
                     let (ttl, attr) = (shared.cache.ttl(), shared.attr(&seen.attr));
                     let flags = shared.open_file(seen, None, is_new).await | past;
                     reply.created(&ttl, &attr, Generation(0), shared.new_handle(), flags);
