@@ -642,7 +642,8 @@ fn records_that_two_machines_append_stay_whole() {
             }
         })
     };
-    [appends(m.at("log"), 1), appends(other.point.join("log"), 101)].map(|thread| thread.join().unwrap());
+    let both = [appends(m.at("log"), 1), appends(other.point.join("log"), 101)];
+    both.into_iter().for_each(|thread| thread.join().unwrap());
     let found = fs::read(m.at("log")).unwrap();
     assert_eq!(found.len(), 70 + 2 * RECORDS * RECORD);
     let mut next = [1, 101];
