@@ -362,10 +362,11 @@ impl Metadata {
         self.is_written_to(handle)?;
         if self.needed_by(handle).is_none() {
             self.abandon_fork(handle);
-            // The snapshot that needed it whole is gone.
+            // The snapshot that needed it whole is gone. Its primary hears of that before it asks once more.
             if let Some(length) = self.left_of(handle) {
                 let chunk = Chunk { length, ..self.chunks[&handle].clone() };
                 self.put_chunk(handle, chunk);
+                return Ok(StoreReply::Config(self.config(handle)?));
             }
             return Ok(StoreReply::Fork { to: None, snapshot });
         }

@@ -52,6 +52,8 @@ impl Model {
             let epoch = d.state.config(handle).unwrap().epoch;
             match d.apply(Command::Fork { handle, epoch }) {
                 Reply::Store(StoreReply::Fork { to: None, .. }) => break,
+                // It was cut while a snapshot needed it, and that is gone: the primary hears what is left, and asks again.
+                Reply::Store(StoreReply::Config(config)) => assert_eq!(config.epoch, epoch),
                 Reply::Store(StoreReply::Fork { to: Some(to), .. }) => {
                     if rng.random_bool(0.3) {
                         // The primary dies, and another one begins anew.
@@ -316,10 +318,13 @@ fn what_is_left_of_a_chunk_is_known_when_no_snapshot_needs_it_any_more() {
         d.mutate(Mutation::DeleteSnapshot { path: b"/".into(), name: b"s".into() });
         assert!(d.state.is_fork_due(handle));
         match d.apply(Command::Fork { handle, epoch }) {
+            Reply::Store(StoreReply::Config(config)) => assert_eq!(config.sealed, Some(4)),
+            other => panic!("{other:?}"),
+        }
+        match d.apply(Command::Fork { handle, epoch }) {
             Reply::Store(StoreReply::Fork { to: None, .. }) => {}
             other => panic!("{other:?}"),
         }
-        assert_eq!(d.state.config(handle).unwrap().sealed, Some(4));
         assert!(!d.state.is_fork_due(handle));
         d.state.check();
     }
