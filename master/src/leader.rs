@@ -351,7 +351,7 @@ impl Leader {
     /// of; nothing, if that is not known.
     pub fn cuts_since(&self, store: StoreId, heard: CutsHeard) -> (CutsHeard, Option<Vec<ChunkHandle>>) {
         // Another master may have seen others, and this one may have been one of them meanwhile.
-        let term = self.begin_if_new().unwrap_or(0);
+        let Some(term) = self.begin_if_new() else { return (CutsHeard::default(), None) };
         let state = self.state.read().expect("never poisoned");
         let cuts = state.recent_cuts();
         let since = if heard.term == term { cuts.since(heard.number) } else { None };

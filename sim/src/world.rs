@@ -157,12 +157,8 @@ enum Event {
     Renewed {
         store: usize,
         life: u64,
-        session: SessionId,
-        until: Time,
+        renewal: Box<Carrying>,
         orders: Vec<Order>,
-        repairs: Vec<RepairOrder>,
-        snapshot: u64,
-        next_chunk: ChunkHandle,
         heard: CutsHeard,
         cut: Option<Vec<ChunkHandle>>,
     },
@@ -900,21 +896,8 @@ impl World {
                     self.heard(store, session, sent, confirmed, snapshot);
                 }
             }
-            Event::Renewed {
-                store,
-                session,
-                until,
-                orders,
-                repairs,
-                snapshot,
-                next_chunk,
-                heard,
-                cut,
-                ..
-            } => {
-                let left = orders.len();
-                let carrying = Carrying { left, session, until, repairs, snapshot, next_chunk };
-                self.renewed(store, carrying, orders, (heard, cut))
+            Event::Renewed { store, renewal, orders, heard, cut, .. } => {
+                self.renewed(store, *renewal, orders, (heard, cut))
             }
             Event::Lapsed { store, session, .. } => {
                 if self.servers[store].session == session {

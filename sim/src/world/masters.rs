@@ -187,18 +187,9 @@ impl World {
         let snapshot = self.masters.state.last_snapshot();
         let next_chunk = self.masters.state.next_chunk();
         let (heard, cut) = self.cuts_since(n);
-        self.later(Event::Renewed {
-            store: n,
-            life,
-            session,
-            until,
-            orders,
-            repairs,
-            snapshot,
-            next_chunk,
-            heard,
-            cut,
-        });
+        let left = orders.len();
+        let renewal = Box::new(Carrying { left, session, until, repairs, snapshot, next_chunk });
+        self.later(Event::Renewed { store: n, life, renewal, orders, heard, cut });
     }
 
     /// As `master/src/leader.rs` has it.
