@@ -79,6 +79,7 @@ worlds! {
     scattered_chunks_are_gathered_while_stores_lose_power: "scattered", 30;
     files_are_cut_while_stores_die: "truncations", 30;
     files_are_cut_while_all_goes_wrong: "truncations-power", 20;
+    files_are_cut_while_others_clone_them: "truncations-clones", 30;
     a_store_is_lost_for_good: "loss", 20;
     more_is_lost_than_anything_survives: "beyond", 20;
 }
@@ -102,7 +103,8 @@ fn a_seed_decides_all() {
 /// nobody had written to was never given its members back (seed 10,001,497). A primary that had not heard of
 /// the snapshot that its predecessor had forked the chunk for wrote without a word of it (40,004,138). Bytes
 /// that a restarted member had no room for once were never fetched again (40,003,365). A learner that
-/// became a member, and then the only one, without being told refused everybody (40,003,157).
+/// became a member, and then the only one, without being told refused everybody (40,003,157). The next primary of a chunk
+/// that its file had dropped, and that a snapshot had which it had not heard of, took writes to it (4,010).
 #[test]
 fn plans_that_failed_once() {
     for text in [
@@ -113,6 +115,7 @@ fn plans_that_failed_once() {
         include_str!("plans/snapshot-unheard-of.json"),
         include_str!("plans/no-room-once.json"),
         include_str!("plans/member-unknowing.json"),
+        include_str!("plans/gone-taken-over.json"),
     ] {
         let plan: Plan = serde_json::from_str(text).unwrap();
         plan.check().unwrap();

@@ -70,7 +70,8 @@ impl Node {
             return true;
         }
         // Nothing is written any more to one that is gone, and it is not held up for it: others may have it copied.
-        if lead.is_gone || lead.forking.is_none() && (lead.snapshot >= wanted || Mutant::NoFork.on()) {
+        let is_known = lead.snapshot.is_some_and(|known| known >= wanted);
+        if lead.is_gone || lead.forking.is_none() && (is_known || Mutant::NoFork.on()) {
             return true;
         }
         if lead.forking.is_none() {
@@ -112,7 +113,7 @@ impl Node {
                 if self.snapshot == wanted {
                     self.snapshot = snapshot;
                 }
-                lead.snapshot = snapshot;
+                lead.snapshot = Some(snapshot);
                 lead.forking = None;
                 for ask in chunk.waiting.iter_mut().filter(|ask| ask.snapshot <= wanted) {
                     ask.snapshot = 0;

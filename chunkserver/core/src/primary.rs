@@ -56,8 +56,9 @@ pub(crate) struct Lead {
     pub probed: BTreeMap<StoreId, Time>,
     /// A store is about to become a member; while it is, nothing is admitted.
     pub joining: Option<Joining>,
-    /// The snapshots up to this one need nothing of the chunk any more, as the masters say.
-    pub snapshot: u64,
+    /// The snapshots up to this one need nothing of the chunk any more, as the masters say; `None` if they are to be
+    /// asked in any case.
+    pub snapshot: Option<u64>,
     /// A fork is made; while it is, nothing is admitted.
     pub forking: Option<Box<Forking>>,
     /// Clients that wait for the seal; while there are any, nothing is admitted.
@@ -92,7 +93,7 @@ impl Lead {
             accused: None,
             probed: BTreeMap::new(),
             joining: None,
-            snapshot: 0,
+            snapshot: Some(0),
             forking: None,
             sealing: vec![],
             cuts: Cuts::default(),

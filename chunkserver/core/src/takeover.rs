@@ -78,9 +78,15 @@ impl Node {
         let wait_ms = if Mutant::ForgetHold.on() { 0 } else { config.wait_ms };
         let hold_until = self.now + Span::from_ms(wait_ms);
         let session = self.in_session();
-        let before = self.chunks.get_mut(&handle).and_then(|c| c.lead.take());
+        let chunk = self.chunks.get_mut(&handle);
+        let follows = chunk.as_ref().is_some_and(|c| c.config().epoch.next() == epoch);
+        let before = chunk.and_then(|c| c.lead.take());
         self.set_config(ChunkConfig { wait_ms: 0, ..config.clone() }, Ticket::Config(handle, epoch));
         let mut lead = Lead::new(&config.members, self.now, hold_until);
+        // The file may have dropped the chunk, and a snapshot that was not heard of here may have it: who led it before may
+        // be the only one that knows. Only a sealed chunk is dropped.
+        let may_be_dropped = config.sealed.is_some();
+        lead.snapshot = (!may_be_dropped).then_some(0);
         if let Some(before) = before {
             let forking = before.forking.into_iter().flat_map(|forking| forking.into_asks());
             for (conn, request) in forking.chain(before.cuts.into_asks()) {
@@ -89,7 +95,8 @@ impl Node {
             }
             lead.replies = before.replies;
             lead.sealing = before.sealing;
-            lead.snapshot = before.snapshot;
+            lead.snapshot = before.snapshot.filter(|_| follows || !may_be_dropped);
+            lead.is_gone = before.is_gone;
             lead.hold_until = hold_until.max(before.hold_until);
         }
         lead.phase = Phase::Collecting { reports: BTreeMap::new(), durable_here: false };

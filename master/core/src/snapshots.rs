@@ -315,16 +315,27 @@ impl Metadata {
     }
 
     /// Whether there is something to be done before a primary writes to a chunk for the first time since it knows of
-    /// the last snapshot.
+    /// the last snapshot, or something that it must be told.
     pub fn is_fork_due(&self, handle: ChunkHandle) -> bool {
-        self.is_needed(handle) || self.left_of(handle).is_some()
+        self.is_needed(handle) || self.is_dropped(handle) || self.left_of(handle).is_some()
     }
 
     /// What its file has of a chunk, if that is less than the chunk: it was cut while a snapshot needed it whole.
     fn left_of(&self, handle: ChunkHandle) -> Option<u64> {
         let chunk = self.chunks.get(&handle).filter(|chunk| chunk.sealed)?;
-        let part = self.tree.file(chunk.file)?.parts().iter().find(|part| part.handle == handle)?;
+        let part = self.part_of(handle)?;
         (part.length < chunk.length).then_some(part.length)
+    }
+
+    /// Whether only snapshots have a chunk, or had: no file has it any more.
+    fn is_dropped(&self, handle: ChunkHandle) -> bool {
+        self.part_of(handle).is_none()
+    }
+
+    /// The part of a file that a chunk is. What grows is the last one.
+    fn part_of(&self, handle: ChunkHandle) -> Option<&crate::inode::Part> {
+        let file = self.tree.file(self.chunks.get(&handle)?.file)?;
+        file.parts().iter().rev().find(|part| part.handle == handle)
     }
 
     /// The live tree has no use for a chunk any more.
@@ -383,8 +394,7 @@ impl Metadata {
     /// Refuses what only snapshots have, or had: whoever wants to write to it knows its file as it was before it was cut.
     /// Snapshots that were taken since then have the file, and not the chunk.
     fn is_written_to(&mut self, handle: ChunkHandle) -> Answer<()> {
-        let file = self.tree.file(self.chunks[&handle].file);
-        if file.is_some_and(|file| file.parts().iter().any(|part| part.handle == handle)) {
+        if !self.is_dropped(handle) {
             return Ok(());
         }
         self.abandon_fork(handle);

@@ -135,6 +135,14 @@ impl Model {
     }
 }
 
+/// Who asks for this hears that there is no such chunk.
+fn refused(d: &mut Driver, command: Command) {
+    match d.apply(command) {
+        Reply::Store(StoreReply::Refused { refusal, .. }) => assert_eq!(refusal.code, Code::NoSuchChunk),
+        other => panic!("{other:?}"),
+    }
+}
+
 fn expire(d: &mut Driver, budget: u32) {
     d.apply(Command::Expire { before: Before { trash_ns: u64::MAX, ..Default::default() }, budget });
 }
@@ -262,10 +270,6 @@ fn who_writes_to_what_only_a_snapshot_has_hears_that_it_is_gone() {
     d.mutate(Mutation::Unlink { path: b"/f".into(), recursive: false, only: Only::Anything });
     expire(&mut d, 10);
     assert_eq!(chunk_of(&d, "/.snapshot/s/f"), handle);
-    let refused = |d: &mut Driver, command: Command| match d.apply(command) {
-        Reply::Store(StoreReply::Refused { refusal, .. }) => assert_eq!(refusal.code, Code::NoSuchChunk),
-        other => panic!("{other:?}"),
-    };
     let epoch = d.state.config(handle).unwrap().epoch;
     refused(&mut d, Command::Fork { handle, epoch });
     assert_eq!(chunk_of(&d, "/.snapshot/s/f"), handle);
@@ -328,6 +332,26 @@ fn what_is_left_of_a_chunk_is_known_when_no_snapshot_needs_it_any_more() {
         assert!(!d.state.is_fork_due(handle));
         d.state.check();
     }
+}
+
+/// Its file dropped it, and the snapshot that had it was deleted just now: whoever asks then hears that it is gone.
+#[test]
+fn who_writes_to_what_nothing_has_any_more_hears_that_it_is_gone() {
+    let mut d = Driver::new();
+    d.servers(&["r1", "r2", "r3"], |_| 0);
+    d.mutate(create("/f", true));
+    let (handle, file) = (chunk_of(&d, "/f"), d.state.stat(b"/f").unwrap().file);
+    let epoch = d.state.config(handle).unwrap().epoch;
+    assert!(!d.state.is_fork_due(handle));
+    d.apply(Command::Seal { handle, epoch, length: 9 });
+    d.mutate(Mutation::Snapshot { path: b"/".into(), name: b"s".into() });
+    assert_eq!(code(&d.mutate(Mutation::Truncate { file, length: 0 })), None);
+    d.mutate(Mutation::DeleteSnapshot { path: b"/".into(), name: b"s".into() });
+    assert!(d.state.chunk(handle).is_some(), "it goes in a step of its own");
+    assert!(d.state.is_fork_due(handle));
+    refused(&mut d, Command::Fork { handle, epoch });
+    expire(&mut d, 10);
+    assert!(d.state.chunk(handle).is_none());
 }
 
 #[test]

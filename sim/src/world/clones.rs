@@ -12,11 +12,17 @@ use rand::RngExt;
 /// A clone. Its requests come over a connection of its own.
 #[derive(Clone, Debug)]
 pub(super) struct Clone {
-    of: ChunkConfig,
+    /// The chunk of the live tree that its client saw there, or in a snapshot.
+    seen: ChunkHandle,
+    /// What the file had of it, if it had been cut.
+    left: u64,
     to: ChunkConfig,
-    /// When it was asked for, and when the masters had put it into its file.
-    begun: Time,
-    done: Option<Time>,
+    /// It has what the chunk had at some moment from here on: when it was asked for, or the snapshot was.
+    since: Time,
+    /// And until here: when the masters had put it into its file, or the snapshot was there.
+    until: Option<Time>,
+    /// It was put into its file.
+    done: bool,
     /// It was put there, or given up.
     over: bool,
 }
@@ -27,25 +33,32 @@ pub(super) const CLONERS: u64 = 1 << 50;
 const SENT_TWICE: f64 = 0.8;
 /// How many of all answers are lost.
 const ANSWERS_LOST: f64 = 0.4;
+/// How many of all clones are of what a snapshot has, where files are cut and snapshots taken.
+const OF_SNAPSHOTS: f64 = 0.4;
 /// After so long a client gives up, in milliseconds.
 const PATIENCE: (u64, u64) = (20, 4000);
 /// Bytes that are written over a clone in the end.
 const WRITTEN: usize = 9000;
 
 impl World {
-    /// Somebody wants a file that has what this chunk has; without a leader nothing comes of it.
+    /// Somebody wants a file that has what this chunk has, or had in a snapshot; without a leader nothing comes of it.
     pub(super) fn begin_clone(&mut self, chunk: usize) {
-        let handle = self.handles[chunk % self.handles.len()];
-        if !self.masters_lead() || self.is_without_file(handle) {
+        let seen = self.handles[chunk % self.handles.len()];
+        let snapshot = self.snapshot_to_clone();
+        let (number, since, until) =
+            snapshot.map_or((0, self.now, None), |(n, asked, told)| (n, asked, Some(told)));
+        let left = self.left_of(seen, since);
+        if !self.masters_lead() || self.is_lost(seen) || left == 0 {
             return;
         }
-        let number = self.clones.len() as u64;
-        let create = create(format!("/clone{number}"), false);
+        let clone = self.clones.len() as u64;
+        let create = create(format!("/clone{clone}"), false);
         let MasterReply::Opened { attr, .. } = self.mutate(create) else { panic!("no file") };
-        let begin = Mutation::BeginClone { of: handle, snapshot: 0, file: attr.file, at: 0 };
+        let begin = Mutation::BeginClone { of: seen, snapshot: number, file: attr.file, at: 0 };
         // A member may be away.
         let MasterReply::Clone { of, to } = self.mutate(begin) else { return };
-        self.clones.push(Clone { of: of.clone(), to: to.clone(), begun: self.now, done: None, over: false });
+        self.clones.push(Clone { seen, left, to: to.clone(), since, until, done: false, over: false });
+        let (handle, number) = (of.handle, clone);
         let n = self.index(of.primary);
         let life = self.servers[n].life;
         let msg = ClientChunk::Fork { handle, to };
@@ -67,7 +80,11 @@ impl World {
             return;
         }
         match msg {
-            ClientChunkReply::Forked { length } => self.end_clone(number, Some(length)),
+            ClientChunkReply::Forked { length } => {
+                // As `client/src/clones.rs` has it: a file that was cut may have less than its chunk.
+                let left = self.clones[number as usize].left;
+                self.end_clone(number, Some(length).filter(|length| left == u64::MAX || *length == left))
+            }
             ClientChunkReply::Refused(_) => self.end_clone(number, None),
             other => panic!("a fork was asked for, and this is the answer: {other:?}"),
         }
@@ -89,13 +106,22 @@ impl World {
         let reply = self.mutate(Mutation::EndClone { to: clone.to.handle, length });
         let now = self.now;
         let clone = &mut self.clones[number as usize];
-        clone.over = true;
-        clone.done = matches!(reply, MasterReply::Chunk(_)).then_some(now);
+        (clone.over, clone.done) = (true, matches!(reply, MasterReply::Chunk(_)));
+        clone.until.get_or_insert(now);
+    }
+
+    /// A snapshot that is there, as somebody knows who was told so: its number, and when it was asked for and there.
+    fn snapshot_to_clone(&mut self) -> Option<(u64, Time, Time)> {
+        if self.plan.options.truncations == 0 || !self.rng.random_bool(OF_SNAPSHOTS) {
+            return None;
+        }
+        let there: Vec<_> = self.taken.iter().filter_map(|t| Some((t.number, t.asked, t.told?))).collect();
+        (!there.is_empty()).then(|| there[self.rng.random_range(0..there.len())])
     }
 
     /// The chunks that files have by now which were begun as clones.
     pub(super) fn cloned(&self) -> Vec<ChunkHandle> {
-        self.clones.iter().filter(|c| c.done.is_some()).map(|c| c.to.handle).collect()
+        self.clones.iter().filter(|c| c.done).map(|c| c.to.handle).collect()
     }
 
     /// Whether no clone is being made.
@@ -103,19 +129,26 @@ impl World {
         self.clones.iter().all(|c| c.over)
     }
 
-    /// A clone has what the other chunk had at some moment between question and answer.
+    /// A clone has what the other chunk had at some moment between question and answer, or in the snapshot.
     pub fn check_clones(&mut self) {
         for clone in self.clones.clone() {
-            let Some(done) = clone.done.filter(|_| !self.is_lost(clone.to.handle)) else { continue };
-            let (of, to) = (clone.of.handle, clone.to.handle);
+            let (of, to) = (clone.seen, clone.to.handle);
+            if !clone.done || self.is_lost(to) {
+                continue;
+            }
+            let until = clone.until.expect("it is done");
+            let what = format!("the clone {to} of {of}");
             let bytes = self.read_all(to, u64::MAX);
-            let upto = self.serials_of(of, &bytes, u64::MAX, &format!("the clone {to}"));
+            let lefts = self.lefts_of(of, clone.since, until);
+            let first = lefts.iter().find_map(|left| self.serials_if(of, &bytes, *left));
+            let upto =
+                first.unwrap_or_else(|| panic!("{what}: there never were these {} bytes", bytes.len()));
             for a in self.acked.iter().filter(|a| a.handle == of) {
-                let what = format!("the clone {to} and the write {} of {of}", a.serial);
-                if a.acked_at < clone.begun {
+                let what = format!("{what} and the write {}", a.serial);
+                if a.acked_at < clone.since {
                     assert!(a.serial <= upto.1, "{what}: it was acknowledged before, and is not there");
                 }
-                if a.begun_at > done {
+                if a.begun_at > until {
                     assert!(a.serial > upto.0, "{what}: it was begun after, and is there");
                 }
             }
@@ -126,11 +159,12 @@ impl World {
     /// What is written to a clone does not show in the other chunk.
     pub fn write_to_clones(&mut self) {
         for clone in self.clones.clone() {
-            let (of, to) = (clone.of.handle, clone.to.handle);
-            if clone.done.is_none() || self.is_lost(of) || self.is_lost(to) || self.plan.options.append {
+            let (of, to) = (clone.seen, clone.to.handle);
+            if !clone.done || self.is_without_file(of) || self.is_lost(to) || self.plan.options.append {
                 continue;
             }
-            let (other, mut model) = (self.read_all(of, u64::MAX), self.read_all(to, u64::MAX));
+            let left = self.left_of(of, self.now);
+            let (other, mut model) = (self.read_all(of, left), self.read_all(to, u64::MAX));
             let len = model.len().min(WRITTEN);
             let mut data = vec![0; len];
             self.rng.fill(&mut data[..]);
@@ -143,7 +177,7 @@ impl World {
             self.later(Event::Client { client: 0 });
             self.run_until("a write to a clone", |world| world.writers[0].wanted.is_none());
             assert!(self.read_all(to, u64::MAX) == model, "{to} does not have what was written to it");
-            assert!(self.read_all(of, u64::MAX) == other, "{of} has what was written to its clone {to}");
+            assert!(self.read_all(of, left) == other, "{of} has what was written to its clone {to}");
         }
     }
 }

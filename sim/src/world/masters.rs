@@ -268,8 +268,14 @@ impl World {
 
     /// A primary asks whether a snapshot needs a chunk.
     fn asked_for_fork(&mut self, n: usize, handle: ChunkHandle, epoch: Epoch, again: Event) {
-        let life = self.servers[n].life;
-        let input = match self.apply(Command::Fork { handle, epoch }) {
+        let (life, state) = (self.servers[n].life, &self.masters.state);
+        // As `master/src/rpc/chunkserver.rs` has it.
+        let is_due = state.is_fork_due(handle) || state.config(handle).is_ok_and(|c| c.epoch != epoch);
+        let reply = match is_due || state.chunk(handle).is_none() {
+            true => self.apply(Command::Fork { handle, epoch }),
+            false => Reply::Store(StoreReply::Fork { to: None, snapshot: state.last_snapshot() }),
+        };
+        let input = match reply {
             Reply::Store(StoreReply::Fork { to, snapshot }) => Input::Fork { handle, epoch, to, snapshot },
             Reply::Store(StoreReply::Config(config)) => {
                 Input::Master { handle, answer: Ok(self.with_wait(config)) }

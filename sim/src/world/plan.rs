@@ -331,6 +331,21 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
                 ..net.clone()
             },
         ),
+        // And others clone what is cut, and what snapshots have of it.
+        (
+            "truncations-clones",
+            Options {
+                chunks: 3,
+                writers: 6,
+                truncations: 12,
+                clones: 24,
+                snapshots: 4,
+                deletions: 3,
+                kills: 3,
+                append: false,
+                ..repair.clone()
+            },
+        ),
         // Chunks never have less than two live members: nothing is lost with one.
         ("loss", Options { chunks: 2, kills: 4, losses: 1, ..net.clone() }),
         // Beyond the fault model.

@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 /// A snapshot of everything.
 #[derive(Clone, Debug)]
 pub(super) struct Taken {
-    number: u64,
+    pub(super) number: u64,
     name: Vec<u8>,
     /// It was asked for then.
-    asked: Time,
+    pub(super) asked: Time,
     /// All stores knew of it then, and whoever asked was told so.
-    told: Option<Time>,
+    pub(super) told: Option<Time>,
 }
 
 impl World {
@@ -64,8 +64,10 @@ impl World {
                 }
                 let fork = self.masters.state.as_of(taken.number, handle);
                 let bytes = self.read_all(fork, left);
-                let what = format!("snapshot {}", taken.number);
-                upto.insert(handle, self.serials_of(handle, &bytes, left, &what));
+                let serials = self.serials_if(handle, &bytes, left).unwrap_or_else(|| {
+                    panic!("snapshot {}: {handle} never had these {} bytes", taken.number, bytes.len())
+                });
+                upto.insert(handle, serials);
             }
             // What lay behind a cut then may be within or not.
             let within = |a: &Acked| a.serial <= upto[&a.handle].1;
@@ -89,8 +91,8 @@ impl World {
     }
 
     /// Up to which acknowledged write these bytes of a chunk hold all, as far as its file has them: from the first
-    /// to the last that it may be.
-    pub(super) fn serials_of(&self, handle: ChunkHandle, bytes: &[u8], left: u64, what: &str) -> (u64, u64) {
+    /// to the last that it may be; if they ever were those of the chunk.
+    pub(super) fn serials_if(&self, handle: ChunkHandle, bytes: &[u8], left: u64) -> Option<(u64, u64)> {
         let unknown: Vec<_> = self.unknown.iter().filter(|(of, _)| *of == handle).map(|(_, r)| r).collect();
         let longest = unknown.iter().map(|range| range.end).max().unwrap_or(0);
         let is_so = |model: &[u8]| {
@@ -114,7 +116,7 @@ impl World {
                 found = Some((found.map_or(a.serial, |(first, _)| first), a.serial));
             }
         }
-        found.unwrap_or_else(|| panic!("{what}: {handle} never had these {} bytes", bytes.len()))
+        found
     }
 
     /// What nobody needs any more is given up, in steps.

@@ -154,6 +154,13 @@ impl World {
         cuts.filter(|(_, at, _)| *at <= then).map(|(length, ..)| length).min().unwrap_or(u64::MAX)
     }
 
+    /// All that the file had of the chunk at some moment of these.
+    pub(super) fn lefts_of(&self, handle: ChunkHandle, since: Time, until: Time) -> Vec<u64> {
+        let cuts = self.truncations.iter().filter(|t| t.handle == handle).filter_map(|t| t.cut);
+        let between = cuts.map(|(_, at, _)| at).filter(|at| (since..=until).contains(at));
+        std::iter::once(since).chain(between).map(|at| self.left_of(handle, at)).collect()
+    }
+
     /// Whether its file has dropped the chunk: snapshots may still have it.
     pub(super) fn is_dropped(&self, handle: ChunkHandle) -> bool {
         self.left_of(handle, self.now) == 0
