@@ -176,9 +176,11 @@ impl One {
                         todo.push_back(Input::Disk(DiskDone { token: op.token, result: Ok(result) }));
                     }
                     // The chunk is what its first write said.
-                    Output::Master(ask) => {
-                        todo.push_back(Input::Master { handle: ask.handle, answer: Ok(chunk()) })
-                    }
+                    Output::Master(ask) => todo.push_back(Input::Master {
+                        handle: ask.handle,
+                        number: ask.number,
+                        answer: Ok(chunk()),
+                    }),
                     _ => {}
                 }
             }

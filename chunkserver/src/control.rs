@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::files::Files;
 use crate::now;
 use crate::shard::{FromShard, Report, ShardHandle, ToShard};
-use chunkserver_core::io::{Ask, MasterAsk};
+use chunkserver_core::io::Ask;
 use common::limits::{DISK_HUNG_MS, DRIFT_PERCENT, HEARTBEAT_COPYING_MS, HEARTBEAT_MS};
 use common::wire::Caller;
 use common::wire::chunk_master::{Beat, Order, Register, Renewal, StoreReply, StoreRequest};
@@ -129,7 +129,7 @@ async fn answer_shard(
                 let (masters, to) = (masters.clone(), to.clone());
                 let (store, session) = *current.lock().expect("never poisoned");
                 tokio::spawn(async move {
-                    let request = request_of(asked, store, session);
+                    let request = asked.request(store, session);
                     let began = Instant::now();
                     let answer = match ask(&masters, &request, ASK_LIMIT).await {
                         Ok(StoreReply::Config(mut config)) => {
@@ -139,14 +139,14 @@ async fn answer_shard(
                         }
                         Ok(StoreReply::Fork { to: fork, snapshot }) => {
                             let Ask::Fork { epoch } = asked.what else { return };
-                            let _ = to.send(ToShard::Fork(asked.handle, epoch, fork, snapshot));
+                            let _ = to.send(ToShard::Fork(asked, epoch, fork, snapshot));
                             return;
                         }
                         Ok(StoreReply::Refused { refusal, .. }) => Err(refusal),
                         Ok(other) => Err(Refusal::new(Code::Unexpected, format!("{other:?}"))),
                         Err(_) => Err(Code::Unavailable.into()),
                     };
-                    let _ = to.send(ToShard::Master(asked.handle, answer));
+                    let _ = to.send(ToShard::Master(asked, answer));
                 });
             }
             FromShard::TableStale => early.notify_one(),
@@ -158,25 +158,6 @@ async fn answer_shard(
                 *failed.lock().expect("never poisoned") = Some(why);
             }
         }
-    }
-}
-
-fn request_of(ask: MasterAsk, store: StoreId, session: SessionId) -> StoreRequest {
-    let handle = ask.handle;
-    match ask.what {
-        Ask::Confirm => StoreRequest::Confirm { store, session, handle },
-        Ask::Takeover { epoch } => StoreRequest::Takeover { store, handle, epoch },
-        Ask::Silent { epoch, accused } => {
-            StoreRequest::Silent { store, handle, epoch, accused: vec![accused] }
-        }
-        Ask::Corrupt { epoch } => StoreRequest::Corrupt { store, handle, epoch },
-        Ask::Join { epoch, learner, attempt } => {
-            StoreRequest::Join { store, handle, epoch, learner, attempt }
-        }
-        Ask::Slow { epoch, accused } => StoreRequest::Slow { store, handle, epoch, accused },
-        Ask::Fork { epoch } => StoreRequest::Fork { store, handle, epoch },
-        Ask::Forked { epoch, to, length } => StoreRequest::Forked { store, handle, epoch, to, length },
-        Ask::Seal { epoch, length, serial } => StoreRequest::Seal { store, handle, epoch, length, serial },
     }
 }
 

@@ -41,13 +41,13 @@ pub enum ToShard {
     /// Files were cut within these chunks; in any, if nobody knows.
     Cut(Option<Vec<ChunkHandle>>),
     /// Whether a chunk must be forked.
-    Fork(ChunkHandle, Epoch, Option<ChunkConfig>, u64),
+    Fork(MasterAsk, Epoch, Option<ChunkConfig>, u64),
     /// To be carried out; answered by `FromShard::Confirmed`.
     Orders(Vec<Order>),
     /// Chunks of which the store shall become a member.
     Repairs(Vec<RepairOrder>),
     /// The answer to a question.
-    Master(ChunkHandle, Result<ChunkConfig, Refusal>),
+    Master(MasterAsk, Result<ChunkConfig, Refusal>),
     /// How is it?
     Probe(oneshot::Sender<Report>),
     /// Write a checkpoint and end.
@@ -245,12 +245,14 @@ async fn run(
             }
             ToShard::Snapshot(number) => shard.feed(Input::Snapshot(number)),
             ToShard::Cut(chunks) => shard.feed(Input::Cut(chunks)),
-            ToShard::Fork(handle, epoch, to, snapshot) => {
-                shard.feed(Input::Fork { handle, epoch, to, snapshot })
+            ToShard::Fork(MasterAsk { handle, number, .. }, epoch, to, snapshot) => {
+                shard.feed(Input::Fork { handle, number, epoch, to, snapshot })
             }
             ToShard::Orders(orders) => shard.feed(Input::Orders(orders)),
             ToShard::Repairs(repairs) => shard.feed(Input::Repairs(repairs)),
-            ToShard::Master(handle, answer) => shard.feed(Input::Master { handle, answer }),
+            ToShard::Master(MasterAsk { handle, number, .. }, answer) => {
+                shard.feed(Input::Master { handle, number, answer })
+            }
             ToShard::Probe(answer) => {
                 let _ = answer.send(shard.report());
             }

@@ -90,6 +90,10 @@ mutants! {
     CutUnheard,
     /// It admits writes to a chunk that the masters know no more.
     GoneAdmits,
+    /// What the masters answer is believed, however late it comes.
+    LateAnswer,
+    /// The next primary of a sealed chunk goes by what it has heard of snapshots.
+    TakenOverUnasked,
     /// What a client has heard of a snapshot is not minded.
     NoStamp,
     /// Clients on the same machine go on with what they were told of a chunk, whatever happens to it.

@@ -408,6 +408,7 @@ impl<W: Write> JsonNode<W> {
                     // Who holds a chunk is in the request: there is nobody to change it.
                     Output::Master(ask) => inputs.push_back(Input::Master {
                         handle: ask.handle,
+                        number: ask.number,
                         answer: Err(Refusal::new(Code::Unavailable, "a replica does not answer")),
                     }),
                     Output::Confirmed(_) | Output::Post(_) => {}

@@ -478,7 +478,7 @@ impl State {
             }
             Output::Master(ask) => {
                 let answer = self.answer(n, ask);
-                let input = Input::Master { handle: ask.handle, answer };
+                let input = Input::Master { handle: ask.handle, number: ask.number, answer };
                 self.answers.entry(n).or_default().push_back(vec![input]);
             }
             Output::Confirmed(orders) => {
@@ -708,8 +708,8 @@ impl State {
                     Output::Reply { conn: CHECKER, msg: ClientChunkReply::Data { .. }, data, .. } => {
                         return Some(data.concat());
                     }
-                    Output::Master(MasterAsk { handle, what: Ask::Confirm }) => {
-                        inputs.push_back(Input::Master { handle, answer: Ok(self.config()) });
+                    Output::Master(MasterAsk { handle, number, what: Ask::Confirm }) => {
+                        inputs.push_back(Input::Master { handle, number, answer: Ok(self.config()) });
                     }
                     _ => {}
                 }

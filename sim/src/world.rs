@@ -29,7 +29,7 @@ use common::wire::chunk_chunk::Peer;
 use common::wire::chunk_master::{CutsHeard, Order, Register, RepairOrder};
 use common::wire::client_master::{MasterReply, Mutation, Owner, Policy};
 use common::wire::frame::Kind;
-use common::{ChunkHandle, ClientId, Code, Refusal, RequestId, SessionId, Span, StoreId, Time};
+use common::{ChunkHandle, ClientId, Code, RequestId, SessionId, Span, StoreId, Time};
 use local::Told;
 use masters::Masters;
 use plan::{Plan, What};
@@ -167,22 +167,13 @@ enum Event {
         life: u64,
         session: SessionId,
     },
+    /// A question to the masters, as it was asked in that session.
     Ask {
         store: usize,
         life: u64,
+        session: SessionId,
         ask: MasterAsk,
         since: Time,
-    },
-    Answer {
-        store: usize,
-        life: u64,
-        handle: ChunkHandle,
-        answer: Result<ChunkConfig, Refusal>,
-    },
-    ForkAnswer {
-        store: usize,
-        life: u64,
-        input: Box<Input>,
     },
     /// Who wanted a clone waits no longer.
     CloneOver {
@@ -211,9 +202,7 @@ impl Event {
             | Event::Register { store, life }
             | Event::Beat { store, life, .. }
             | Event::Renewed { store, life, .. }
-            | Event::Lapsed { store, life, .. }
-            | Event::ForkAnswer { store, life, .. }
-            | Event::Answer { store, life, .. } => Some((*store, *life)),
+            | Event::Lapsed { store, life, .. } => Some((*store, *life)),
             // These are with the masters.
             Event::Heard { .. } | Event::Ask { .. } => None,
             _ => None,
@@ -685,6 +674,10 @@ impl World {
 
     fn step(&mut self, n: usize, input: Input) {
         let now = self.local(n);
+        if let Input::Master { handle, answer, .. } = &input {
+            let said = answer.as_ref().map(|c| (c.epoch, c.primary, &c.members, c.sealed));
+            self.trace.push(format!("{} masters->s{} {handle} {said:?}", self.now.0, n + 1));
+        }
         let Some(node) = &mut self.servers[n].node else {
             return;
         };
@@ -755,7 +748,8 @@ impl World {
                 let slow = self.rng.random_bool(SLOW);
                 let delay = if slow { SLOW_MASTERS } else { (200_000, 2_000_000) };
                 let at = self.now + Span(self.rng.random_range(delay.0..delay.1));
-                self.at(at, Event::Ask { store: n, life, ask, since: self.now });
+                let session = self.servers[n].session;
+                self.at(at, Event::Ask { store: n, life, session, ask, since: self.now });
             }
             Output::Confirmed(orders) => self.carried_out(n, orders),
             Output::Post(_) => unreachable!("done by whoever calls"),
@@ -904,13 +898,11 @@ impl World {
                     self.register(store);
                 }
             }
-            Event::Ask { store, life, ask, since } => {
+            Event::Ask { store, life, session, ask, since } => {
                 if self.servers[store].life == life {
-                    self.asked(store, ask, since);
+                    self.asked(store, session, ask, since);
                 }
             }
-            Event::ForkAnswer { store, input, .. } => self.step(store, *input),
-            Event::Answer { store, handle, answer, .. } => self.step(store, Input::Master { handle, answer }),
             Event::CloneOver { number } => self.clone_is_over(number),
             Event::Truncator { number } => self.truncator(number),
             Event::Tend => self.tend(),

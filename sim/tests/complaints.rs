@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use chunkserver_core::Node;
-use chunkserver_core::io::{Ask, Input, Output};
+use chunkserver_core::io::{Ask, Input, MasterAsk, Output};
 use common::limits::{APPLY_TIMEOUT_MS, BUSY_TIMEOUT_MS};
 use common::wire::chunk_chunk::{Origin, Peer};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
@@ -36,6 +36,12 @@ fn write(seq: u64, handle: ChunkHandle) -> Input {
     Input::Client { conn: 1, request: seq, epoch: Epoch::first(0), snapshot: 0, msg, data: data.into() }
 }
 
+/// From a client that knows the chunk so.
+fn stat(config: &ChunkConfig) -> Input {
+    let msg = ClientChunk::Stat { handle: config.handle };
+    Input::Client { conn: 2, request: 1, epoch: config.epoch, snapshot: 0, msg, data: Bytes::new() }
+}
+
 /// Runs a primary, to whom so many writes come, one every 30 ms, beside members that answer thus and
 /// masters who refuse everything at once: of whom those were told, each time, and how many writes were
 /// answered.
@@ -50,14 +56,15 @@ fn run_chunks(
     writes: u64,
     member: impl FnMut(StoreId, Peer) -> Option<Peer>,
 ) -> (Vec<(u64, StoreId)>, usize) {
-    run_told(chunks, writes, vec![], member)
+    run_told(chunks, writes, None, member)
 }
 
-/// As `run_chunks`; the store is told these things at these times, in milliseconds.
+/// As `run_chunks`; at a time, in milliseconds, a client comes with another configuration of a chunk, and the masters have
+/// it, too.
 fn run_told(
     chunks: u64,
     writes: u64,
-    mut told: Vec<(u64, Input)>,
+    told: Option<(u64, ChunkConfig)>,
     mut member: impl FnMut(StoreId, Peer) -> Option<Peer>,
 ) -> (Vec<(u64, StoreId)>, usize) {
     let config = small_store(77, 1);
@@ -66,12 +73,16 @@ fn run_told(
     let (mut now, mut inputs) = (Time(1), vec![]);
     inputs.push(Input::Session { session: SessionId(1), until: Time::NEVER, next_chunk: ChunkHandle(0) });
     let (mut accused_of, mut written, mut seq) = (vec![], 0, 0);
+    let (mut to_come, mut known) = (told, None);
     while now < Time(Span::from_ms(SPAN_MS).0) {
         if seq < writes && seq * 30 < now.0 / 1_000_000 {
             seq += 1;
             inputs.push(write(seq, ChunkHandle(1 + seq % chunks)));
         }
-        inputs.extend(told.pop_if(|(at, _)| now.0 / 1_000_000 >= *at).map(|(_, input)| input));
+        if let Some((_, config)) = to_come.take_if(|(at, _)| now.0 / 1_000_000 >= *at) {
+            inputs.push(stat(&config));
+            known = Some(config);
+        }
         let input = inputs.pop().unwrap_or(Input::Wake);
         let mut out = vec![];
         node.step(now, input, &mut out);
@@ -85,7 +96,10 @@ fn run_told(
                         Ask::Takeover { .. } => panic!("the primary starts over"),
                         _ => {}
                     }
-                    inputs.push(Input::Master { handle: ask.handle, answer: Err(Code::Frozen.into()) });
+                    let MasterAsk { handle, number, .. } = ask;
+                    let answer = known.clone().filter(|config| config.handle == handle);
+                    let answer = answer.ok_or(Code::Frozen.into());
+                    inputs.push(Input::Master { handle, number, answer });
                 }
                 Output::Peer { to, msg, .. } => {
                     let answer = member(to, msg).map(|msg| Input::Peer {
@@ -206,7 +220,7 @@ fn who_has_no_room_just_now_is_sent_it_again_until_it_has() {
 fn whose_answer_to_a_new_epoch_is_lost_is_asked_again_soon() {
     let handle = ChunkHandle(1);
     let next = config(handle, Epoch::first(0).next());
-    let told = vec![(SPAN_MS / 2, Input::Master { handle, answer: Ok(next) })];
+    let told = Some((SPAN_MS / 2, next));
     let mut asked = 0;
     let (accused, _) = run_told(2, ALWAYS, told, |to, msg| {
         asked += u64::from(to == MEMBERS[1] && matches!(msg, Peer::NewEpoch { .. }));

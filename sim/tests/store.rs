@@ -83,7 +83,7 @@ impl One {
                 // The masters know each chunk as it was made; a restart gives a new epoch.
                 Output::Master(ask) if self.deleted.contains(&ask.handle.0) => {
                     let answer = Err(Refusal::new(Code::NoSuchChunk, ask.handle));
-                    self.step(Input::Master { handle: ask.handle, answer });
+                    self.step(Input::Master { handle: ask.handle, number: ask.number, answer });
                 }
                 Output::Master(ask) => {
                     let now = self.node.chunk_view(ask.handle).map_or(chunk(ask.handle.0), |v| v.config);
@@ -95,11 +95,11 @@ impl One {
                     if let chunkserver_core::io::Ask::Corrupt { .. } = ask.what {
                         // The only replica there is: it stays.
                         let answer = Err(Code::Frozen.into());
-                        self.step(Input::Master { handle: ask.handle, answer });
+                        self.step(Input::Master { handle: ask.handle, number: ask.number, answer });
                         continue;
                     }
                     let answer = Ok(ChunkConfig { epoch, ..chunk(ask.handle.0) });
-                    self.step(Input::Master { handle: ask.handle, answer });
+                    self.step(Input::Master { handle: ask.handle, number: ask.number, answer });
                 }
                 Output::Peer { msg: Peer::ApplyRefused { code, .. }, .. } => self.refused.push(code),
                 Output::Failed(why) => panic!("{why}"),

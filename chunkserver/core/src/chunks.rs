@@ -5,6 +5,7 @@ use crate::node::Chunk;
 use crate::state::ChunkState;
 use common::{ChunkHandle, Mutant};
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::ops::Index;
 use std::sync::Arc;
 
@@ -58,9 +59,17 @@ pub(crate) struct Chunks {
     /// Those that each file of the checkpoint does not have as they are, or has although they are gone.
     unwritten: [BTreeSet<ChunkHandle>; 2],
     cut: Option<Cut>,
+    /// How many were gone before the masters had answered a question about them.
+    unanswered: u32,
 }
 
 impl Chunks {
+    /// The number of a question about a chunk: no other life of the same chunk has asked one with this number that is not
+    /// answered yet.
+    pub fn question(&self) -> NonZeroU32 {
+        NonZeroU32::MIN.saturating_add(self.unanswered % (u32::MAX - 1))
+    }
+
     /// These may have changed since this was last asked.
     pub fn touched(&mut self) -> std::vec::IntoIter<ChunkHandle> {
         std::mem::take(&mut self.touched).into_iter()
@@ -108,6 +117,9 @@ impl Chunks {
     pub fn remove(&mut self, handle: &ChunkHandle) -> Option<Box<Chunk>> {
         self.touch(*handle);
         let chunk = self.map.remove(handle)?;
+        if chunk.asking.is_some() {
+            self.unanswered = self.unanswered.wrapping_add(1);
+        }
         if let Some(cut) = &mut self.cut {
             cut.keep(*handle, Some(&chunk.state));
         }

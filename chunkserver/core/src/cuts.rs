@@ -66,7 +66,7 @@ impl Node {
                 .lead
                 .as_ref()
                 .is_some_and(|lead| chunk.config().sealed.is_some() || !lead.sealing.is_empty());
-            (leads || chunk.asking).then_some(*handle)
+            (leads || chunk.asking.is_some()).then_some(*handle)
         };
         let chunks = chunks.unwrap_or_else(|| self.chunks.iter().filter_map(may_be).collect());
         self.unsure.retain(|handle| self.chunks.contains_key(handle));
@@ -94,7 +94,7 @@ impl Node {
     fn ask_what_is_left(&mut self, handle: ChunkHandle, asker: Asker, out: &mut Outbox) {
         let chunk = self.chunks.get_mut(&handle).expect("led");
         let lead = chunk.lead.as_mut().expect("led");
-        if chunk.asking && !Mutant::CutAskedBefore.on() {
+        if chunk.asking.is_some() && !Mutant::CutAskedBefore.on() {
             // The answer may be from before the cut.
             lead.cuts.later.push(asker);
         } else {
@@ -145,7 +145,7 @@ impl Node {
 
     /// The masters may be asked again: for cuts that came meanwhile.
     pub(crate) fn ask_for_cuts(&mut self, handle: ChunkHandle, out: &mut Outbox) {
-        let Some(chunk) = self.chunks.get_mut(&handle).filter(|chunk| !chunk.asking) else { return };
+        let Some(chunk) = self.chunks.get_mut(&handle).filter(|chunk| chunk.asking.is_none()) else { return };
         let Some(lead) = chunk.lead.as_mut().filter(|lead| !lead.cuts.later.is_empty()) else { return };
         lead.cuts.asked = std::mem::take(&mut lead.cuts.later);
         self.ask(handle, Ask::Confirm, out);

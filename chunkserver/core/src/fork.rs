@@ -95,7 +95,6 @@ impl Node {
         self.snapshot_taken(snapshot);
         let now = self.now;
         let Some(chunk) = self.chunks.get_mut(&handle) else { return };
-        chunk.asking = false;
         let same = chunk.config().epoch == epoch;
         let Some(lead) = chunk.lead.as_mut().filter(|_| same) else { return };
         let asked = |f: &&mut Box<Forking>| matches!(f.step, Step::Asking);

@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use common::wire::ChunkConfig;
 use common::wire::chunk_chunk::Peer;
-use common::wire::chunk_master::{Order, RepairOrder};
+use common::wire::chunk_master::{Order, RepairOrder, StoreRequest};
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::local::Post;
 use common::{ChunkHandle, Epoch, Refusal, Serial, SessionId, StoreId, Time};
+use std::num::NonZeroU32;
 
 /// A client's connection, as the shell numbers them.
 pub type ConnId = u64;
@@ -54,6 +55,8 @@ pub enum Input {
     Master {
         /// The chunk.
         handle: ChunkHandle,
+        /// The number of the question.
+        number: NonZeroU32,
         /// Its configuration, or no.
         answer: Result<ChunkConfig, Refusal>,
     },
@@ -76,7 +79,9 @@ pub enum Input {
     Fork {
         /// The chunk.
         handle: ChunkHandle,
-        /// The epoch that was named in the question.
+        /// The number of the question.
+        number: NonZeroU32,
+        /// The epoch that was named in it.
         epoch: Epoch,
         /// The fork to make; `None`: no snapshot needs the chunk.
         to: Option<ChunkConfig>,
@@ -136,8 +141,34 @@ pub enum Output {
 pub struct MasterAsk {
     /// The chunk.
     pub handle: ChunkHandle,
+    /// Another for each life that the chunk has had here: the answer says it again.
+    pub number: NonZeroU32,
     /// What.
     pub what: Ask,
+}
+
+impl MasterAsk {
+    /// As this store asks it, in this session.
+    pub fn request(self, store: StoreId, session: SessionId) -> StoreRequest {
+        let handle = self.handle;
+        match self.what {
+            Ask::Confirm => StoreRequest::Confirm { store, session, handle },
+            Ask::Takeover { epoch } => StoreRequest::Takeover { store, handle, epoch },
+            Ask::Silent { epoch, accused } => {
+                StoreRequest::Silent { store, handle, epoch, accused: vec![accused] }
+            }
+            Ask::Corrupt { epoch } => StoreRequest::Corrupt { store, handle, epoch },
+            Ask::Join { epoch, learner, attempt } => {
+                StoreRequest::Join { store, handle, epoch, learner, attempt }
+            }
+            Ask::Slow { epoch, accused } => StoreRequest::Slow { store, handle, epoch, accused },
+            Ask::Fork { epoch } => StoreRequest::Fork { store, handle, epoch },
+            Ask::Forked { epoch, to, length } => StoreRequest::Forked { store, handle, epoch, to, length },
+            Ask::Seal { epoch, length, serial } => {
+                StoreRequest::Seal { store, handle, epoch, length, serial }
+            }
+        }
+    }
 }
 
 /// The question.

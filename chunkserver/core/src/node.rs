@@ -28,6 +28,7 @@ use common::wire::local::{Head, Post};
 use common::wire::{ChunkConfig, Piece};
 use common::{ChunkHandle, Code, Epoch, Mutant, Refusal, RequestId, Serial, SessionId, Span, StoreId, Time};
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 /// A client's request that waits for its chunk.
@@ -58,8 +59,8 @@ pub(crate) struct Chunk {
     pub lead: Option<Box<Lead>>,
     /// What came from the primary and is not in the log yet.
     pub follow: Follow,
-    /// A question to the masters is under way.
-    pub asking: bool,
+    /// A question to the masters is under way, with this number.
+    pub asking: Option<NonZeroU32>,
     /// Client requests that wait.
     pub waiting: Vec<Waiting>,
     /// Reads that wait for the primary's commit point.
@@ -76,7 +77,7 @@ impl Chunk {
             confirmed: None,
             lead: None,
             follow: Follow::default(),
-            asking: false,
+            asking: None,
             waiting: vec![],
             reads: vec![],
         }
@@ -280,7 +281,11 @@ impl Node {
             }
             Input::PeerReset { peer } => self.peer_reset(peer, out),
             Input::PeerLost { peer } => self.peer_lost(peer, out),
-            Input::Master { handle, answer } => self.master_answers(handle, answer, out),
+            Input::Master { handle, number, answer } => {
+                if self.is_answered(handle, number) {
+                    self.master_answers(handle, answer, out)
+                }
+            }
             Input::Session { session, until, next_chunk } => {
                 let age = Span::from_ms(self.store.config().horizon_ms);
                 self.floors.next_chunk(self.now, next_chunk, age);
@@ -289,10 +294,12 @@ impl Node {
             }
             Input::Cut(chunks) => self.cut_elsewhere(chunks),
             Input::Snapshot(number) => self.snapshot_taken(number),
-            Input::Fork { handle, epoch, to, snapshot } => {
-                self.fork_told(handle, epoch, to, snapshot, out);
-                self.seal_on(handle, out);
-                self.ask_for_cuts(handle, out);
+            Input::Fork { handle, number, epoch, to, snapshot } => {
+                if self.is_answered(handle, number) {
+                    self.fork_told(handle, epoch, to, snapshot, out);
+                    self.seal_on(handle, out);
+                    self.ask_for_cuts(handle, out);
+                }
             }
             Input::Orders(orders) => self.orders(orders, out),
             Input::Repairs(orders) => self.repairs(orders, out),
@@ -506,13 +513,22 @@ impl Node {
 
     /// Asks the masters about a chunk, one question at a time.
     pub(crate) fn ask(&mut self, handle: ChunkHandle, what: Ask, out: &mut Outbox) {
+        let number = self.chunks.question();
         let Some(chunk) = self.chunks.get_mut(&handle) else {
             return;
         };
-        if !chunk.asking {
-            chunk.asking = true;
-            out.push(Output::Master(MasterAsk { handle, what }));
+        if chunk.asking.is_none() {
+            chunk.asking = Some(number);
+            out.push(Output::Master(MasterAsk { handle, number, what }));
         }
+    }
+
+    /// Whether this is the answer that the chunk waits for. It waits no longer. What an earlier life of it asked is answered
+    /// too late: it may be a member no more.
+    pub(crate) fn is_answered(&mut self, handle: ChunkHandle, number: NonZeroU32) -> bool {
+        let chunk = self.chunks.get_mut(&handle);
+        let asks = |asking: &NonZeroU32| *asking == number || Mutant::LateAnswer.on();
+        chunk.is_some_and(|chunk| chunk.asking.take_if(|asking| asks(asking)).is_some())
     }
 
     /// The chunk, made as an empty one that has yet to be confirmed if it is not known here.
@@ -578,10 +594,13 @@ impl Node {
         answer: Result<ChunkConfig, Refusal>,
         out: &mut Outbox,
     ) {
-        let Some(chunk) = self.chunks.get_mut(&handle) else {
-            return;
+        // From before the store was told that it is a member no more, or that the chunk is deleted.
+        let floor = self.floors.of(handle);
+        let is_late = |config: &ChunkConfig| config.epoch < floor && !Mutant::LateAnswer.on();
+        let answer = match answer {
+            Ok(config) if is_late(&config) => Err(Refusal::new(Code::StaleEpoch, handle)),
+            answer => answer,
         };
-        chunk.asking = false;
         if let Err(refusal) = &answer {
             self.join_refused(handle, refusal.code, out);
         }
@@ -595,7 +614,10 @@ impl Node {
         self.is_sure(handle, &asked, &left);
         match answer {
             Err(refusal) => self.master_refused(handle, refusal, out),
-            Ok(config) if !config.members.contains(&self.id) => self.not_a_member(handle, config.epoch, out),
+            // An older one says nothing of now: whoever waits asks again.
+            Ok(config) if Some(config.epoch) >= epoch && !config.members.contains(&self.id) => {
+                self.not_a_member(handle, config.epoch, out)
+            }
             Ok(config) => {
                 self.config_told(config, out);
                 self.seal_on(handle, out);

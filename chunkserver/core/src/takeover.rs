@@ -85,7 +85,7 @@ impl Node {
         let mut lead = Lead::new(&config.members, self.now, hold_until);
         // The file may have dropped the chunk, and a snapshot that was not heard of here may have it: who led it before may
         // be the only one that knows. Only a sealed chunk is dropped.
-        let may_be_dropped = config.sealed.is_some();
+        let may_be_dropped = config.sealed.is_some() && !Mutant::TakenOverUnasked.on();
         lead.snapshot = (!may_be_dropped).then_some(0);
         if let Some(before) = before {
             let forking = before.forking.into_iter().flat_map(|forking| forking.into_asks());

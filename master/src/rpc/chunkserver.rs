@@ -4,10 +4,9 @@ use super::Rpc;
 use super::client::{ALIVE, GRACE};
 use crate::leader::NotHere;
 use common::limits::{MIN_REPLICAS, ORDERS_MAX, SESSION_MS};
-use common::wire::ChunkConfig;
 use common::wire::chunk_master::{Beat, Renewal, StoreReply, StoreRequest};
 use common::{ChunkHandle, Code, Epoch, Refusal, SessionId, StoreId};
-use master_core::{Command, Complaint, Metadata, Reply, Standing, StoreState};
+use master_core::{Command, Complaint, Decision, Metadata, Reply, Standing, StoreState};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -61,8 +60,6 @@ impl Rpc {
             StoreRequest::OutOfService { store, session } => {
                 self.propose(Command::StoreDown { store, session }, None).await
             }
-            StoreRequest::Confirm { store, session, handle } => self.confirm(store, session, handle).await,
-            StoreRequest::Takeover { store, handle, epoch } => self.takeover(store, handle, epoch).await,
             StoreRequest::Silent { store, handle, epoch, accused } => {
                 self.complaint(store, handle, epoch, accused, Complaint::Silent).await
             }
@@ -72,19 +69,22 @@ impl Rpc {
             StoreRequest::Corrupt { store, handle, epoch } => {
                 self.condemn((store, handle), epoch, true).await
             }
-            // Decided by the entry alone: a refusal of it must be final.
-            StoreRequest::Join { handle, epoch, learner, attempt, .. } => {
-                self.propose(Command::Join { handle, epoch, learner, attempt }, None).await
-            }
-            StoreRequest::Fork { store, handle, epoch } => self.fork(store, handle, epoch).await,
-            StoreRequest::Forked { handle, epoch, to, length, .. } => {
-                self.propose(Command::Forked { handle, epoch, to, length }, None).await
-            }
-            StoreRequest::Seal { store, handle, epoch, length, .. } => match self.read_config(handle).await {
-                Ok(config) if config.primary != store => refused(Refusal::new(Code::NotPrimary, handle)),
-                Ok(_) => self.propose(Command::Seal { handle, epoch, length }, None).await,
-                Err(reply) => reply,
-            },
+            StoreRequest::Confirm { .. }
+            | StoreRequest::Takeover { .. }
+            | StoreRequest::Join { .. }
+            | StoreRequest::Fork { .. }
+            | StoreRequest::Forked { .. }
+            | StoreRequest::Seal { .. } => self.decided(request).await,
+        }
+    }
+
+    /// A question that the masters' state decides.
+    async fn decided(&self, request: StoreRequest) -> StoreReply {
+        match self.read(|state| state.decide(&request)).await {
+            Ok(Decision::Answer(reply)) => self.with_wait(reply),
+            Ok(Decision::Propose(command)) => self.propose(command, None).await,
+            Ok(Decision::Count) => unreachable!("{request:?} is answered by what the leader counts"),
+            Err(reply) => reply,
         }
     }
 
@@ -115,10 +115,6 @@ impl Rpc {
     async fn read<T>(&self, read: impl FnOnce(&Metadata) -> Result<T, Refusal>) -> Result<T, StoreReply> {
         self.leader.round().await.map_err(not_here)?;
         read(&self.leader.state.read().expect("never poisoned")).map_err(refused)
-    }
-
-    async fn read_config(&self, handle: ChunkHandle) -> Result<ChunkConfig, StoreReply> {
-        self.read(|s| s.config(handle)).await
     }
 
     /// Renews a session: after a round that began after the heartbeat came, if the state then
@@ -181,17 +177,6 @@ impl Rpc {
         }
     }
 
-    async fn confirm(&self, store: StoreId, session: SessionId, handle: ChunkHandle) -> StoreReply {
-        let config = self.read(|state| {
-            let up = state.store(store).is_some_and(|s| s.state == StoreState::Up(session));
-            if up { state.config(handle) } else { Err(Refusal::new(Code::NotInSession, store)) }
-        });
-        match config.await {
-            Ok(config) => self.with_wait(StoreReply::Config(config)),
-            Err(reply) => reply,
-        }
-    }
-
     /// A member's copy is not what it should be: it says so itself, or somebody has compared it with the
     /// others. It goes only when enough of those were heard of just now, and - if it is its own word - that
     /// has been so for longer than a dead one could look alive.
@@ -225,34 +210,6 @@ impl Rpc {
         }
         tracing::warn!(%store, %handle, own_word, "a copy is not what it should be: it is made anew");
         self.propose(Command::Condemn { handle, epoch, store }, term).await
-    }
-
-    /// A primary is about to write to a chunk for the first time since it knows of a snapshot. Mostly
-    /// no snapshot needs the chunk, and nothing goes into the log.
-    async fn fork(&self, store: StoreId, handle: ChunkHandle, epoch: Epoch) -> StoreReply {
-        let read =
-            self.read(|state| Ok((state.config(handle)?, state.is_fork_due(handle), state.last_snapshot())));
-        match read.await {
-            Ok((config, ..)) if config.primary != store || config.epoch != epoch => {
-                self.with_wait(StoreReply::Config(config))
-            }
-            Ok((_, false, snapshot)) => StoreReply::Fork { to: None, snapshot },
-            Ok((_, true, _)) => self.propose(Command::Fork { handle, epoch }, None).await,
-            Err(reply) => reply,
-        }
-    }
-
-    /// A primary that was restarted, or has lost track, starts over in a new epoch.
-    async fn takeover(&self, store: StoreId, handle: ChunkHandle, epoch: Epoch) -> StoreReply {
-        let config = match self.read_config(handle).await {
-            Ok(config) => config,
-            Err(reply) => return reply,
-        };
-        if config.primary != store || config.epoch != epoch {
-            return self.with_wait(StoreReply::Config(config));
-        }
-        let command = Command::Reconfigure { handle, epoch, remove: vec![], primary: Some(store) };
-        self.propose(command, None).await
     }
 
     /// A primary says that members do not answer, or hold it up. The accuser can be the sick one: who

@@ -9,7 +9,7 @@ use common::wire::chunk_master::{CutsHeard, Order, StoreReply};
 use common::wire::client_master::{MasterReply, Mutation};
 use common::{ChunkHandle, ClientId, Code, Epoch, Refusal, RequestId, SessionId, Span, StoreId, Time};
 use master_core::{
-    Command, Complaint, Entry, Metadata, Reply, Standing, Store, StoreState, Suspicion, Verdict,
+    Command, Complaint, Decision, Entry, Metadata, Reply, Standing, Store, StoreState, Suspicion, Verdict,
 };
 use rand::RngExt;
 use std::collections::BTreeMap;
@@ -21,6 +21,9 @@ const ASK_LIMIT: Span = Span::from_ms(5000);
 const ASK_AGAIN: Span = Span::from_ms(50);
 /// How many answers to questions are lost on their way.
 const ANSWERS_LOST: f64 = 0.02;
+/// How many answers are late on their way, and by how much, in nanoseconds: sessions come and go meanwhile.
+const ANSWERS_LATE: f64 = 0.02;
+const LATE_BY: (u64, u64) = (10_000_000, 4_000_000_000);
 /// How often a chunk is moved for no reason.
 const MOVES: f64 = 0.002;
 /// Who makes the files.
@@ -247,73 +250,50 @@ impl World {
     // --- questions -------------------------------------------------------------------------
 
     /// A question on its way: answered, lost, or given up.
-    pub(super) fn asked(&mut self, n: usize, ask: MasterAsk, since: Time) {
-        let (handle, life) = (ask.handle, self.servers[n].life);
+    pub(super) fn asked(&mut self, n: usize, session: SessionId, ask: MasterAsk, since: Time) {
+        let (MasterAsk { handle, number, .. }, life) = (ask, self.servers[n].life);
+        let given_up = || Input::Master { handle, number, answer: Err(Code::Unavailable.into()) };
         if self.now.since(since) > ASK_LIMIT {
-            return self.step(n, Input::Master { handle, answer: Err(Code::Unavailable.into()) });
+            return self.step(n, given_up());
         }
-        let again = Event::Ask { store: n, life, ask, since };
+        let again = Event::Ask { store: n, life, session, ask, since };
         if !self.masters_lead() || self.is_deaf(n) {
             return self.at(self.now + ASK_AGAIN, again);
         }
-        if let Ask::Fork { epoch } = ask.what {
-            return self.asked_for_fork(n, handle, epoch, again);
-        }
-        let answer = self.answer(n, ask).map(|config| self.with_wait(config));
-        if self.rng.random_bool(ANSWERS_LOST) {
-            return self.at(self.now + ASK_AGAIN, again);
-        }
-        self.later(Event::Answer { store: n, life, handle, answer });
-    }
-
-    /// A primary asks whether a snapshot needs a chunk.
-    fn asked_for_fork(&mut self, n: usize, handle: ChunkHandle, epoch: Epoch, again: Event) {
-        let (life, state) = (self.servers[n].life, &self.masters.state);
-        // As `master/src/rpc/chunkserver.rs` has it.
-        let is_due = state.is_fork_due(handle) || state.config(handle).is_ok_and(|c| c.epoch != epoch);
-        let reply = match is_due || state.chunk(handle).is_none() {
-            true => self.apply(Command::Fork { handle, epoch }),
-            false => Reply::Store(StoreReply::Fork { to: None, snapshot: state.last_snapshot() }),
-        };
-        let input = match reply {
-            Reply::Store(StoreReply::Fork { to, snapshot }) => Input::Fork { handle, epoch, to, snapshot },
-            Reply::Store(StoreReply::Config(config)) => {
-                Input::Master { handle, answer: Ok(self.with_wait(config)) }
+        let input = match self.answer(self.servers[n].id, session, ask) {
+            StoreReply::Config(config) => {
+                Input::Master { handle, number, answer: Ok(self.with_wait(config)) }
             }
-            Reply::Store(StoreReply::Refused { refusal, .. }) => {
-                Input::Master { handle, answer: Err(refusal) }
+            StoreReply::Fork { to, snapshot } => {
+                let Ask::Fork { epoch } = ask.what else { panic!("{ask:?} is answered with a fork") };
+                Input::Fork { handle, number, epoch, to, snapshot }
             }
-            other => panic!("{other:?}"),
+            StoreReply::Refused { refusal, .. } => Input::Master { handle, number, answer: Err(refusal) },
+            other => panic!("{ask:?} is answered with {other:?}"),
         };
         if self.rng.random_bool(ANSWERS_LOST) {
             return self.at(self.now + ASK_AGAIN, again);
         }
-        self.later(Event::ForkAnswer { store: n, life, input: Box::new(input) });
+        let answer = |input| Event::Step { store: n, life, input: Box::new(input) };
+        if self.rng.random_bool(ANSWERS_LATE) {
+            let late = self.now + Span(self.rng.random_range(LATE_BY.0..LATE_BY.1));
+            return match late.since(since) > ASK_LIMIT {
+                true => self.at(since + ASK_LIMIT, answer(given_up())),
+                false => self.at(late, answer(input)),
+            };
+        }
+        self.later(answer(input));
     }
 
-    fn answer(&mut self, n: usize, ask: MasterAsk) -> Result<ChunkConfig, Refusal> {
-        let handle = ask.handle;
-        let store = self.servers[n].id;
-        let config = self.masters.state.config(handle)?;
-        let theirs = |epoch: Epoch| config.epoch != epoch || config.primary != store;
-        match ask.what {
-            Ask::Confirm if !self.is_up(store) => Err(Refusal::new(Code::NotInSession, store)),
-            Ask::Confirm => Ok(config),
-            Ask::Takeover { epoch } if theirs(epoch) => Ok(config),
-            Ask::Silent { epoch, .. } if theirs(epoch) => Ok(config),
-            Ask::Takeover { epoch } => self.reconfigure(handle, epoch, vec![], Some(store)),
-            Ask::Silent { epoch, accused } => self.complaint(&config, epoch, accused, Complaint::Silent),
-            Ask::Corrupt { epoch } => panic!("{store} finds rot at {epoch}, and there is none"),
-            Ask::Join { epoch, learner, attempt } => {
-                self.config_of(Command::Join { handle, epoch, learner, attempt })
+    fn answer(&mut self, store: StoreId, session: SessionId, ask: MasterAsk) -> StoreReply {
+        match self.masters.state.decide(&ask.request(store, session)) {
+            Ok(Decision::Answer(reply)) => reply,
+            Ok(Decision::Propose(command)) => self.apply_for_store(command),
+            Ok(Decision::Count) => {
+                let answer = self.complaint(ask, store);
+                answer.unwrap_or_else(|refusal| StoreReply::Refused { refusal, leader: None })
             }
-            Ask::Slow { epoch, .. } if theirs(epoch) => Ok(config),
-            Ask::Slow { epoch, accused } => self.complaint(&config, epoch, accused, Complaint::Slow),
-            Ask::Fork { .. } => unreachable!("answered elsewhere"),
-            Ask::Forked { epoch, to, length } => {
-                self.config_of(Command::Forked { handle, epoch, to, length })
-            }
-            Ask::Seal { epoch, length, .. } => self.config_of(Command::Seal { handle, epoch, length }),
+            Err(refusal) => StoreReply::Refused { refusal, leader: None },
         }
     }
 
@@ -328,18 +308,27 @@ impl World {
         self.reconfigure(handle, epoch, vec![primary], None).unwrap_or(config)
     }
 
+    /// As `master/src/rpc/chunkserver.rs` has it.
     fn complaint(
         &mut self,
-        config: &ChunkConfig,
-        epoch: Epoch,
-        accused: StoreId,
-        what: Complaint,
-    ) -> Result<ChunkConfig, Refusal> {
-        let remove = self.judge(config.primary, accused, what, &config.members);
-        match remove.is_empty() {
-            true => Err(Refusal::new(Code::Busy, "it is alive")),
-            false => self.reconfigure(config.handle, epoch, remove, None),
+        MasterAsk { handle, what, .. }: MasterAsk,
+        store: StoreId,
+    ) -> Result<StoreReply, Refusal> {
+        let (epoch, accused, complaint) = match what {
+            Ask::Silent { epoch, accused } => (epoch, accused, Complaint::Silent),
+            Ask::Slow { epoch, accused } => (epoch, accused, Complaint::Slow),
+            Ask::Corrupt { epoch } => panic!("{store} finds rot at {epoch}, and there is none"),
+            other => unreachable!("{other:?} is decided by the state"),
+        };
+        let config = self.masters.state.config(handle)?;
+        if (config.epoch, config.primary) != (epoch, store) {
+            return Ok(StoreReply::Config(config));
         }
+        let remove = self.judge(store, accused, complaint, &config.members);
+        if remove.is_empty() {
+            return Err(Refusal::new(Code::Busy, "it is alive"));
+        }
+        Ok(self.apply_for_store(Command::Reconfigure { handle, epoch, remove, primary: None }))
     }
 
     fn judge(
@@ -373,10 +362,17 @@ impl World {
     }
 
     fn config_of(&mut self, command: Command) -> Result<ChunkConfig, Refusal> {
-        match self.apply(command) {
-            Reply::Store(StoreReply::Config(config)) => Ok(config),
-            Reply::Store(StoreReply::Refused { refusal, .. }) => Err(refusal),
+        match self.apply_for_store(command) {
+            StoreReply::Config(config) => Ok(config),
+            StoreReply::Refused { refusal, .. } => Err(refusal),
             other => panic!("{other:?}"),
+        }
+    }
+
+    fn apply_for_store(&mut self, command: Command) -> StoreReply {
+        match self.apply(command) {
+            Reply::Store(reply) => reply,
+            Reply::Master(_) => panic!("a store's command has a store's answer"),
         }
     }
 
