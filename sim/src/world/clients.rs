@@ -10,6 +10,9 @@ use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::{Code, Epoch, RequestId, Span, StoreId};
 use rand::RngExt;
 
+/// How many of all that writers send comes late, and by how much, in nanoseconds.
+const LATE: f64 = 0.01;
+const LATE_BY: (u64, u64) = (10_000_000, 4_000_000_000);
 /// Overwrites begin below this: so narrow that most bytes are overwritten many times.
 const OVERWRITTEN: u64 = 100_000;
 
@@ -126,6 +129,11 @@ impl World {
         let request = self.writers[c].seq;
         let snapshot = self.writers[c].stamp;
         let input = Input::Client { conn: c as u64, request, epoch, snapshot, msg, data };
+        if self.plan.options.late_writes && self.rng.random_bool(LATE) {
+            // Over a connection that stood still: whoever sent it has long asked again, and gone on.
+            let late = Span(self.rng.random_range(LATE_BY.0..LATE_BY.1));
+            return self.at(self.now + late, Event::Step { store: n, life, input: Box::new(input) });
+        }
         self.later(Event::Step { store: n, life, input: Box::new(input) });
     }
 

@@ -275,7 +275,7 @@ impl World {
             return self.at(self.now + ASK_AGAIN, again);
         }
         let answer = |input| Event::Step { store: n, life, input: Box::new(input) };
-        if self.rng.random_bool(ANSWERS_LATE) {
+        if self.plan.options.late_answers && self.rng.random_bool(ANSWERS_LATE) {
             let late = self.now + Span(self.rng.random_range(LATE_BY.0..LATE_BY.1));
             return match late.since(since) > ASK_LIMIT {
                 true => self.at(since + ASK_LIMIT, answer(given_up())),

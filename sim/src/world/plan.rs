@@ -57,6 +57,12 @@ pub struct Options {
     /// Truncations of files.
     #[serde(default)]
     pub truncations: u32,
+    /// Whether answers of the masters may come seconds late.
+    #[serde(default)]
+    pub late_answers: bool,
+    /// Whether what writers send may.
+    #[serde(default)]
+    pub late_writes: bool,
     /// Stores that are lost for good, and given up later. With as many of them as a chunk has replicas,
     /// chunks can be lost: then that must be said.
     #[serde(default)]
@@ -200,11 +206,15 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         deletions: 0,
         clones: 0,
         truncations: 0,
+        late_answers: false,
+        late_writes: false,
         losses: 0,
     };
     let repair = Options { stores: 5, writes: 40, span_ms: 800, kills: 8, checkpoints: 8, ..calm.clone() };
     let net = Options {
         span_ms: 3000,
+        late_answers: true,
+        late_writes: true,
         cuts: 3,
         deafs: 1,
         islands: 2,
@@ -262,6 +272,8 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
                 islands: 2,
                 elections: 2,
                 drains: 3,
+                late_answers: true,
+                late_writes: true,
                 checkpoints: 12,
                 ..calm.clone()
             },
@@ -341,6 +353,7 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
                 clones: 24,
                 snapshots: 4,
                 deletions: 3,
+                late_answers: true,
                 kills: 3,
                 append: false,
                 ..repair.clone()
