@@ -390,6 +390,8 @@ const SLOW: f64 = 0.003;
 const SLOW_READ: f64 = 0.02;
 const SLOW_DISK: (u64, u64) = (100_000_000, 800_000_000);
 const SLOW_MASTERS: (u64, u64) = (300_000_000, 1_500_000_000);
+/// By how much messages are late that are, in nanoseconds: sessions come and go meanwhile.
+const LATE_BY: (u64, u64) = (10_000_000, 4_000_000_000);
 /// How many of all answers to writes are lost, and how many writers that lose one think for long.
 const ANSWERS_LOST: f64 = 0.1;
 const LONG_THOUGHTS: f64 = 0.3;

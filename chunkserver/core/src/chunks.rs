@@ -67,7 +67,7 @@ impl Chunks {
     /// The number of a question about a chunk: no other life of the same chunk has asked one with this number that is not
     /// answered yet.
     pub fn question(&self) -> NonZeroU32 {
-        NonZeroU32::MIN.saturating_add(self.unanswered % (u32::MAX - 1))
+        NonZeroU32::MIN.saturating_add(self.unanswered)
     }
 
     /// These may have changed since this was last asked.

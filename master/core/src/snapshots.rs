@@ -8,7 +8,7 @@
 //! A snapshot has a number; later ones have higher ones. The fork of a chunk that was made under
 //! number N holds its bytes for all snapshots up to N that have no older fork.
 
-use crate::inode::{Body, Inode};
+use crate::inode::{Body, Inode, Part};
 use crate::tree::{Tree, refuse, route};
 use crate::{Answer, Chunk, Metadata, page};
 use bincode::{Decode, Encode};
@@ -317,14 +317,16 @@ impl Metadata {
     /// Whether there is something to be done before a primary writes to a chunk for the first time since it knows of
     /// the last snapshot, or something that it must be told.
     pub fn is_fork_due(&self, handle: ChunkHandle) -> bool {
-        self.is_needed(handle) || self.is_dropped(handle) || self.left_of(handle).is_some()
+        self.is_needed(handle) || self.part_of(handle).is_none_or(|part| self.is_cut(part))
     }
 
     /// What its file has of a chunk, if that is less than the chunk: it was cut while a snapshot needed it whole.
     fn left_of(&self, handle: ChunkHandle) -> Option<u64> {
-        let chunk = self.chunks.get(&handle).filter(|chunk| chunk.sealed)?;
-        let part = self.part_of(handle)?;
-        (part.length < chunk.length).then_some(part.length)
+        self.part_of(handle).filter(|part| self.is_cut(part)).map(|part| part.length)
+    }
+
+    fn is_cut(&self, part: &Part) -> bool {
+        self.chunks.get(&part.handle).is_some_and(|chunk| chunk.sealed && part.length < chunk.length)
     }
 
     /// Whether only snapshots have a chunk, or had: no file has it any more.
@@ -333,7 +335,7 @@ impl Metadata {
     }
 
     /// The part of a file that a chunk is. What grows is the last one.
-    fn part_of(&self, handle: ChunkHandle) -> Option<&crate::inode::Part> {
+    fn part_of(&self, handle: ChunkHandle) -> Option<&Part> {
         let file = self.tree.file(self.chunks.get(&handle)?.file)?;
         file.parts().iter().rev().find(|part| part.handle == handle)
     }

@@ -1,7 +1,7 @@
 //! Writers and readers: a writer sends one write until it is acknowledged, a reader asks for what
 //! was acknowledged before.
 
-use super::{ANSWERS_LOST, Acked, Event, LONG_THOUGHTS, READ_EVERY, READERS_ASK, Wanted, World};
+use super::{ANSWERS_LOST, Acked, Event, LATE_BY, LONG_THOUGHTS, READ_EVERY, READERS_ASK, Wanted, World};
 use bytes::Bytes;
 use chunkserver_core::io::Input;
 use common::limits::PIECE_BYTES_MAX;
@@ -10,9 +10,8 @@ use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::{Code, Epoch, RequestId, Span, StoreId};
 use rand::RngExt;
 
-/// How many of all that writers send comes late, and by how much, in nanoseconds.
+/// How much of all that writers send comes late.
 const LATE: f64 = 0.01;
-const LATE_BY: (u64, u64) = (10_000_000, 4_000_000_000);
 /// Overwrites begin below this: so narrow that most bytes are overwritten many times.
 const OVERWRITTEN: u64 = 100_000;
 

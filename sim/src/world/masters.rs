@@ -1,7 +1,7 @@
 //! The masters: the real state machine under a log that never fails, and around it what a leader
 //! counts by its own clock - sessions, complaints - as `master/src/rpc` and its steward do.
 
-use super::{Carrying, Event, World, register};
+use super::{Carrying, Event, LATE_BY, World, register};
 use chunkserver_core::io::{Ask, Input, MasterAsk};
 use common::limits::{DRIFT_PERCENT, HEARTBEAT_MS, ORDERS_MAX, SESSION_MS};
 use common::wire::ChunkConfig;
@@ -21,9 +21,8 @@ const ASK_LIMIT: Span = Span::from_ms(5000);
 const ASK_AGAIN: Span = Span::from_ms(50);
 /// How many answers to questions are lost on their way.
 const ANSWERS_LOST: f64 = 0.02;
-/// How many answers are late on their way, and by how much, in nanoseconds: sessions come and go meanwhile.
+/// How many answers are late on their way.
 const ANSWERS_LATE: f64 = 0.02;
-const LATE_BY: (u64, u64) = (10_000_000, 4_000_000_000);
 /// How often a chunk is moved for no reason.
 const MOVES: f64 = 0.002;
 /// Who makes the files.
