@@ -3,12 +3,14 @@
 
 use crate::chunk::{Miss, RETRY, WRITE_LIMIT};
 use crate::conns::Class;
-use crate::{Client, Error, Known, Result};
+use crate::open::is_elsewhere;
+use crate::{Client, Error, Known, Result, Seen};
 use client_core::Next;
 use common::limits::SESSION_MS;
 use common::wire::ChunkConfig;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
-use common::wire::client_master::ChunkInfo;
+use common::wire::client_master::{ChunkInfo, Mutation};
+use common::wire::path::at;
 use common::{ChunkHandle, Code};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::time::{Duration, Instant};
@@ -19,6 +21,68 @@ const TOLD_AT_ONCE: usize = 32;
 const GONE: Duration = Duration::from_millis(2 * SESSION_MS);
 
 impl Client {
+    /// Cuts a file, or extends it with zeros.
+    pub async fn truncate(&self, path: &[u8], length: u64) -> Result<()> {
+        let known = self.look(path).await?;
+        self.cut(known, length, false).await.map(drop)
+    }
+
+    /// As `truncate`, a file that was just looked at: what it is then. One that is emptied, and shall have bytes `again`, has room
+    /// for them.
+    pub async fn cut(&self, mut known: Known, length: u64, again: bool) -> Result<Seen> {
+        let (deadline, mut pause) = (self.deadline(), RETRY.0);
+        let file = known.attr.file;
+        loop {
+            match self.cut_once(known, length, again, deadline).await {
+                // An appender opened a new chunk in between, or somebody else cut it.
+                Err(e) if is_elsewhere(&e) && Instant::now() + pause < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY.1);
+                }
+                done => return done,
+            }
+            known = self.look(&at(file)).await?;
+        }
+    }
+
+    async fn cut_once(&self, known: Known, length: u64, again: bool, deadline: Instant) -> Result<Seen> {
+        if length == 0 && known.attr.count <= 1 {
+            match self.empty(&known, again, deadline).await {
+                // Somebody has changed it, or a snapshot needs what it has as it is in the end.
+                Err(Error::Refused(r)) if r.code == Code::WrongChunkIndex => {}
+                done => return done,
+            }
+        }
+        let sealed = match known.attr.open {
+            Some(handle) => Some(self.seal(handle).await?),
+            None => None,
+        };
+        let file = known.attr.file;
+        let chunks = self.cut_off(known, sealed, length).await?;
+        let attr = self.mutate_for_attr(Mutation::Truncate { file, length }).await?;
+        self.tell_cut(&chunks, length, deadline).await?;
+        Ok(attr.into())
+    }
+
+    /// Takes all bytes of a file with at most one chunk. Nobody need know how many that had.
+    async fn empty(&self, known: &Known, again: bool, deadline: Instant) -> Result<Seen> {
+        let only = known.chunk.as_ref().map(|chunk| chunk.config.handle);
+        let empty = |chunk| {
+            let (file, near) = (known.attr.file, self.inner.config.rack.clone());
+            self.mutate_file(Mutation::Empty { file, only, chunk, near })
+        };
+        let emptied = match empty(again).await {
+            // There is no room for a new chunk; that is for who writes to hear of.
+            Err(Error::Refused(r)) if again && matches!(r.code, Code::NoServers | Code::QuotaExceeded) => {
+                empty(false).await?
+            }
+            done => done?,
+        };
+        let gone = known.chunk.as_slice().iter().filter(|chunk| chunk.config.handle != ChunkHandle::HOLE);
+        self.tell_cut(&gone.cloned().collect::<Vec<_>>(), 0, deadline).await?;
+        Ok(emptied.into_new())
+    }
+
     /// Seals a chunk at its present length.
     pub(crate) async fn seal(&self, handle: ChunkHandle) -> Result<u64> {
         let began = Instant::now();

@@ -107,6 +107,14 @@ pub struct Known {
     said: Option<looks::Said>,
 }
 
+impl Known {
+    /// Of a file that is new, or was just emptied: nobody has written to it.
+    fn into_new(self) -> Seen {
+        let layout = Some(Layout::new(self.chunk.into_iter().collect(), 0));
+        Seen { attr: self.attr, serial: Serial(0), layout }
+    }
+}
+
 /// An entry of a directory.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -430,32 +438,6 @@ impl Client {
     /// Makes an empty file if there is none.
     pub async fn create(&self, path: &[u8], exclusive: bool) -> Result<Attr> {
         Ok(self.create_file(path.into(), 0o644, self.inner.config.owner, exclusive, false).await?.attr)
-    }
-
-    /// Cuts a file, or extends it with zeros.
-    pub async fn truncate(&self, path: &[u8], length: u64) -> Result<()> {
-        let (deadline, mut pause) = (self.deadline(), RETRY.0);
-        loop {
-            let known = self.look(path).await?;
-            let file = known.attr.file;
-            let cut = async {
-                let sealed = match known.attr.open {
-                    Some(handle) => Some(self.seal(handle).await?),
-                    None => None,
-                };
-                let chunks = self.cut_off(known, sealed, length).await?;
-                self.mutate(Mutation::Truncate { file, length }).await?;
-                self.tell_cut(&chunks, length, deadline).await
-            };
-            match cut.await {
-                // An appender opened a new chunk in between, or somebody else cut it.
-                Err(e) if open::is_elsewhere(&e) && Instant::now() + pause < deadline => {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY.1);
-                }
-                done => return done,
-            }
-        }
     }
 
     /// The policy that holds for a path.

@@ -349,17 +349,20 @@ impl OpenFile {
         if std::mem::take(&mut state.overwrote) { self.client.tell_reports().await } else { Ok(()) }
     }
 
-    /// Cuts the file, or extends it with zeros.
-    pub async fn truncate(&self, length: u64) -> Result<()> {
+    /// Cuts the file, or extends it with zeros: what it is then. See `Client::cut`.
+    pub async fn truncate(&self, length: u64, again: bool) -> Result<Seen> {
         let mut state = self.state.lock().await;
         self.drain(&mut state).await;
         state.layout = None;
         state.appender = None;
         (state.written, state.overwrote) = (None, false);
         self.client.forget_mtime(self.file).await;
-        let cut = self.client.truncate(&common::wire::path::at(self.file), length).await;
         state.moves_on();
-        cut
+        let known = self.client.look(&common::wire::path::at(self.file)).await?;
+        let seen = self.client.cut(known, length, again).await?;
+        state.layout = seen.layout.clone().map(Arc::new);
+        state.moves_on();
+        Ok(seen)
     }
 
     /// The first offset from this one on at which there are bytes, or a hole; the end of the file is one. Nothing

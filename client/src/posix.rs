@@ -1,12 +1,11 @@
 //! What a mount asks for beyond what everybody does: owners, links, special files, extended attributes.
 
 use crate::{Attr, Client, Error, Known, Result, Seen};
-use client_core::Layout;
 use common::limits::XATTR_VALUE_BYTES_MAX;
 use common::wire::client_master::{
     FileKind, HOLD_FILES_MAX, MasterReply, MasterRequest, Mutation, Only, Owner, SetTime,
 };
-use common::{Code, FileId, Refusal, Serial};
+use common::{Code, FileId, Refusal};
 
 /// What changes of an inode's attributes.
 #[derive(Clone, Copy, Debug)]
@@ -30,14 +29,14 @@ impl Default for Changes {
 }
 
 impl Client {
-    async fn mutate_for_attr(&self, mutation: Mutation) -> Result<Attr> {
+    pub(crate) async fn mutate_for_attr(&self, mutation: Mutation) -> Result<Attr> {
         match self.mutate(mutation).await? {
             MasterReply::Attr(attr) => Ok(attr),
             _ => Err(Error::unexpected("change of the name space")),
         }
     }
 
-    async fn mutate_file(&self, mutation: Mutation) -> Result<Known> {
+    pub(crate) async fn mutate_file(&self, mutation: Mutation) -> Result<Known> {
         match self.mutate(mutation).await? {
             MasterReply::Opened { attr, chunk } => Ok(Known { attr, chunk, said: None }),
             _ => Err(Error::unexpected("change of a file")),
@@ -51,9 +50,7 @@ impl Client {
 
     /// Makes a file that is somebody's; with its first `chunk`, if it shall soon have bytes.
     pub async fn make_file(&self, path: Vec<u8>, mode: u32, owner: Owner, chunk: bool) -> Result<Seen> {
-        let Known { attr, chunk, .. } = self.create_file(path, mode, owner, true, chunk).await?;
-        let layout = Some(Layout::new(chunk.into_iter().collect(), 0));
-        Ok(Seen { attr, serial: Serial(0), layout })
+        Ok(self.create_file(path, mode, owner, true, chunk).await?.into_new())
     }
 
     /// Makes a file; without `exclusive`, or gives the one that is there.

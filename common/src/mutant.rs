@@ -88,6 +88,8 @@ mutants! {
     CutAskedBefore,
     /// It does not hear of those whose clients have ended.
     CutUnheard,
+    /// A writer has it make a chunk that was taken away before it was there.
+    MadeAfterCut,
     /// It admits writes to a chunk that the masters know no more.
     GoneAdmits,
     /// What the masters answer is believed, however late it comes.

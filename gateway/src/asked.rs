@@ -5,7 +5,7 @@ use crate::caller::Caller;
 use crate::errno::errno;
 use crate::locks::Wanted;
 use crate::reads::{self, Reads};
-use crate::shared::{Outcome, Shared, name_changed, refuse};
+use crate::shared::{Opens, Outcome, Shared, name_changed, refuse};
 use crate::{BACKGROUND_MAX, Cache, REQUEST_BYTES_MAX};
 use client::{Attr, Changes, Error, FileKind, Found, Gathered, Owner, SetTime, begin};
 use common::wire::client_master::Only;
@@ -117,6 +117,7 @@ impl Filesystem for Gateway {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_AUTO_INVAL_DATA,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
@@ -304,12 +305,16 @@ impl Filesystem for Gateway {
         });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         // Who only reads has nothing to be flushed at a close; but locks end with it.
         let reads = flags.0 & libc::O_ACCMODE == libc::O_RDONLY && !self.shared.locks_everywhere;
         let close = if reads { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() };
         let past = past_the_cache(flags.0);
-        self.spawn(async move |shared| match shared.open(ino).await {
+        let opens = match flags.0 & libc::O_TRUNC {
+            0 => Opens::AsItIs,
+            _ => Opens::Empty { has_right: keeps_set_ids(req) },
+        };
+        self.spawn(async move |shared| match shared.open(ino, opens).await {
             Ok(flags) => reply.opened(shared.new_handle(), flags | close | past),
             Err(e) => reply.error(e),
         });
@@ -337,23 +342,23 @@ impl Filesystem for Gateway {
                 }
                 shared.made(parent, &name, &made, |seen| name_changed(&seen.attr));
                 match made {
-                    Ok(seen) => Ok((seen, true)),
-                    // Somebody else has made it since the kernel looked.
+                    Ok(seen) => Ok(seen),
+                    // Somebody else has made it since the kernel looked. Told so, it looks again, and opens what is there: it
+                    // has yet to see whether the program may, and what `O_TRUNC` is to take away.
                     Err(Error::Refused(r)) if r.code == Code::Exists && flags & libc::O_EXCL == 0 => {
-                        Ok((shared.see(&path).await?, false))
+                        Err(Errno::ESTALE)
                     }
                     Err(e) => Err(errno(&e)),
                 }
             };
             match made.await {
-                Ok((seen, _)) if seen.attr.kind != FileKind::File => reply.error(Errno::EEXIST),
-                Ok((seen, is_new)) => {
+                Ok(seen) => {
                     // Who writes a new file and cannot read it needs no copy of it in the kernel.
-                    let only_writes = is_new && flags & libc::O_ACCMODE == libc::O_WRONLY;
+                    let only_writes = flags & libc::O_ACCMODE == libc::O_WRONLY;
                     let direct = only_writes && shared.drops_direct.load(Ordering::Relaxed);
                     let past = if direct { FopenFlags::FOPEN_DIRECT_IO } else { past_the_cache(flags) };
                     let (ttl, attr) = (shared.cache.ttl(), shared.attr(&seen.attr));
-                    let flags = shared.open_file(seen, None, is_new).await | past;
+                    let flags = shared.open_file(seen, None, true).await | past;
                     reply.created(&ttl, &attr, Generation(0), shared.new_handle(), flags);
                 }
                 Err(e) => reply.error(e),

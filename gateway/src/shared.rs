@@ -72,6 +72,15 @@ pub fn name_changed(attr: &Attr) -> Option<i64> {
     (attr.kind != FileKind::Directory).then_some(attr.ctime_ns)
 }
 
+/// How a program opens a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opens {
+    /// With what it has.
+    AsItIs,
+    /// It is emptied first (`O_TRUNC`). `has_right`: the program may do so and leave set-id bits there.
+    Empty { has_right: bool },
+}
+
 impl Shared {
     /// Of a mount that begins.
     pub fn new(client: Client, root: FileId, options: &Options, name: String) -> Shared {
@@ -282,22 +291,38 @@ impl Shared {
         self.handles.get(self.id(ino)).ok_or(Errno::EBADF)
     }
 
-    pub async fn open(&self, ino: INodeNo) -> Outcome<FopenFlags> {
-        let since = match self.handles.get(self.id(ino)) {
-            Some(file) => Some(file.moment().await),
-            None => None,
-        };
+    /// Opens a file for a program.
+    pub async fn open(&self, ino: INodeNo, opens: Opens) -> Outcome<FopenFlags> {
+        let id = self.id(ino);
+        let mut since = self.moment(id).await;
         let asked = Instant::now();
-        let known = self.client.look_again(self.id(ino)).await.map_err(|e| errno(&e))?;
-        let seen = self.exactly(known, asked).await?;
-        if seen.attr.kind != FileKind::File {
+        let known = self.client.look_again(id).await.map_err(|e| errno(&e))?;
+        if known.attr.kind != FileKind::File {
             return Err(Errno::EINVAL);
         }
-        if seen.attr.links == 0 && self.handles.get(self.id(ino)).is_none() {
+        if known.attr.links == 0 && self.handles.get(id).is_none() {
             // The kernel still believes a name that was unlinked or replaced elsewhere: told so, it looks again.
             return Err(Errno::ESTALE);
         }
+        let seen = match opens {
+            Opens::AsItIs => self.exactly(known, asked).await?,
+            Opens::Empty { has_right } => {
+                self.set_ids.told(id, known.attr.mode);
+                self.lose_set_ids(ino, has_right).await?;
+                let seen = self.cut(id, Some(known), 0, true).await?;
+                since = self.moment(id).await;
+                seen
+            }
+        };
         Ok(self.open_file(seen, since, false).await)
+    }
+
+    /// As old is what is known of a file that is open here.
+    async fn moment(&self, id: FileId) -> Option<Moment> {
+        match self.handles.get(id) {
+            Some(file) => Some(file.moment().await),
+            None => None,
+        }
     }
 
     /// What lies on the disk of a store on this machine needs no more than this, on the calling thread.
@@ -485,17 +510,11 @@ impl Shared {
         if changes.uid.is_some() || changes.gid.is_some() {
             changes.mode = changes.mode.or_else(|| self.set_ids.left(id));
         }
-        if let Some(size) = size {
-            let truncated = match self.handles.get(id) {
-                Some(file) => file.truncate(size).await,
-                None => {
-                    self.client.forget_mtime(id).await;
-                    self.client.truncate(&at(id), size).await
-                }
-            };
-            truncated.map_err(|e| errno(&e))?;
-            self.shown.cut(id, size);
-        } else if let Some(file) = self.handles.get(id) {
+        let cut = match size {
+            Some(size) => Some(self.cut(id, None, size, self.handles.get(id).is_some()).await?),
+            None => None,
+        };
+        if let (None, Some(file)) = (size, self.handles.get(id)) {
             // Mostly all is written by now; it is durable by the close, and on its way meanwhile.
             let _ = file.send_gathered().await;
         }
@@ -503,7 +522,11 @@ impl Shared {
         let Changes { mode, uid, gid, atime, mtime } = changes;
         let nothing = atime == SetTime::Keep && mtime == SetTime::Keep;
         if nothing && mode.is_none() && uid.is_none() && gid.is_none() {
-            return self.stat(&at(id)).await.map(|attr| self.attr(&attr));
+            let attr = match cut {
+                Some(seen) => seen.attr,
+                None => self.stat(&at(id)).await?,
+            };
+            return Ok(self.attr(&attr));
         }
         if mtime != SetTime::Keep {
             match self.handles.get(id) {
@@ -516,6 +539,25 @@ impl Shared {
         self.directories.forget(id);
         let known = changed.map_err(|e| errno(&e))?;
         Ok(self.attr(&self.exactly(known, asked).await?.attr))
+    }
+
+    /// Cuts a file that was just looked at, perhaps; it shall have bytes `again`.
+    async fn cut(&self, id: FileId, known: Option<Known>, length: u64, again: bool) -> Outcome<Seen> {
+        let cut = async {
+            if let Some(file) = self.handles.get(id) {
+                // What is on its way goes first, and may make it another than it was looked at.
+                return file.truncate(length, again).await;
+            }
+            self.client.forget_mtime(id).await;
+            let known = match known {
+                Some(known) => known,
+                None => self.client.look(&at(id)).await?,
+            };
+            self.client.cut(known, length, again).await
+        };
+        let seen = cut.await.map_err(|e| errno(&e))?;
+        self.shown.cut(id, length);
+        Ok(seen)
     }
 
     pub async fn rename(
@@ -560,7 +602,7 @@ impl Shared {
             }
         }
         if end > size && !keep_size {
-            file.truncate(end).await.map_err(|e| errno(&e))?;
+            file.truncate(end, false).await.map_err(|e| errno(&e))?;
             self.shown.written(file.file(), end);
         }
         Ok(())

@@ -350,13 +350,9 @@ impl Leader {
     /// Up to where a store has heard of cuts when it is told this, and the chunks that it leads of those that it had not heard
     /// of; nothing, if that is not known.
     pub fn cuts_since(&self, store: StoreId, heard: CutsHeard) -> (CutsHeard, Option<Vec<ChunkHandle>>) {
-        // Another master may have seen others, and this one may have been one of them meanwhile.
+        // This one may have been a follower meanwhile.
         let Some(term) = self.begin_if_new() else { return (CutsHeard::default(), None) };
-        let state = self.state.read().expect("never poisoned");
-        let cuts = state.recent_cuts();
-        let since = if heard.term == term { cuts.since(heard.number) } else { None };
-        let leads = |handle: &ChunkHandle| state.chunk(*handle).is_some_and(|chunk| chunk.primary == store);
-        (CutsHeard { term, number: cuts.number() }, since.map(|chunks| chunks.filter(leads).collect()))
+        self.state.read().expect("never poisoned").cuts_for(store, term, heard)
     }
 
     /// How long ago a store was heard of in its session.

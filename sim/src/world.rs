@@ -658,7 +658,8 @@ impl World {
             What::Snapshot => self.take_snapshot(),
             What::DeleteSnapshot => self.delete_snapshot(),
             What::Clone { chunk } => self.begin_clone(chunk),
-            What::Truncate { chunk } => self.begin_truncation(chunk),
+            What::Truncate { chunk } => self.begin_truncation(chunk, false),
+            What::Empty { chunk } => self.begin_truncation(chunk, true),
             What::Checkpoint { store } => self.tell(store, Input::Checkpoint { gathers: true }),
         }
     }

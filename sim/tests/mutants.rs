@@ -24,6 +24,7 @@ fn made_for(mutant: Mutant) -> Option<&'static str> {
         Mutant::NoFloor => Some("loss"),
         Mutant::ForkEarly => Some("snapshots"),
         Mutant::CutAskedBefore | Mutant::CutUnheard => Some("truncations"),
+        Mutant::MadeAfterCut => Some("emptyings"),
         Mutant::CloneAdmits => Some("clones"),
         Mutant::CloneTwice => Some("clones-power"),
         _ => None,

@@ -82,6 +82,8 @@ worlds! {
     files_are_cut_while_stores_die: "truncations", 30;
     files_are_cut_while_all_goes_wrong: "truncations-power", 20;
     files_are_cut_while_others_clone_them: "truncations-clones", 30;
+    files_are_emptied_while_records_are_appended: "emptyings", 30;
+    files_are_emptied_while_all_goes_wrong: "emptyings-power", 20;
     a_store_is_lost_for_good: "loss", 20;
     more_is_lost_than_anything_survives: "beyond", 20;
 }

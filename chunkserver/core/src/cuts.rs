@@ -8,6 +8,9 @@ use common::limits::CHUNK_WAITING_MAX;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::{ChunkHandle, Code, Mutant, Refusal};
 
+/// Most chunks of which it is known that files were cut; with more, who cuts one asks again.
+const UNSURE_MAX: usize = 1 << 20;
+
 /// Who wants to know what is left of a chunk: a client, or the store itself.
 type Asker = Option<(ConnId, u64)>;
 
@@ -59,17 +62,14 @@ impl Node {
         if Mutant::CutUnheard.on() {
             return;
         }
-        // Only a sealed chunk is cut. An answer of the masters that is on its way may say that it is, or make this store lead
-        // it, and be from before the cut.
+        // An answer of the masters that is on its way may make this store lead a chunk, and be from before the cut.
         let may_be = |(handle, chunk): (&ChunkHandle, &Chunk)| {
-            let leads = chunk
-                .lead
-                .as_ref()
-                .is_some_and(|lead| chunk.config().sealed.is_some() || !lead.sealing.is_empty());
-            (leads || chunk.asking.is_some()).then_some(*handle)
+            (chunk.lead.is_some() || chunk.asking.is_some()).then_some(*handle)
         };
         let chunks = chunks.unwrap_or_else(|| self.chunks.iter().filter_map(may_be).collect());
-        self.unsure.retain(|handle| self.chunks.contains_key(handle));
+        let mut unsure = std::mem::take(&mut self.unsure);
+        unsure.retain(|handle| self.chunks.contains_key(handle) || self.may_be_made(*handle));
+        self.unsure = unsure;
         for handle in chunks {
             self.unsure.insert(handle);
             let lead = self.chunks.get_mut(&handle).and_then(|chunk| chunk.lead.as_mut());
@@ -77,6 +77,27 @@ impl Node {
                 lead.cuts.later.push(None);
             }
         }
+    }
+
+    /// A chunk of which nothing is here yet, but that a writer may have it made.
+    fn may_be_made(&self, handle: ChunkHandle) -> bool {
+        self.is_new(handle) && !self.floors.is_over(handle)
+    }
+
+    /// The masters refuse to say what a chunk is. If it is gone before anything of it was here, and somebody has cut its file, it is not
+    /// made on the word of a writer who knows it from before; the masters' order that it is gone may be yet to come.
+    pub(crate) fn cut_before_it_was_made(&mut self, handle: ChunkHandle, refusal: Refusal) -> Refusal {
+        let chunk = &self.chunks[&handle];
+        let is_here = chunk.config().epoch.number() > 0;
+        let is_cut = chunk.waiting.iter().any(|ask| matches!(ask.msg, ClientChunk::Cut { .. }));
+        if is_here || !is_cut || refusal.code != Code::NoSuchChunk || Mutant::MadeAfterCut.on() {
+            return refusal;
+        }
+        if self.unsure.len() >= UNSURE_MAX {
+            return Refusal::new(Code::Busy, handle);
+        }
+        self.unsure.insert(handle);
+        refusal
     }
 
     /// Whether what is left of a chunk is known here; else that is seen to.

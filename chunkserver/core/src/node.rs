@@ -200,7 +200,7 @@ pub struct Node {
     pub(crate) scrub: Scrub,
     /// Chunks whose copy here has rotted.
     pub(crate) rotten: BTreeSet<ChunkHandle>,
-    /// Chunks within which files were cut, as the masters have said: what is left is to be asked.
+    /// Chunks of which files were cut: what is left of them is to be asked.
     pub(crate) unsure: BTreeSet<ChunkHandle>,
     reported_failure: bool,
     held_check: Time,
@@ -670,6 +670,7 @@ impl Node {
     }
 
     fn master_refused(&mut self, handle: ChunkHandle, refusal: Refusal, out: &mut Outbox) {
+        let refusal = self.cut_before_it_was_made(handle, refusal);
         self.refuse_waiting(handle, &refusal, out);
         let chunk = self.chunks.get_mut(&handle).expect("the caller found it");
         if chunk.config().epoch.number() == 0 {

@@ -118,7 +118,7 @@ impl Node {
             return refuse(&ask, Code::BadArgument, out);
         }
         if !self.chunks.contains_key(&handle) {
-            let is_new = self.is_new(handle);
+            let is_new = self.is_new(handle) && !self.unsure.contains(&handle);
             let first = |c: &&ChunkConfig| {
                 c.invalid().is_none()
                     && is_new

@@ -306,7 +306,7 @@ pub enum Mutation {
         /// The path it shall have.
         to: PathBytes,
     },
-    /// Cuts a file or extends it with zeros. Its last chunk must be sealed.
+    /// Cuts a file or extends it with zeros. Its last chunk must be sealed. Answered by its attributes.
     Truncate {
         /// The file.
         file: FileId,
@@ -488,6 +488,19 @@ pub enum Mutation {
         to: ChunkHandle,
         /// Its bytes, as its primary says; `None` gives it up.
         length: Option<u64>,
+    },
+    /// Takes all bytes of a file that has at most one chunk, sealed or not, as `Truncate` to nothing does. Refused with
+    /// `WrongChunkIndex` if it has others than the client knows, and if the chunk is open and a snapshot needs it.
+    /// Answered by `Opened`.
+    Empty {
+        /// The file.
+        file: FileId,
+        /// Its chunk, as the client knows it.
+        only: Option<ChunkHandle>,
+        /// Also give it a new one: it shall soon have bytes again.
+        chunk: bool,
+        /// Rack or host of the client.
+        near: String,
     },
 }
 

@@ -80,6 +80,9 @@ impl Metadata {
                 Ok(MasterReply::Attr(self.attr(id)))
             }
             Mutation::Truncate { file, length } => self.truncate(*file, *length, now),
+            Mutation::Empty { file, only, chunk, near } => {
+                self.empty(*file, *only, chunk.then_some((near.as_str(), entry.salt)), now)
+            }
             Mutation::Symlink { path, target, parents, owner } => {
                 self.symlink(path, target, *parents, *owner, now)
             }
@@ -663,7 +666,7 @@ impl Metadata {
         let body = inode.file_mut();
         body.keep(keep, cut);
         if let (Some(cut), Some(last)) = (cut, last.filter(|last| last.handle != ChunkHandle::HOLE)) {
-            self.recent_cuts.push(last.handle);
+            self.is_cut_now(last.handle);
             // A snapshot may go by the chunk's length: it has the file as it was when that chunk was open.
             if !self.is_needed(last.handle) {
                 let mut chunk = self.chunks[&last.handle].clone();
@@ -676,9 +679,53 @@ impl Metadata {
         (inode.mtime_ns, inode.ctime_ns) = (now, now);
         self.tree.put_file(id, inode);
         for part in dropped.iter().filter(|p| p.handle != ChunkHandle::HOLE) {
+            self.is_cut_now(part.handle);
             self.let_go(part.handle);
         }
         Ok(MasterReply::Attr(self.attr(id)))
+    }
+
+    /// Takes all bytes of a file with at most one chunk, and gives it another if one is wanted.
+    fn empty(
+        &mut self,
+        id: FileId,
+        only: Option<ChunkHandle>,
+        chunk: Option<(&str, u64)>,
+        now: i64,
+    ) -> Answer<MasterReply> {
+        let file = self.tree.file(id).ok_or(Code::NoSuchFileId)?;
+        let has: Vec<ChunkHandle> = file.parts().iter().map(|part| part.handle).collect();
+        if has != Vec::from_iter(only) {
+            return Err(Refusal::new(Code::WrongChunkIndex, format!("the file has {} chunks", has.len())));
+        }
+        let chunks = only.filter(|handle| *handle != ChunkHandle::HOLE);
+        if chunks.is_some_and(|handle| !self.chunks[&handle].sealed && self.is_needed(handle)) {
+            return Err(Refusal::new(Code::WrongChunkIndex, "the last chunk is not sealed"));
+        }
+        let new = match chunk {
+            Some((near, salt)) => {
+                if let parent @ FileId(1..) = self.tree.inodes[&id].parent {
+                    let minus = Totals::of_bytes(self.tree.file(id).expect("just seen").length());
+                    self.within_quotas(parent, minus, Totals::CHUNK, |_| false)?;
+                }
+                let policy = self.file_policies[&self.tree.inodes[&id].policy].clone();
+                Some(self.new_chunk(id, &policy, near, salt)?)
+            }
+            None => None,
+        };
+        let mut inode = self.tree.inodes[&id].clone();
+        inode.file_mut().keep(0, None);
+        inode.open = false;
+        if let Some(handle) = new {
+            inode.push(handle, 0);
+        }
+        (inode.mtime_ns, inode.ctime_ns) = (now, now);
+        self.tree.put_file(id, inode);
+        if let Some(handle) = chunks {
+            self.is_cut_now(handle);
+            self.let_go(handle);
+        }
+        self.opened(id)
     }
 
     fn symlink(

@@ -102,6 +102,7 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
         | Mutation::Written { .. }
         | Mutation::ReportLength { .. }
         | Mutation::Truncate { .. }
+        | Mutation::Empty { .. }
         | Mutation::EmptyTrash { .. }
         | Mutation::BeginLocks { .. }
         | Mutation::Claim { .. }
@@ -130,6 +131,7 @@ impl Metadata {
             | Mutation::AddHole { file, .. }
             | Mutation::FillHole { file, .. }
             | Mutation::Truncate { file, .. }
+            | Mutation::Empty { file, .. }
             | Mutation::BeginClone { file, .. }
             | Mutation::Publish { file, .. }
                 if file.seen().0 > 0 =>

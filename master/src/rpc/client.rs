@@ -50,6 +50,7 @@ fn grows(mutation: &Mutation) -> bool {
         mutation,
         Mutation::Unlink { .. }
             | Mutation::Truncate { .. }
+            | Mutation::Empty { .. }
             | Mutation::ReportLength { .. }
             | Mutation::Written { .. }
             | Mutation::EmptyTrash { .. }
@@ -250,6 +251,7 @@ fn invalid(mutation: &Mutation) -> Option<&'static str> {
         | Mutation::CreateUnnamed { near, .. }
         | Mutation::AddChunk { near, .. }
         | Mutation::FillHole { near, .. }
+        | Mutation::Empty { near, .. }
             if long(near) =>
         {
             Some("near: at most 255 bytes")

@@ -53,7 +53,8 @@ impl World {
                     | Code::Busy
                     | Code::StaleEpoch
                     | Code::UnknownEpoch
-                    | Code::NotInSession),
+                    | Code::NotInSession
+                    | Code::Unavailable),
                 )) => {
                     refused = Some(code);
                     // Like a client that wants to write: a primary that was restarted takes its

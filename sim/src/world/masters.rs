@@ -188,21 +188,11 @@ impl World {
         let until = sent + Span::from_ms(held);
         let snapshot = self.masters.state.last_snapshot();
         let next_chunk = self.masters.state.next_chunk();
-        let (heard, cut) = self.cuts_since(n);
+        let server = &self.servers[n];
+        let (heard, cut) = self.masters.state.cuts_for(server.id, self.masters.term, server.heard);
         let left = orders.len();
         let renewal = Box::new(Carrying { left, session, until, repairs, snapshot, next_chunk });
         self.later(Event::Renewed { store: n, life, renewal, orders, heard, cut });
-    }
-
-    /// As `master/src/leader.rs` has it.
-    fn cuts_since(&self, n: usize) -> (CutsHeard, Option<Vec<ChunkHandle>>) {
-        let server = &self.servers[n];
-        let (term, state) = (self.masters.term, &self.masters.state);
-        let cuts = state.recent_cuts();
-        let since = if server.heard.term == term { cuts.since(server.heard.number) } else { None };
-        let leads =
-            |handle: &ChunkHandle| state.chunk(*handle).is_some_and(|chunk| chunk.primary == server.id);
-        (CutsHeard { term, number: cuts.number() }, since.map(|chunks| chunks.filter(leads).collect()))
     }
 
     /// A store hears that its session goes on; first it carries out what it was told to.

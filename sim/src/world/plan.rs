@@ -57,6 +57,9 @@ pub struct Options {
     /// Truncations of files.
     #[serde(default)]
     pub truncations: u32,
+    /// Files that are emptied while their chunk is open, perhaps.
+    #[serde(default)]
+    pub emptyings: u32,
     /// Whether answers of the masters may come seconds late.
     #[serde(default)]
     pub late_answers: bool,
@@ -161,6 +164,11 @@ pub enum What {
         /// Of which, of those that the writers write to.
         chunk: usize,
     },
+    /// The file of a chunk is emptied.
+    Empty {
+        /// Of which, of those that the writers write to.
+        chunk: usize,
+    },
     /// A store makes a checkpoint.
     Checkpoint {
         /// Which.
@@ -206,6 +214,7 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
         deletions: 0,
         clones: 0,
         truncations: 0,
+        emptyings: 0,
         late_answers: false,
         late_writes: false,
         losses: 0,
@@ -359,6 +368,27 @@ pub fn scenarios() -> Vec<(&'static str, Options)> {
                 ..repair.clone()
             },
         ),
+        // Nobody seals what is taken away.
+        (
+            "emptyings",
+            Options { chunks: 6, writers: 12, emptyings: 6, kills: 4, span_ms: 400, ..repair.clone() },
+        ),
+        (
+            "emptyings-power",
+            Options {
+                chunks: 6,
+                writers: 9,
+                emptyings: 5,
+                truncations: 4,
+                clones: 8,
+                snapshots: 3,
+                deletions: 2,
+                kills: 4,
+                power: true,
+                append: false,
+                ..net.clone()
+            },
+        ),
         // Chunks never have less than two live members: nothing is lost with one.
         ("loss", Options { chunks: 2, kills: 4, losses: 1, ..net.clone() }),
         // Beyond the fault model.
@@ -431,6 +461,7 @@ impl Plan {
             chunk: rng.random_range(0..options.chunks as usize),
         });
         add(options.checkpoints, &|rng| What::Checkpoint { store: rng.random_range(0..stores) });
+        add(options.emptyings, &|rng| What::Empty { chunk: rng.random_range(0..options.chunks as usize) });
         // Two cut the same file.
         for n in 0..faults.len() {
             let What::Truncate { chunk } = faults[n].what else { continue };
@@ -494,7 +525,8 @@ impl Plan {
                 | What::Snapshot
                 | What::DeleteSnapshot
                 | What::Clone { .. }
-                | What::Truncate { .. } => true,
+                | What::Truncate { .. }
+                | What::Empty { .. } => true,
             };
             if !there {
                 return Err(format!("there is no such store: {:?}", fault.what));

@@ -1,6 +1,6 @@
 //! Truncations: a client has the file of a chunk cut, at any moment, as `client/src/cut.rs` does - it has the chunk sealed,
 //! asks the masters, and tells the primary. What is begun after that and lies behind the cut must not be acknowledged: nobody
-//! would ever read it.
+//! would ever read it. Or it has the file emptied, whatever its chunk is, and tells the primary.
 
 use super::{Acked, Event, World};
 use bytes::Bytes;
@@ -40,7 +40,7 @@ pub(super) struct Truncation {
 
 impl World {
     /// Somebody cuts the file of a chunk; without a leader nothing comes of it.
-    pub(super) fn begin_truncation(&mut self, chunk: usize) {
+    pub(super) fn begin_truncation(&mut self, chunk: usize, empties: bool) {
         let handle = self.handles[chunk % self.handles.len()];
         if !self.masters_lead() || self.is_without_file(handle) {
             return;
@@ -49,6 +49,14 @@ impl World {
         let file = self.masters.state.chunk(handle).expect("it has a file").file;
         let number = self.truncations.len();
         self.truncations.push(Truncation { handle, file, config, cut: None, told: None, over: false });
+        if empties {
+            let mutation = Mutation::Empty { file, only: Some(handle), chunk: false, near: String::new() };
+            match self.mutate(mutation) {
+                MasterReply::Opened { .. } => return self.is_cut_to(number, 0),
+                MasterReply::Refused { code: Code::WrongChunkIndex, .. } => {}
+                other => panic!("{file:?} is not emptied: {other:?}"),
+            }
+        }
         self.ask_to_cut(number);
     }
 
@@ -117,6 +125,12 @@ impl World {
         let length = self.left_of(handle, self.now).min(left);
         let done = self.mutate(Mutation::Truncate { file, length });
         assert!(matches!(done, MasterReply::Attr(_)), "{file:?} is not cut: {done:?}");
+        self.is_cut_to(number, length);
+    }
+
+    /// The masters have cut the file.
+    fn is_cut_to(&mut self, number: usize, length: u64) {
+        let handle = self.truncations[number].handle;
         let snapshot = self.masters.state.last_snapshot();
         self.trace.push(format!("{} truncation {number} of {handle} leaves {length}", self.now.0));
         self.truncations[number].cut = Some((length, self.now, snapshot));
