@@ -75,7 +75,7 @@ fn who_has_a_file_open_writes_to_what_others_have_left_of_it() {
         let seen = c.client.exactly(c.client.look(b"/d/h").await?).await?;
         let file = client::OpenFile::new(&c.client, &seen);
         file.write(0, &all[..1000]).await?;
-        file.truncate(1_181_433).await?;
+        file.truncate(1_181_433, false).await?;
         file.write(0, &all[..10]).await?;
         file.sync().await?;
         other.write_at(b"/d/h", 1_109_574, &all[..5]).await?;
@@ -88,6 +88,17 @@ fn who_has_a_file_open_writes_to_what_others_have_left_of_it() {
         let found = c.client.open(b"/d/h").await?;
         let found = found.read_at(0, found.len()).await?;
         assert!(found == wanted, "{} bytes, and not {}", found.len(), wanted.len());
+        // A chunk that was there before anything was written to it, and is gone before that, too.
+        for n in 0..20 {
+            let path = format!("/d/new{n}").into_bytes();
+            let new = c.client.make_file(path.clone(), 0o644, Default::default(), true).await?;
+            let file = client::OpenFile::new(&c.client, &new);
+            other.truncate(&path, 0).await?;
+            file.write(0, &all[..10]).await?;
+            file.sync().await?;
+            let found = other.open(&path).await?;
+            assert!(found.read_at(0, 20).await? == all[..10], "{n}: {} bytes", found.len());
+        }
         // One write that goes to several chunks: to what is left of one, and to one that is gone.
         c.client.create(b"/d/g", true).await?;
         let seen = c.client.exactly(c.client.look(b"/d/g").await?).await?;
@@ -135,6 +146,23 @@ fn a_cut_is_heard_of_though_its_client_has_ended() {
                 let answer = ended.ask(&ask, Wait::Short, Instant::now() + Duration::from_secs(10)).await;
                 assert!(matches!(answer, Ok(MasterReply::Attr(_))), "{answer:?}");
                 files.push((path, file, cut));
+            }
+            // A small one, emptied while its chunk is open.
+            if !has_snapshots {
+                c.client.create(b"/d/small", true).await?;
+                c.client.write_at(b"/d/small", 0, &all[..100]).await?;
+                let seen = c.client.exactly(c.client.look(b"/d/small").await?).await?;
+                let file = client::OpenFile::new(&c.client, &seen);
+                let layout = c.client.layout(seen.attr.file).await?;
+                let [chunk] = layout.chunks() else { panic!("it is small: {layout:?}") };
+                let (id, only) = (seen.attr.file, Some(chunk.config.handle));
+                seq += 1;
+                let mutation = Mutation::Empty { file: id, only, chunk: false, near: String::new() };
+                let request = RequestId { client: ClientId(1), seq };
+                let ask = MasterRequest::Mutate { request, lowest: seq, mutation };
+                let answer = ended.ask(&ask, Wait::Short, Instant::now() + Duration::from_secs(10)).await;
+                assert!(matches!(answer, Ok(MasterReply::Opened { .. })), "{answer:?}");
+                files.push((b"/d/small".to_vec(), file, 0));
             }
             // By then each primary has heard of it, or is in no session.
             tokio::time::sleep(Duration::from_millis(SESSION_MS)).await;

@@ -554,7 +554,7 @@ impl Hostile {
     fn mutation(&mut self) -> Mutation {
         let (path, file, mode) = (self.path(), self.file(), self.number() as u32);
         let (near, index) = (self.text(), self.number() as u32);
-        match self.rng.random_range(0..35) {
+        match self.rng.random_range(0..36) {
             0 => Mutation::Mkdir { path, parents: self.flag(), mode, owner: self.owner() },
             29 => Mutation::BeginLocks { holder: self.request().client, name: self.text() },
             30 => Mutation::Claim {
@@ -608,6 +608,9 @@ impl Hostile {
             9 => Mutation::Unlink { path, recursive: self.flag(), only: self.only() },
             10 => Mutation::Undelete { path, to: self.path() },
             11 => Mutation::Truncate { file, length: self.number() },
+            35 => {
+                Mutation::Empty { file, only: self.flag().then(|| self.handle()), chunk: self.flag(), near }
+            }
             12 => Mutation::Symlink {
                 path,
                 target: self.text().into_bytes(),

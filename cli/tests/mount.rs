@@ -164,6 +164,37 @@ fn history(path: &Path, seed: u64, steps: u32) {
     assert!(fs::read(path).unwrap() == model, "the end differs");
 }
 
+/// Whether a program may open a file is for the kernel to see, though it believes that there is none.
+#[test]
+fn what_was_made_elsewhere_is_opened_by_nobody_who_may_not() {
+    if !can_mount() {
+        return;
+    }
+    let m = Mounted::start(1, 3, &["--allow-other"]);
+    let made = |path: &str| {
+        let made = async {
+            m.client.create_with(path.as_bytes(), b"secret").await?;
+            m.client.set_attr(path.as_bytes(), Some(0o600), None).await
+        };
+        m.runtime.block_on(made).unwrap();
+    };
+    for (n, redirection) in ["3<>$1", "3>$1", "3>>$1"].into_iter().enumerate() {
+        let dir = m.at(&n.to_string());
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+        made(&format!("/{n}/f"));
+        let open = |uid| {
+            let script = format!("exec {redirection}");
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script, "sh"]).arg(dir.join("f")).uid(uid).gid(uid).stderr(Stdio::null());
+            shell.status().unwrap().success()
+        };
+        assert!(!open(65534), "{redirection} by nobody");
+        assert_eq!(fs::read(dir.join("f")).unwrap(), b"secret", "{redirection} by nobody");
+        assert!(open(0), "{redirection} by root");
+    }
+}
+
 #[test]
 fn set_id_bits_go_when_a_file_is_written_cut_or_given_away() {
     if !can_mount() {
@@ -400,6 +431,14 @@ fn two_mounts_agree_on_what_was_closed_and_made() {
         assert!(fs::read(there("same")).unwrap() == bytes, "round {n}: older bytes than were closed");
         assert!(fs::read(m.at("same")).unwrap() == bytes, "round {n}: older bytes than were closed, here");
         last = bytes;
+    }
+    // What is made elsewhere, while it is known here that the directory has nothing, is emptied if that is asked for.
+    for n in 0..20 {
+        let name = format!("made{n}");
+        fs::create_dir(m.at(&name)).unwrap();
+        fs::write(there(&name).join("f"), [b'z'; 100]).unwrap();
+        fs::write(m.at(&name).join("f"), "x").unwrap();
+        assert_eq!(fs::read(there(&name).join("f")).unwrap(), b"x");
     }
     // What has become longer is seen to its end, though the kernel has just been told its length.
     for n in 1..50usize {

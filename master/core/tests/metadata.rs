@@ -481,6 +481,11 @@ fn an_emptied_trash_gives_nothing_back_and_what_comes_later_stays() {
     d.state.check();
 }
 
+fn layout_of(d: &Driver, file: FileId) -> Vec<ChunkHandle> {
+    let Ok(MasterReply::Layout { chunks, .. }) = d.state.layout(file, 0, 100) else { return vec![] };
+    chunks.into_iter().map(|chunk| chunk.config.handle).collect()
+}
+
 /// What a directory holds is what is below it - `check` counts - and quotas are never overrun by more
 /// than the last chunks, whatever happens; a copy that was made of an image goes on the same.
 #[test]
@@ -517,7 +522,15 @@ fn quotas_hold_under_any_changes() {
             }
             6 => {
                 let Ok(attr) = d.state.stat(&one) else { continue };
-                Mutation::Truncate { file: attr.file, length: rng.random_range(0..30_000) }
+                match rng.random() {
+                    true => Mutation::Truncate { file: attr.file, length: rng.random_range(0..30_000) },
+                    false => Mutation::Empty {
+                        file: attr.file,
+                        only: layout_of(&d, attr.file).first().copied(),
+                        chunk: rng.random(),
+                        near: String::new(),
+                    },
+                }
             }
             _ => {
                 let unnamed = Mutation::CreateUnnamed { like: one.clone(), chunk: true, near: String::new() };

@@ -2,8 +2,8 @@
 
 mod driver;
 
-use common::wire::chunk_master::StoreReply;
-use common::wire::client_master::{FileKind, MasterReply, Mutation, Only, Owner, SetTime};
+use common::wire::chunk_master::{CutsHeard, StoreReply};
+use common::wire::client_master::{FileKind, MasterReply, Mutation, Only, Owner, Quota, SetTime};
 use common::*;
 use driver::{Driver, code, create, image};
 use master_core::{Before, Command, Reply};
@@ -354,6 +354,58 @@ fn who_writes_to_what_nothing_has_any_more_hears_that_it_is_gone() {
     assert!(d.state.chunk(handle).is_none());
 }
 
+/// A file is emptied while its chunk is open, unless a snapshot needs that; a refusal changes nothing.
+#[test]
+fn what_nobody_else_needs_goes_in_one_step() {
+    let mut d = Driver::new();
+    d.mutate(Mutation::Mkdir { path: b"/d".into(), parents: true, mode: 0o755, owner: Owner::default() });
+    d.mutate(create("/d/f", false));
+    let file = d.state.stat(b"/d/f").unwrap().file;
+    let empty = |only, chunk| Mutation::Empty { file, only, chunk, near: String::new() };
+    // There are no stores yet.
+    assert_eq!(code(&d.mutate(empty(None, true))), Some(Code::NoServers));
+    assert_eq!(code(&d.mutate(empty(None, false))), None);
+    d.servers(&["r1", "r2", "r3"], |_| 0);
+    let quota = Quota { entries: None, bytes: Some(0) };
+    d.mutate(Mutation::SetQuota { path: b"/d".into(), quota });
+    assert_eq!(code(&d.mutate(empty(None, true))), Some(Code::QuotaExceeded));
+    d.mutate(Mutation::SetQuota { path: b"/d".into(), quota: Quota { bytes: Some(50), ..quota } });
+    let next = |reply: MasterReply| match reply {
+        MasterReply::Opened { attr, chunk: Some(chunk) } => {
+            assert_eq!((attr.length, attr.count, attr.open), (0, 1, Some(chunk.config.handle)));
+            chunk.config
+        }
+        other => panic!("{other:?}"),
+    };
+    let first = next(d.mutate(empty(None, true)));
+    d.mutate(Mutation::ReportLength { handle: first.handle, length: 50 });
+    assert_eq!(d.state.usage_of(b"/d").unwrap().bytes, 50, "the quota is used up");
+    for only in [None, Some(ChunkHandle::HOLE), Some(ChunkHandle(first.handle.0 + 1))] {
+        assert_eq!(code(&d.mutate(empty(only, true))), Some(Code::WrongChunkIndex), "{only:?}");
+        assert_eq!(chunk_of(&d, "/d/f"), first.handle);
+    }
+    // Its primary hears of it, though the chunk is gone.
+    let heard = d.state.cuts_for(first.primary, 1, CutsHeard { term: 1, number: 0 }).0;
+    let second = next(d.mutate(empty(Some(first.handle), true)));
+    assert!(d.state.chunk(first.handle).is_none());
+    assert_eq!(d.state.cuts_for(first.primary, 1, heard).1, Some(vec![first.handle]));
+    let other = *first.members.iter().find(|m| **m != first.primary).unwrap();
+    assert_eq!(d.state.cuts_for(other, 1, heard).1, Some(vec![]));
+    d.state.check();
+    // It can be asked what is left of the second only when that is sealed.
+    d.mutate(Mutation::Snapshot { path: b"/d".into(), name: b"s".into() });
+    assert_eq!(code(&d.mutate(empty(Some(second.handle), true))), Some(Code::WrongChunkIndex));
+    d.apply(Command::Seal { handle: second.handle, epoch: second.epoch, length: 9 });
+    let third = next(d.mutate(empty(Some(second.handle), true)));
+    assert_eq!(d.state.stat(b"/d/.snapshot/s/f").unwrap().length, 9);
+    assert!(d.state.chunk(second.handle).is_some());
+    let MasterReply::Opened { attr, chunk: None } = d.mutate(empty(Some(third.handle), false)) else {
+        panic!("it wants no other")
+    };
+    assert_eq!((attr.length, attr.count, attr.open), (0, 0, None));
+    d.state.check();
+}
+
 #[test]
 fn a_snapshot_is_never_changed() {
     let mut d = Driver::new();
@@ -386,6 +438,7 @@ fn a_snapshot_is_never_changed() {
         Mutation::AddChunk { file, index: 1, declare: None, near: String::new() },
         Mutation::AddHole { file, index: 1, length: 5 },
         Mutation::Truncate { file, length: 0 },
+        Mutation::Empty { file, only: None, chunk: true, near: String::new() },
     ];
     let before = d.state.stat(b"/a/.snapshot/s/f");
     for mutation in refused {
