@@ -383,6 +383,7 @@ run_pages() {
         mkdir "$work/$seed"
         python3 "$(dirname "$0")/pages.py" "$work/$seed" "$(other "$seed")/$seed" "$seed" "${PAGES_SECONDS:-8}" || return 1
     done
+    python3 "$(dirname "$0")/emptied.py" "$work/emptied" "${EMPTIED_ROUNDS:-200}"
 }
 
 for name in $names; do

@@ -74,7 +74,7 @@ pub async fn run(client: Client, command: Fs, json: bool) -> anyhow::Result<()> 
         Fs::Du { path: p } => du(&client, &path(&p), json).await,
         Fs::Append { lines, path: p, text } => append(&client, &path(&p), text, lines, json).await,
         Fs::Touch { paths } => touch(&client, &paths).await,
-        Fs::Truncate { path: p, length } => Ok(client.truncate(&path(&p), length).await?),
+        Fs::Truncate { path: p, length } => Ok(client.truncate(&path(&p), length).await.map(drop)?),
         Fs::Undelete { path: Some(p), to } => {
             let from = path(&p);
             let to = to.map_or(from.clone(), |t| path(&t));

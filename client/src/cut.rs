@@ -10,8 +10,7 @@ use common::limits::SESSION_MS;
 use common::wire::ChunkConfig;
 use common::wire::client_chunk::{ClientChunk, ClientChunkReply};
 use common::wire::client_master::{ChunkInfo, Mutation};
-use common::wire::path::at;
-use common::{ChunkHandle, Code};
+use common::{ChunkHandle, Code, FileId};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::time::{Duration, Instant};
 
@@ -21,19 +20,12 @@ const TOLD_AT_ONCE: usize = 32;
 const GONE: Duration = Duration::from_millis(2 * SESSION_MS);
 
 impl Client {
-    /// Cuts a file, or extends it with zeros.
-    pub async fn truncate(&self, path: &[u8], length: u64) -> Result<()> {
-        let known = self.look(path).await?;
-        self.cut(known, length, false).await.map(drop)
-    }
-
-    /// As `truncate`, a file that was just looked at: what it is then. One that is emptied, and shall have bytes `again`, has room
-    /// for them.
-    pub async fn cut(&self, mut known: Known, length: u64, again: bool) -> Result<Seen> {
+    /// Cuts a file, or extends it with zeros: what it is then.
+    pub async fn truncate(&self, path: &[u8], length: u64) -> Result<Seen> {
         let (deadline, mut pause) = (self.deadline(), RETRY.0);
-        let file = known.attr.file;
         loop {
-            match self.cut_once(known, length, again, deadline).await {
+            let known = self.look(path).await?;
+            match self.cut(known, length, deadline).await {
                 // An appender opened a new chunk in between, or somebody else cut it.
                 Err(e) if is_elsewhere(&e) && Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;
@@ -41,17 +33,15 @@ impl Client {
                 }
                 done => return done,
             }
-            known = self.look(&at(file)).await?;
         }
     }
 
-    async fn cut_once(&self, known: Known, length: u64, again: bool, deadline: Instant) -> Result<Seen> {
-        if length == 0 && known.attr.count <= 1 {
-            match self.empty(&known, again, deadline).await {
-                // Somebody has changed it, or a snapshot needs what it has as it is in the end.
-                Err(Error::Refused(r)) if r.code == Code::WrongChunkIndex => {}
-                done => return done,
-            }
+    async fn cut(&self, known: Known, length: u64, deadline: Instant) -> Result<Seen> {
+        if length == 0
+            && known.attr.count <= 1
+            && let Some(emptied) = self.empty(known.attr.file, known.chunk.as_slice(), false).await?
+        {
+            return Ok(emptied);
         }
         let sealed = match known.attr.open {
             Some(handle) => Some(self.seal(handle).await?),
@@ -64,23 +54,28 @@ impl Client {
         Ok(attr.into())
     }
 
-    /// Takes all bytes of a file with at most one chunk. Nobody need know how many that had.
-    async fn empty(&self, known: &Known, again: bool, deadline: Instant) -> Result<Seen> {
-        let only = known.chunk.as_ref().map(|chunk| chunk.config.handle);
+    /// Takes all bytes of a file that has no other chunks than at most one: nobody need know how many it had. If it shall have bytes `again`,
+    /// it gets room for them. Nothing is done if it has other chunks, or a snapshot needs what it has as it is in the end.
+    pub(crate) async fn empty(&self, file: FileId, has: &[ChunkInfo], again: bool) -> Result<Option<Seen>> {
+        let deadline = self.deadline();
+        let only = has.first().map(|chunk| chunk.config.handle);
         let empty = |chunk| {
-            let (file, near) = (known.attr.file, self.inner.config.rack.clone());
-            self.mutate_file(Mutation::Empty { file, only, chunk, near })
+            self.mutate_file(Mutation::Empty { file, only, chunk, near: self.inner.config.rack.clone() })
         };
         let emptied = match empty(again).await {
             // There is no room for a new chunk; that is for who writes to hear of.
             Err(Error::Refused(r)) if again && matches!(r.code, Code::NoServers | Code::QuotaExceeded) => {
-                empty(false).await?
+                empty(false).await
             }
+            done => done,
+        };
+        let emptied = match emptied {
+            Err(Error::Refused(r)) if r.code == Code::WrongChunkIndex => return Ok(None),
             done => done?,
         };
-        let gone = known.chunk.as_slice().iter().filter(|chunk| chunk.config.handle != ChunkHandle::HOLE);
+        let gone = has.iter().filter(|chunk| chunk.config.handle != ChunkHandle::HOLE);
         self.tell_cut(&gone.cloned().collect::<Vec<_>>(), 0, deadline).await?;
-        Ok(emptied.into_new())
+        Ok(Some(emptied.into_new()))
     }
 
     /// Seals a chunk at its present length.

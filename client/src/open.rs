@@ -349,17 +349,26 @@ impl OpenFile {
         if std::mem::take(&mut state.overwrote) { self.client.tell_reports().await } else { Ok(()) }
     }
 
-    /// Cuts the file, or extends it with zeros: what it is then. See `Client::cut`.
+    /// Cuts the file, or extends it with zeros: what it is then. One that is emptied, and shall have bytes `again`, gets room for
+    /// them.
     pub async fn truncate(&self, length: u64, again: bool) -> Result<Seen> {
         let mut state = self.state.lock().await;
         self.drain(&mut state).await;
-        state.layout = None;
+        let layout = state.layout.take();
         state.appender = None;
         (state.written, state.overwrote) = (None, false);
         self.client.forget_mtime(self.file).await;
         state.moves_on();
-        let known = self.client.look(&common::wire::path::at(self.file)).await?;
-        let seen = self.client.cut(known, length, again).await?;
+        // It mostly has what it had when it was opened, a moment ago.
+        let small = layout.filter(|layout| length == 0 && layout.chunks().len() <= 1);
+        let emptied = match small {
+            Some(layout) => self.client.empty(self.file, layout.chunks(), again).await?,
+            None => None,
+        };
+        let seen = match emptied {
+            Some(seen) => seen,
+            None => self.client.truncate(&common::wire::path::at(self.file), length).await?,
+        };
         state.layout = seen.layout.clone().map(Arc::new);
         state.moves_on();
         Ok(seen)

@@ -5,7 +5,7 @@ use crate::caller::Caller;
 use crate::errno::errno;
 use crate::locks::Wanted;
 use crate::reads::{self, Reads};
-use crate::shared::{Opens, Outcome, Shared, name_changed, refuse};
+use crate::shared::{Outcome, Shared, name_changed, refuse};
 use crate::{BACKGROUND_MAX, Cache, REQUEST_BYTES_MAX};
 use client::{Attr, Changes, Error, FileKind, Found, Gathered, Owner, SetTime, begin};
 use common::wire::client_master::Only;
@@ -117,7 +117,6 @@ impl Filesystem for Gateway {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_AUTO_INVAL_DATA,
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
@@ -305,16 +304,12 @@ impl Filesystem for Gateway {
         });
     }
 
-    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         // Who only reads has nothing to be flushed at a close; but locks end with it.
         let reads = flags.0 & libc::O_ACCMODE == libc::O_RDONLY && !self.shared.locks_everywhere;
         let close = if reads { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() };
         let past = past_the_cache(flags.0);
-        let opens = match flags.0 & libc::O_TRUNC {
-            0 => Opens::AsItIs,
-            _ => Opens::Empty { has_right: keeps_set_ids(req) },
-        };
-        self.spawn(async move |shared| match shared.open(ino, opens).await {
+        self.spawn(async move |shared| match shared.open(ino).await {
             Ok(flags) => reply.opened(shared.new_handle(), flags | close | past),
             Err(e) => reply.error(e),
         });

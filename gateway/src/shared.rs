@@ -72,15 +72,6 @@ pub fn name_changed(attr: &Attr) -> Option<i64> {
     (attr.kind != FileKind::Directory).then_some(attr.ctime_ns)
 }
 
-/// How a program opens a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opens {
-    /// With what it has.
-    AsItIs,
-    /// It is emptied first (`O_TRUNC`). `has_right`: the program may do so and leave set-id bits there.
-    Empty { has_right: bool },
-}
-
 impl Shared {
     /// Of a mount that begins.
     pub fn new(client: Client, root: FileId, options: &Options, name: String) -> Shared {
@@ -291,38 +282,22 @@ impl Shared {
         self.handles.get(self.id(ino)).ok_or(Errno::EBADF)
     }
 
-    /// Opens a file for a program.
-    pub async fn open(&self, ino: INodeNo, opens: Opens) -> Outcome<FopenFlags> {
-        let id = self.id(ino);
-        let mut since = self.moment(id).await;
+    pub async fn open(&self, ino: INodeNo) -> Outcome<FopenFlags> {
+        let since = match self.handles.get(self.id(ino)) {
+            Some(file) => Some(file.moment().await),
+            None => None,
+        };
         let asked = Instant::now();
-        let known = self.client.look_again(id).await.map_err(|e| errno(&e))?;
-        if known.attr.kind != FileKind::File {
+        let known = self.client.look_again(self.id(ino)).await.map_err(|e| errno(&e))?;
+        let seen = self.exactly(known, asked).await?;
+        if seen.attr.kind != FileKind::File {
             return Err(Errno::EINVAL);
         }
-        if known.attr.links == 0 && self.handles.get(id).is_none() {
+        if seen.attr.links == 0 && self.handles.get(self.id(ino)).is_none() {
             // The kernel still believes a name that was unlinked or replaced elsewhere: told so, it looks again.
             return Err(Errno::ESTALE);
         }
-        let seen = match opens {
-            Opens::AsItIs => self.exactly(known, asked).await?,
-            Opens::Empty { has_right } => {
-                self.set_ids.told(id, known.attr.mode);
-                self.lose_set_ids(ino, has_right).await?;
-                let seen = self.cut(id, Some(known), 0, true).await?;
-                since = self.moment(id).await;
-                seen
-            }
-        };
         Ok(self.open_file(seen, since, false).await)
-    }
-
-    /// As old is what is known of a file that is open here.
-    async fn moment(&self, id: FileId) -> Option<Moment> {
-        match self.handles.get(id) {
-            Some(file) => Some(file.moment().await),
-            None => None,
-        }
     }
 
     /// What lies on the disk of a store on this machine needs no more than this, on the calling thread.
@@ -511,7 +486,7 @@ impl Shared {
             changes.mode = changes.mode.or_else(|| self.set_ids.left(id));
         }
         let cut = match size {
-            Some(size) => Some(self.cut(id, None, size, self.handles.get(id).is_some()).await?),
+            Some(size) => Some(self.cut(id, size).await?),
             None => None,
         };
         if let (None, Some(file)) = (size, self.handles.get(id)) {
@@ -541,21 +516,16 @@ impl Shared {
         Ok(self.attr(&self.exactly(known, asked).await?.attr))
     }
 
-    /// Cuts a file that was just looked at, perhaps; it shall have bytes `again`.
-    async fn cut(&self, id: FileId, known: Option<Known>, length: u64, again: bool) -> Outcome<Seen> {
-        let cut = async {
-            if let Some(file) = self.handles.get(id) {
-                // What is on its way goes first, and may make it another than it was looked at.
-                return file.truncate(length, again).await;
+    /// Cuts a file. Of one that is open here - also by `O_TRUNC`, which comes after the open - bytes are written again, mostly.
+    async fn cut(&self, id: FileId, length: u64) -> Outcome<Seen> {
+        let cut = match self.handles.get(id) {
+            Some(file) => file.truncate(length, true).await,
+            None => {
+                self.client.forget_mtime(id).await;
+                self.client.truncate(&at(id), length).await
             }
-            self.client.forget_mtime(id).await;
-            let known = match known {
-                Some(known) => known,
-                None => self.client.look(&at(id)).await?,
-            };
-            self.client.cut(known, length, again).await
         };
-        let seen = cut.await.map_err(|e| errno(&e))?;
+        let seen = cut.map_err(|e| errno(&e))?;
         self.shown.cut(id, length);
         Ok(seen)
     }
