@@ -34,6 +34,7 @@ fn made_for(mutant: Mutant) -> Option<&'static str> {
 /// A plan that finds a mistake which shows in one run of thousands.
 fn plan_for(mutant: Mutant) -> Option<&'static str> {
     match mutant {
+        Mutant::LateAnswer => Some(include_str!("plans/late-answer.json")),
         Mutant::TakenOverUnasked => Some(include_str!("plans/gone-taken-over.json")),
         _ => None,
     }
