@@ -487,12 +487,14 @@ impl Shared {
         }
         let cut = match size {
             Some(size) => Some(self.cut(id, size).await?),
-            None => None,
+            None => {
+                if let Some(file) = self.handles.get(id) {
+                    // Mostly all is written by now; it is durable by the close, and on its way meanwhile.
+                    let _ = file.send_gathered().await;
+                }
+                None
+            }
         };
-        if let (None, Some(file)) = (size, self.handles.get(id)) {
-            // Mostly all is written by now; it is durable by the close, and on its way meanwhile.
-            let _ = file.send_gathered().await;
-        }
         self.directories.forget(id);
         let Changes { mode, uid, gid, atime, mtime } = changes;
         let nothing = atime == SetTime::Keep && mtime == SetTime::Keep;

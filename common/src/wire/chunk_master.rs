@@ -71,7 +71,7 @@ pub struct RepairOrder {
     pub attempt: u64,
 }
 
-/// Up to where a store has heard of files that were cut within a chunk. Each leader counts them anew.
+/// Up to where a store has heard of chunks of which files were cut. Each leader counts them anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct CutsHeard {
     /// The leader's term.
@@ -218,7 +218,7 @@ pub enum StoreRequest {
         /// Its bytes.
         length: u64,
     },
-    /// Renews a session, and asks for the chunks within which files were cut since then.
+    /// Renews a session, and asks for the chunks of which files were cut since then.
     HeartbeatSince {
         /// As ever.
         beat: Beat,
@@ -269,7 +269,7 @@ pub enum StoreReply {
         renewal: Renewal,
         /// Up to here the store has heard of cuts with this.
         heard: CutsHeard,
-        /// The chunks that it leads within which a file may have been cut. `None`: any that it leads may be one.
+        /// The chunks that it leads, or led, of which a file may have been cut. `None`: any that it leads may be one.
         cut: Option<Vec<ChunkHandle>>,
     },
 }

@@ -256,7 +256,7 @@ impl Metadata {
 
     /// Gives a file its first chunk if one is wanted and it has none.
     fn first_chunk(&mut self, id: FileId, chunk: Option<(&str, u64)>) -> Answer<()> {
-        let Some((near, salt)) = chunk else {
+        let Some(chunk) = chunk else {
             return Ok(());
         };
         let inode = &self.tree.inodes[&id];
@@ -266,11 +266,16 @@ impl Metadata {
         if !file.parts().is_empty() {
             return Ok(());
         }
-        let policy = self.file_policies[&inode.policy].clone();
-        self.may_grow(id, Totals::CHUNK)?;
-        let handle = self.new_chunk(id, &policy, near, salt)?;
+        let handle = self.next_chunk_of(id, Totals::NOTHING, chunk)?;
         self.push_part(id, handle, 0);
         Ok(())
+    }
+
+    /// Makes a chunk for a file that gives up so much: near that client, by this salt. It is yet to be put into the file.
+    fn next_chunk_of(&mut self, id: FileId, minus: Totals, (near, salt): (&str, u64)) -> Answer<ChunkHandle> {
+        let policy = self.file_policies[&self.tree.inodes[&id].policy].clone();
+        self.may_change(id, minus, Totals::CHUNK)?;
+        self.new_chunk(id, &policy, near, salt)
     }
 
     pub(crate) fn push_part(&mut self, id: FileId, handle: ChunkHandle, length: u64) {
@@ -281,9 +286,14 @@ impl Metadata {
 
     /// Whether a file that has a name may have so much more. What has none yet is weighed when it gets one.
     pub(crate) fn may_grow(&self, id: FileId, more: Totals) -> Answer<()> {
+        self.may_change(id, Totals::NOTHING, more)
+    }
+
+    /// The same of a file that has so much less before it has so much more.
+    fn may_change(&self, id: FileId, minus: Totals, plus: Totals) -> Answer<()> {
         match self.tree.inodes[&id].parent {
             NOWHERE => Ok(()),
-            parent => self.within_quotas(parent, Totals::NOTHING, more, |_| false),
+            parent => self.within_quotas(parent, minus, plus, |_| false),
         }
     }
 
@@ -349,7 +359,6 @@ impl Metadata {
         salt: u64,
     ) -> Answer<MasterReply> {
         let file = self.tree.file(id).ok_or(Code::NoSuchFileId)?;
-        let policy = self.file_policies[&self.tree.inodes[&id].policy].clone();
         let count = file.parts().len();
         if (index as usize) < count {
             return Ok(MasterReply::Chunk(self.chunk_info(id, index as usize)?));
@@ -372,8 +381,7 @@ impl Metadata {
                 }
             }
         }
-        self.may_grow(id, Totals::CHUNK)?;
-        let handle = self.new_chunk(id, &policy, near, salt)?;
+        let handle = self.next_chunk_of(id, Totals::NOTHING, (near, salt))?;
         self.push_part(id, handle, 0);
         self.unnamed.keep(id, self.clock_ns);
         Ok(MasterReply::Chunk(self.chunk_info(id, count)?))
@@ -698,19 +706,13 @@ impl Metadata {
         if has != Vec::from_iter(only) {
             return Err(Refusal::new(Code::WrongChunkIndex, format!("the file has {} chunks", has.len())));
         }
-        let chunks = only.filter(|handle| *handle != ChunkHandle::HOLE);
-        if chunks.is_some_and(|handle| !self.chunks[&handle].sealed && self.is_needed(handle)) {
+        let length = file.length();
+        let gone = only.filter(|handle| *handle != ChunkHandle::HOLE);
+        if gone.is_some_and(|handle| !self.chunks[&handle].sealed && self.is_needed(handle)) {
             return Err(Refusal::new(Code::WrongChunkIndex, "the last chunk is not sealed"));
         }
         let new = match chunk {
-            Some((near, salt)) => {
-                if let parent @ FileId(1..) = self.tree.inodes[&id].parent {
-                    let minus = Totals::of_bytes(self.tree.file(id).expect("just seen").length());
-                    self.within_quotas(parent, minus, Totals::CHUNK, |_| false)?;
-                }
-                let policy = self.file_policies[&self.tree.inodes[&id].policy].clone();
-                Some(self.new_chunk(id, &policy, near, salt)?)
-            }
+            Some(chunk) => Some(self.next_chunk_of(id, Totals::of_bytes(length), chunk)?),
             None => None,
         };
         let mut inode = self.tree.inodes[&id].clone();
@@ -721,7 +723,7 @@ impl Metadata {
         }
         (inode.mtime_ns, inode.ctime_ns) = (now, now);
         self.tree.put_file(id, inode);
-        if let Some(handle) = chunks {
+        if let Some(handle) = gone {
             self.is_cut_now(handle);
             self.let_go(handle);
         }
