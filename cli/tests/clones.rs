@@ -82,7 +82,7 @@ fn copies_share_bytes_until_one_is_written_to() {
     OpenOptions::new().write(true).open(m.at("a")).unwrap().set_len(2_500_000).unwrap();
     a.truncate(2_500_000);
     let agree = |m: &Mounted, other: &str| {
-        let other = m.again(other);
+        let other = m.again(other, &[]);
         for (name, model) in [("a", &a), ("b", &b)] {
             assert!(fs::read(m.at(name)).unwrap() == *model, "{name}");
             assert!(fs::read(other.point.join(name)).unwrap() == *model, "{name}, by another mount");

@@ -9,7 +9,7 @@ use common::wire::chunk_chunk::{Answer, Answers, CopyId, Origin, Peer, WriteOp};
 use common::wire::chunk_master::{Beat, CutsHeard, Order, StoreRequest};
 use common::wire::client_chunk::ClientChunk;
 use common::wire::client_master::{
-    FileKind, MasterRequest, Mutation, Only, Owner, Policy, Quota, Report, SetTime,
+    FileKind, MasterRequest, Mutation, NameChange, Only, Owner, Policy, Quota, Report, SetTime,
 };
 use common::wire::frame::{HEADER_BYTES, Header, Kind};
 use common::wire::local::{ANSWER_BYTES, Wanted, socket_name};
@@ -554,7 +554,7 @@ impl Hostile {
     fn mutation(&mut self) -> Mutation {
         let (path, file, mode) = (self.path(), self.file(), self.number() as u32);
         let (near, index) = (self.text(), self.number() as u32);
-        match self.rng.random_range(0..36) {
+        match self.rng.random_range(0..37) {
             0 => Mutation::Mkdir { path, parents: self.flag(), mode, owner: self.owner() },
             29 => Mutation::BeginLocks { holder: self.request().client, name: self.text() },
             30 => Mutation::Claim {
@@ -610,6 +610,14 @@ impl Hostile {
             11 => Mutation::Truncate { file, length: self.number() },
             35 => {
                 Mutation::Empty { file, only: self.flag().then(|| self.handle()), chunk: self.flag(), near }
+            }
+            36 => {
+                let change = match self.rng.random_range(0..3) {
+                    0 => NameChange::Rename { from: path, to: self.path(), replace: self.flag() },
+                    1 => NameChange::Unlink { path, only: self.only() },
+                    _ => NameChange::Exchange { a: path, b: self.path() },
+                };
+                Mutation::ByUser { user: self.number() as u32, change }
             }
             12 => Mutation::Symlink {
                 path,

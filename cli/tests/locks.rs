@@ -44,7 +44,7 @@ fn what_one_machine_has_locked_another_cannot_lock() {
         return;
     }
     let m = Mounted::start(1, 3, &[]);
-    let other = m.again("other");
+    let other = m.again("other", &[]);
     let (here, there) = (m.at("f"), other.point.join("f"));
     let (a, b) = (open(&here), open(&there));
 
@@ -104,7 +104,7 @@ fn what_is_written_under_a_lock_is_seen_under_the_next() {
     }
     const TIMES: u64 = 150;
     let m = Mounted::start(3, 3, &[]);
-    let other = m.again("other");
+    let other = m.again("other", &[]);
     let flock = |file: &File, lock: bool| if lock { file.lock() } else { file.unlock() };
     let range = |file: &File, lock: bool| {
         fcntl_lock(file, if lock { FlockOperation::LockExclusive } else { FlockOperation::Unlock })
@@ -144,7 +144,7 @@ fn who_waits_can_be_interrupted() {
         return;
     }
     let m = Mounted::start(1, 3, &[]);
-    let other = m.again("other");
+    let other = m.again("other", &[]);
     let a = open(&m.at("f"));
     a.lock().unwrap();
     // Once on the machine that has it locked, once on another.
@@ -172,7 +172,7 @@ fn locks_outlive_a_leader_and_end_with_their_machine() {
         return;
     }
     let mut m = Mounted::start(3, 3, &[]);
-    let (mut dies, sleeps) = (m.again("dies"), m.again("sleeps"));
+    let (mut dies, sleeps) = (m.again("dies", &[]), m.again("sleeps", &[]));
     let open_both = |dir: &Path| (open(&dir.join("d")), open(&dir.join("s")));
     let (d, _) = open_both(&dies.point);
     let (_, s) = open_both(&sleeps.point);

@@ -412,7 +412,7 @@ fn two_mounts_agree_on_what_was_closed_and_made() {
         return;
     }
     let m = Mounted::start(3, 3, &[]);
-    let other = m.again("other");
+    let other = m.again("other", &[]);
     let there = |name: &str| other.point.join(name);
 
     // Bytes: whoever opens sees what was closed, though the masters are told later, and though neither
@@ -577,7 +577,7 @@ fn listings_tell_of_files_as_they_are() {
     }
 
     // Of files that are written to, only their primaries know the length; whoever has looked at some is told of others.
-    let other = m.again("other");
+    let other = m.again("other", &[]);
     let mut open = vec![];
     for (d, n) in (0..3).flat_map(|d| (0..20).map(move |n| (d, n))) {
         fs::create_dir_all(m.at(&format!("lengths-{d}"))).unwrap();
@@ -671,7 +671,7 @@ fn records_that_two_machines_append_stay_whole() {
         return;
     }
     let m = Mounted::start(1, 3, &[]);
-    let other = m.again("other");
+    let other = m.again("other", &[]);
     fs::write(m.at("log"), [0; 70]).unwrap();
     let appends = |path: std::path::PathBuf, mark: u8| {
         std::thread::spawn(move || {

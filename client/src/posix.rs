@@ -3,7 +3,7 @@
 use crate::{Attr, Client, Error, Known, Result, Seen};
 use common::limits::XATTR_VALUE_BYTES_MAX;
 use common::wire::client_master::{
-    FileKind, HOLD_FILES_MAX, MasterReply, MasterRequest, Mutation, Only, Owner, SetTime,
+    FileKind, HOLD_FILES_MAX, MasterReply, MasterRequest, Mutation, NameChange, Only, Owner, SetTime,
 };
 use common::{Code, FileId, Refusal};
 
@@ -25,6 +25,16 @@ pub struct Changes {
 impl Default for Changes {
     fn default() -> Changes {
         Changes { mode: None, uid: None, gid: None, atime: SetTime::Keep, mtime: SetTime::Keep }
+    }
+}
+
+/// A change of names by a user, unless whoever wants it is privileged: then what lies in the way need not be his.
+fn by(user: Option<u32>, change: NameChange) -> Mutation {
+    match (user, change) {
+        (Some(user), change) => Mutation::ByUser { user, change },
+        (None, NameChange::Rename { from, to, replace }) => Mutation::Rename { from, to, replace },
+        (None, NameChange::Unlink { path, only }) => Mutation::Unlink { path, recursive: false, only },
+        (None, NameChange::Exchange { a, b }) => Mutation::Exchange { a, b },
     }
 }
 
@@ -89,19 +99,25 @@ impl Client {
         self.mutate_file(Mutation::Link { from, to }).await
     }
 
-    /// Lets two paths change places, atomically.
-    pub async fn exchange(&self, a: Vec<u8>, b: Vec<u8>) -> Result<()> {
-        self.mutate(Mutation::Exchange { a, b }).await.map(drop)
+    /// Lets two paths change places, atomically. By a `user`, unless whoever wants it is privileged; so below.
+    pub async fn exchange(&self, a: Vec<u8>, b: Vec<u8>, user: Option<u32>) -> Result<()> {
+        self.mutate(by(user, NameChange::Exchange { a, b })).await.map(drop)
     }
 
     /// Takes a name away: of a directory, which must be empty, or of what is none. Gives the directory's attributes.
-    pub async fn remove(&self, path: Vec<u8>, only: Only) -> Result<Attr> {
-        self.mutate_for_attr(Mutation::Unlink { path, recursive: false, only }).await
+    pub async fn remove(&self, path: Vec<u8>, only: Only, user: Option<u32>) -> Result<Attr> {
+        self.mutate_for_attr(by(user, NameChange::Unlink { path, only })).await
     }
 
     /// Renames, atomically; gives the attributes of what it is that has the name now.
-    pub async fn move_name(&self, from: Vec<u8>, to: Vec<u8>, replace: bool) -> Result<Attr> {
-        self.mutate_for_attr(Mutation::Rename { from, to, replace }).await
+    pub async fn move_name(
+        &self,
+        from: Vec<u8>,
+        to: Vec<u8>,
+        replace: bool,
+        user: Option<u32>,
+    ) -> Result<Attr> {
+        self.mutate_for_attr(by(user, NameChange::Rename { from, to, replace })).await
     }
 
     /// Changes attributes; gives them all.

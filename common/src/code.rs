@@ -71,6 +71,8 @@ codes! {
     NoServers = 44, "not enough chunkservers are up to place a chunk";
     Deadline = 45, "the deadline has passed";
     MasterFull = 46, "the disk of the leading master is full: make room on it";
+    // Users.
+    NotYours = 50, "it is another user's, in a directory with the sticky bit";
     // Chunks.
     NoSuchChunk = 60, "the chunk is not here";
     StaleEpoch = 61, "the epoch is older than the chunk's";

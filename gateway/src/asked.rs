@@ -44,6 +44,11 @@ fn owner(req: &Request) -> Owner {
     Owner { uid: req.uid(), gid: req.gid() }
 }
 
+/// The user whom a program is; none if that is root, who may take away what is others'.
+fn user(req: &Request) -> Option<u32> {
+    Some(req.uid()).filter(|uid| *uid != 0)
+}
+
 /// Whether a program may write to a file without its losing set-id bits: the kernel says it of a write; otherwise root
 /// counts as having `CAP_FSETID`, and nobody else.
 fn keeps_set_ids(req: &Request) -> bool {
@@ -148,6 +153,7 @@ impl Filesystem for Gateway {
         let id = self.shared.id(ino);
         self.shared.told.lock().expect("never poisoned").remove(&id);
         self.shared.set_ids.forget(id);
+        self.shared.names.forget(id);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -157,7 +163,7 @@ impl Filesystem for Gateway {
         self.spawn(async move |shared| {
             let id = shared.id(ino);
             let asked = shared.directories.asked(id, Instant::now());
-            match shared.stat(&at(id)).await {
+            match shared.get_attr(ino).await {
                 Ok(attr) => {
                     if attr.kind == FileKind::Directory {
                         shared.directories.told(id, asked, &attr);
@@ -223,7 +229,9 @@ impl Filesystem for Gateway {
                 None => return Err(Errno::EINVAL),
             };
             shared.made(parent, &name, &made, name_changed);
-            made.map_err(|e| errno(&e))
+            let made = made.map_err(|e| errno(&e))?;
+            shared.leads_to((parent, name), &made);
+            Ok(made)
         });
     }
 
@@ -242,21 +250,21 @@ impl Filesystem for Gateway {
         });
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.as_bytes().to_vec();
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, user) = (name.as_bytes().to_vec(), user(req));
         self.empty(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
-            let removed = shared.client.remove(path, Only::NoDirectory).await;
+            let removed = shared.client.remove(path, Only::NoDirectory, user).await;
             shared.changed(parent, &removed, |parent| Some(parent.mtime_ns));
             removed.map(drop).map_err(|e| errno(&e))
         });
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.as_bytes().to_vec();
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, user) = (name.as_bytes().to_vec(), user(req));
         self.empty(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
-            let removed = shared.client.remove(path, Only::Directory).await;
+            let removed = shared.client.remove(path, Only::Directory, user).await;
             shared.changed(parent, &removed, |_| None);
             removed.map(drop).map_err(|e| errno(&e))
         });
@@ -275,7 +283,7 @@ impl Filesystem for Gateway {
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -283,9 +291,9 @@ impl Filesystem for Gateway {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+        let (name, newname, user) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec(), user(req));
         self.empty(reply, async move |shared| {
-            shared.rename((parent, name), (newparent, newname), flags).await
+            shared.rename((parent, name), (newparent, newname), flags, user).await
         });
     }
 
@@ -293,23 +301,31 @@ impl Filesystem for Gateway {
         let newname = newname.as_bytes().to_vec();
         self.entry(reply, async move |shared| {
             let (from, to) = (at(shared.id(ino)), shared.name_in(newparent, &newname)?);
+            // The name that led to it is one no more, perhaps.
+            if shared.client.lookup(&from).await.map_err(|e| errno(&e))?.links == 0 {
+                return Err(Errno::ESTALE);
+            }
             let asked = Instant::now();
             let linked = shared.client.link(from, to).await;
             shared.made(newparent, &newname, &linked, |known| name_changed(&known.attr));
             match linked {
                 Err(Error::Refused(r)) if r.code == Code::IsADirectory => Err(Errno::EPERM),
-                Ok(known) => Ok(shared.exactly(known, asked).await?.attr),
+                Ok(known) => {
+                    let attr = shared.exactly(known, asked).await?.attr;
+                    shared.leads_to((newparent, newname), &attr);
+                    Ok(attr)
+                }
                 Err(e) => Err(errno(&e)),
             }
         });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         // Who only reads has nothing to be flushed at a close; but locks end with it.
         let reads = flags.0 & libc::O_ACCMODE == libc::O_RDONLY && !self.shared.locks_everywhere;
         let close = if reads { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() };
-        let past = past_the_cache(flags.0);
-        self.spawn(async move |shared| match shared.open(ino).await {
+        let (past, thread) = (past_the_cache(flags.0), req.pid());
+        self.spawn(async move |shared| match shared.open(ino, thread).await {
             Ok(flags) => reply.opened(shared.new_handle(), flags | close | past),
             Err(e) => reply.error(e),
         });
@@ -337,7 +353,10 @@ impl Filesystem for Gateway {
                 }
                 shared.made(parent, &name, &made, |seen| name_changed(&seen.attr));
                 match made {
-                    Ok(seen) => Ok(seen),
+                    Ok(seen) => {
+                        shared.leads_to((parent, name), &seen.attr);
+                        Ok(seen)
+                    }
                     // Somebody else has made it since the kernel looked. Told so, it looks again, and opens what is there: it
                     // has yet to see whether the program may, and what `O_TRUNC` is to take away.
                     Err(Error::Refused(r)) if r.code == Code::Exists && flags & libc::O_EXCL == 0 => {

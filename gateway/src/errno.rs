@@ -19,6 +19,7 @@ pub fn errno(error: &Error) -> Errno {
         Code::NotEmpty => Errno::ENOTEMPTY,
         Code::BadName | Code::BadArgument => Errno::EINVAL,
         Code::QuotaExceeded => Errno::EDQUOT,
+        Code::NotYours => Errno::EPERM,
         Code::ReadOnly => Errno::EROFS,
         Code::HasSnapshots => Errno::EBUSY,
         Code::TooManyLinks => Errno::EMLINK,

@@ -17,6 +17,7 @@ mod handles;
 mod kernel;
 mod listing;
 mod locks;
+mod names;
 mod reads;
 mod set_ids;
 mod shared;

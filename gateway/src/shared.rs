@@ -8,6 +8,7 @@ use crate::errno::errno;
 use crate::handles::Handles;
 use crate::listing::{Habit, Listing, Rest};
 use crate::locks::Locks;
+use crate::names::{Names, Place};
 use crate::set_ids::SetIds;
 use crate::shown::Shown;
 use crate::{Cache, Options, REQUEST_BYTES_MAX};
@@ -21,7 +22,10 @@ use common::{Code, FileId, Refusal, Serial};
 use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Notifier, OpenFlags, RenameFlags};
 use futures::stream::{self, StreamExt};
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -46,6 +50,7 @@ pub struct Shared {
     habit: Habit,
     pub directories: Directories,
     shown: Shown,
+    pub names: Names,
     pub set_ids: SetIds,
     /// Tells the kernel what it must not believe any more.
     pub notifier: OnceLock<Notifier>,
@@ -91,6 +96,7 @@ impl Shared {
             habit: Habit::default(),
             directories: Directories::default(),
             shown: Shown::default(),
+            names: Names::default(),
             set_ids: SetIds::default(),
             notifier: OnceLock::new(),
             drops_direct: AtomicBool::new(false),
@@ -106,6 +112,10 @@ impl Shared {
         if ino == INodeNo::ROOT { self.root } else { FileId(ino.0) }
     }
 
+    fn ino(&self, id: FileId) -> INodeNo {
+        if id == self.root { INodeNo::ROOT } else { INodeNo(id.0) }
+    }
+
     pub fn attr(&self, attr: &Attr) -> FileAttr {
         let attr_of = file_attr(attr);
         if attr.kind == FileKind::File {
@@ -114,7 +124,7 @@ impl Shared {
         if attr.kind != FileKind::Directory {
             self.set_ids.told(attr.file, attr.mode);
         }
-        if attr.file == self.root { FileAttr { ino: INodeNo::ROOT, ..attr_of } } else { attr_of }
+        FileAttr { ino: self.ino(attr.file), ..attr_of }
     }
 
     pub fn name_in(&self, dir: INodeNo, name: &[u8]) -> Outcome<Vec<u8>> {
@@ -139,7 +149,9 @@ impl Shared {
                 if known.attr.open.is_some() {
                     self.habit.looked(directory, asked);
                 }
-                Ok(self.exactly(known, asked).await?.attr)
+                let attr = self.exactly(known, asked).await?.attr;
+                self.leads_to((parent, name), &attr);
+                Ok(attr)
             }
             Err(e) => {
                 let (now, is_missed) = (Instant::now(), e.code() == Some(Code::NotFound));
@@ -150,6 +162,50 @@ impl Shared {
                 }
                 Err(errno(&e))
             }
+        }
+    }
+
+    /// The kernel will be told that a name leads to this.
+    pub fn leads_to(&self, place: Place, attr: &Attr) {
+        if attr.kind == FileKind::File && self.cache != Cache::Strict {
+            self.names.told(attr.file, place, Instant::now());
+        }
+    }
+
+    /// Whether a file has no name any more, and nobody has it open here: who comes to it was led by a name that the kernel
+    /// still believes, and which was unlinked or replaced elsewhere. Told so (`ESTALE`), the kernel looks again.
+    fn is_gone(&self, attr: &Attr) -> bool {
+        attr.kind == FileKind::File && attr.links == 0 && self.handles.get(attr.file).is_none()
+    }
+
+    /// The attributes of what the kernel knows.
+    pub async fn get_attr(&self, ino: INodeNo) -> Outcome<Attr> {
+        let attr = self.stat(&at(self.id(ino))).await?;
+        if self.is_gone(&attr) { Err(Errno::ESTALE) } else { Ok(attr) }
+    }
+
+    /// What a file that was locked is now. Whoever had it locked before may have taken its name away, and programs look
+    /// whether it is still the file that they meant: then the kernel must not lead them to it by that name.
+    async fn see_by_name(&self, id: FileId) -> Outcome<Seen> {
+        let asked = Instant::now();
+        if let Some((directory, name)) = self.names.believed(id, asked) {
+            match self.client.look(&self.name_in(directory, &name)?).await {
+                Ok(known) if known.attr.file == id => return self.exactly(known, asked).await,
+                Ok(_) | Err(Error::Refused(_)) => {}
+                Err(e) => return Err(errno(&e)),
+            }
+            self.names.forget(id);
+            self.tell(move |kernel| kernel.inval_entry(directory, OsStr::from_bytes(&name))).await;
+        }
+        self.see(&at(id)).await
+    }
+
+    /// Tells the kernel something for which it may wait for requests that other threads of ours have to answer. What that was
+    /// about it may have forgotten by itself.
+    async fn tell(&self, what: impl FnOnce(Notifier) -> io::Result<()> + Send + 'static) {
+        let Some(notifier) = self.notifier.get().cloned() else { return };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || what(notifier)).await {
+            tracing::debug!(%error, "the kernel had forgotten it already");
         }
     }
 
@@ -194,7 +250,8 @@ impl Shared {
         let rest = listing.now(&self.client, place).await.map_err(|e| errno(&e))?;
         let looks = self.cache != Cache::Strict && (place > 0 || self.habit.looks(listing.directory, asked));
         let until = tokio::time::Instant::now() + LENGTHS_WAIT;
-        let told: Vec<_> = rest.iter().map(|(_, found)| self.entry(found, asked, looks, until)).collect();
+        let told: Vec<_> =
+            rest.iter().map(|(_, found)| self.entry(listing.directory, found, asked, looks, until)).collect();
         let told = stream::iter(told).buffered(LENGTHS_AT_ONCE).collect().await;
         Ok((rest, told))
     }
@@ -202,6 +259,7 @@ impl Shared {
     /// One of them. The length of a file that is written to is not known to the masters alone.
     async fn entry(
         &self,
+        directory: FileId,
         found: &Found,
         asked: Instant,
         looks: bool,
@@ -214,6 +272,7 @@ impl Shared {
         let is_open_here = self.handles.get(attr.file).is_some();
         if attr.open.is_none() || is_open_here || looks {
             if let Ok(Ok(seen)) = timeout_at(until, self.exactly(found.known.clone(), asked)).await {
+                self.leads_to((self.ino(directory), found.name.clone()), &seen.attr);
                 return (self.attr(&seen.attr), self.cache.ttl());
             }
             if let Some(length) = self.shown.open_length(attr.file) {
@@ -254,21 +313,15 @@ impl Shared {
         self.bare.forget();
         let Some(file) = self.handles.get(id) else { return Ok(()) };
         let since = file.moment().await;
-        let seen = self.see(&at(id)).await?;
+        let seen = self.see_by_name(id).await?;
         let now = (seen.attr.mtime_ns, seen.attr.length, seen.serial);
         let before = self.told.lock().expect("never poisoned").insert(id, now);
         let believes = self.shown.differs(id, seen.attr.length, Instant::now());
         file.revalidate(Some((since, seen))).await;
-        if (before != Some(now) || believes)
-            && let Some(notifier) = self.notifier.get().cloned()
-        {
-            let ino = if id == self.root { INodeNo::ROOT } else { INodeNo(id.0) };
-            // It waits for pages that are being read, which other threads of ours have to answer.
-            let forgotten = tokio::task::spawn_blocking(move || notifier.inval_inode(ino, 0, 0)).await;
-            if let Ok(Err(error)) = forgotten {
-                tracing::debug!(%error, file = %id, "the kernel had forgotten it already");
-            }
-        }
+        let ino = self.ino(id);
+        // Its attributes count as of now; its pages too, if they may be others.
+        let pages_from = if before != Some(now) || believes { 0 } else { -1 };
+        self.tell(move |kernel| kernel.inval_inode(ino, pages_from, 0)).await;
         Ok(())
     }
 
@@ -282,7 +335,8 @@ impl Shared {
         self.handles.get(self.id(ino)).ok_or(Errno::EBADF)
     }
 
-    pub async fn open(&self, ino: INodeNo) -> Outcome<FopenFlags> {
+    /// Opens a file for a thread of a program.
+    pub async fn open(&self, ino: INodeNo, thread: u32) -> Outcome<FopenFlags> {
         let since = match self.handles.get(self.id(ino)) {
             Some(file) => Some(file.moment().await),
             None => None,
@@ -293,8 +347,9 @@ impl Shared {
         if seen.attr.kind != FileKind::File {
             return Err(Errno::EINVAL);
         }
-        if seen.attr.links == 0 && self.handles.get(self.id(ino)).is_none() {
-            // The kernel still believes a name that was unlinked or replaced elsewhere: told so, it looks again.
+        let id = seen.attr.file;
+        if self.is_gone(&seen.attr) || seen.attr.links == 0 && self.names.is_sent(thread, id, Instant::now())
+        {
             return Err(Errno::ESTALE);
         }
         Ok(self.open_file(seen, since, false).await)
@@ -501,7 +556,7 @@ impl Shared {
         if nothing && mode.is_none() && uid.is_none() && gid.is_none() {
             let attr = match cut {
                 Some(seen) => seen.attr,
-                None => self.stat(&at(id)).await?,
+                None => self.get_attr(ino).await?,
             };
             return Ok(self.attr(&attr));
         }
@@ -515,6 +570,9 @@ impl Shared {
         let changed = self.client.change(at(id), changes).await;
         self.directories.forget(id);
         let known = changed.map_err(|e| errno(&e))?;
+        if self.is_gone(&known.attr) {
+            return Err(Errno::ESTALE);
+        }
         Ok(self.attr(&self.exactly(known, asked).await?.attr))
     }
 
@@ -523,6 +581,9 @@ impl Shared {
         let cut = match self.handles.get(id) {
             Some(file) => file.truncate(length, true).await,
             None => {
+                if self.is_gone(&self.client.lookup(&at(id)).await.map_err(|e| errno(&e))?) {
+                    return Err(Errno::ESTALE);
+                }
                 self.client.forget_mtime(id).await;
                 self.client.truncate(&at(id), length).await
             }
@@ -537,12 +598,13 @@ impl Shared {
         (parent, name): (INodeNo, Vec<u8>),
         (newparent, newname): (INodeNo, Vec<u8>),
         flags: RenameFlags,
+        user: Option<u32>,
     ) -> Outcome<()> {
         let (from, to) = (self.name_in(parent, &name)?, self.name_in(newparent, &newname)?);
         let renamed = match flags {
-            RenameFlags::RENAME_EXCHANGE => self.client.exchange(from, to).await.map(|()| None),
-            RenameFlags::RENAME_NOREPLACE => self.client.move_name(from, to, false).await.map(Some),
-            flags if flags.is_empty() => self.client.move_name(from, to, true).await.map(Some),
+            RenameFlags::RENAME_EXCHANGE => self.client.exchange(from, to, user).await.map(|()| None),
+            RenameFlags::RENAME_NOREPLACE => self.client.move_name(from, to, false, user).await.map(Some),
+            flags if flags.is_empty() => self.client.move_name(from, to, true, user).await.map(Some),
             _ => return Err(Errno::EINVAL),
         };
         let time = |moved: &Option<Attr>| moved.as_ref().and_then(name_changed);
@@ -550,6 +612,9 @@ impl Shared {
         self.changed(parent, &renamed, time);
         if flags == RenameFlags::RENAME_EXCHANGE {
             self.absent.made(self.id(parent), &name);
+        }
+        if let Ok(Some(moved)) = &renamed {
+            self.leads_to((newparent, newname), moved);
         }
         renamed.map(drop).map_err(|e| errno(&e))
     }

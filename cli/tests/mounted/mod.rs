@@ -72,9 +72,9 @@ impl Mounted {
     }
 
     /// The same cluster, mounted once more.
-    pub fn again(&self, name: &str) -> Again {
+    pub fn again(&self, name: &str, args: &[&str]) -> Again {
         let point = self.point.with_extension(name);
-        Again { process: mount(&self.cluster, &point, &[]), point }
+        Again { process: mount(&self.cluster, &point, args), point }
     }
 
     pub fn end(&mut self) {

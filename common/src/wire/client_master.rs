@@ -502,6 +502,42 @@ pub enum Mutation {
         /// Rack or host of the client.
         near: String,
     },
+    /// Changes names for a user who is not privileged. Refused with `NotYours` where that takes away what another user has in
+    /// a directory with the sticky bit, unless the directory is the user's own.
+    ByUser {
+        /// Who.
+        user: u32,
+        /// What.
+        change: NameChange,
+    },
+}
+
+/// A change of names by which somebody may lose one.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum NameChange {
+    /// As `Mutation::Rename`.
+    Rename {
+        /// From.
+        from: PathBytes,
+        /// To.
+        to: PathBytes,
+        /// Whether a file (or an empty directory) at `to` is replaced.
+        replace: bool,
+    },
+    /// As `Mutation::Unlink`, of one name.
+    Unlink {
+        /// The path.
+        path: PathBytes,
+        /// What it must be.
+        only: Only,
+    },
+    /// As `Mutation::Exchange`.
+    Exchange {
+        /// One.
+        a: PathBytes,
+        /// The other.
+        b: PathBytes,
+    },
 }
 
 /// Most files in one `Hold`, or in one question which have no name.

@@ -13,8 +13,8 @@ use common::limits::{
 };
 use common::wire::ChunkConfig;
 use common::wire::client_master::{
-    Attr, ChunkInfo, Entry as Listed, FileKind, Looked, MasterReply, Mutation, Only, Owner, Policy, Report,
-    SetTime,
+    Attr, ChunkInfo, Entry as Listed, FileKind, Looked, MasterReply, Mutation, NameChange, Only, Owner,
+    Policy, Report, SetTime,
 };
 use common::wire::path::Route;
 use common::{ChunkHandle, Code, Epoch, FileId, Refusal, StoreId};
@@ -73,8 +73,8 @@ impl Metadata {
                 self.set_times(id, *atime, *mtime, now);
                 Ok(self.looked_at(self.attr(id)))
             }
-            Mutation::Rename { from, to, replace } => self.rename(from, to, *replace, now),
-            Mutation::Unlink { path, recursive, only } => self.unlink(path, *recursive, *only, now),
+            Mutation::Rename { from, to, replace } => self.rename(None, from, to, *replace, now),
+            Mutation::Unlink { path, recursive, only } => self.unlink(None, path, *recursive, *only, now),
             Mutation::Undelete { path, to } => {
                 let id = self.undelete(path, to, now)?;
                 Ok(MasterReply::Attr(self.attr(id)))
@@ -87,7 +87,12 @@ impl Metadata {
                 self.symlink(path, target, *parents, *owner, now)
             }
             Mutation::Link { from, to } => self.link(from, to, now),
-            Mutation::Exchange { a, b } => self.exchange(a, b, now),
+            Mutation::Exchange { a, b } => self.exchange(None, a, b, now),
+            Mutation::ByUser { user, change } => match change {
+                NameChange::Rename { from, to, replace } => self.rename(Some(*user), from, to, *replace, now),
+                NameChange::Unlink { path, only } => self.unlink(Some(*user), path, false, *only, now),
+                NameChange::Exchange { a, b } => self.exchange(Some(*user), a, b, now),
+            },
             Mutation::MakeSpecial { path, kind, device, mode, owner } => {
                 let special = matches!(kind, FileKind::Fifo | FileKind::Socket)
                     || matches!(kind, FileKind::CharacterDevice | FileKind::BlockDevice);
@@ -425,7 +430,14 @@ impl Metadata {
         Ok(MasterReply::Done)
     }
 
-    fn rename(&mut self, from: &[u8], to: &[u8], replace: bool, now: i64) -> Answer<MasterReply> {
+    fn rename(
+        &mut self,
+        user: Option<u32>,
+        from: &[u8],
+        to: &[u8],
+        replace: bool,
+        now: i64,
+    ) -> Answer<MasterReply> {
         let (from_parent, from_name) = self.parent_of(from, false, now)?;
         let Some(id) = self.tree.child(from_parent, &from_name) else {
             return refuse(Code::NotFound, from);
@@ -439,6 +451,10 @@ impl Metadata {
         if old == Some(id) {
             // Two names of one file: POSIX wants both to stay.
             return Ok(MasterReply::Attr(self.attr(id)));
+        }
+        self.tree.refuse_others(user, from_parent, id, from)?;
+        if let Some(old) = old {
+            self.tree.refuse_others(user, to_parent, old, to)?;
         }
         let minus = old.map_or(Totals::NOTHING, |old| self.tree.weight(old));
         // A file with another name goes on counting there.
@@ -467,7 +483,7 @@ impl Metadata {
         if within { refuse(Code::BadArgument, path) } else { Ok(()) }
     }
 
-    fn exchange(&mut self, a: &[u8], b: &[u8], now: i64) -> Answer<MasterReply> {
+    fn exchange(&mut self, user: Option<u32>, a: &[u8], b: &[u8], now: i64) -> Answer<MasterReply> {
         let places = [self.parent_of(a, false, now)?, self.parent_of(b, false, now)?];
         let mut ids = [ROOT; 2];
         for ((id, (parent, name)), path) in ids.iter_mut().zip(&places).zip([a, b]) {
@@ -478,6 +494,8 @@ impl Metadata {
         if one == other {
             return Ok(MasterReply::Done);
         }
+        self.tree.refuse_others(user, one_parent, one, a)?;
+        self.tree.refuse_others(user, other_parent, other, b)?;
         self.refuse_into_itself(one, other_parent, b)?;
         self.refuse_into_itself(other, one_parent, a)?;
         let weights = ids.map(|id| self.tree.weight(id));
@@ -523,7 +541,14 @@ impl Metadata {
         }
     }
 
-    fn unlink(&mut self, path: &[u8], recursive: bool, only: Only, now: i64) -> Answer<MasterReply> {
+    fn unlink(
+        &mut self,
+        user: Option<u32>,
+        path: &[u8],
+        recursive: bool,
+        only: Only,
+        now: i64,
+    ) -> Answer<MasterReply> {
         if route(path)?.names.is_empty() {
             return refuse(Code::BadArgument, path);
         }
@@ -531,6 +556,7 @@ impl Metadata {
         let Some(id) = self.tree.child(parent, &name) else {
             return refuse(Code::NotFound, path);
         };
+        self.tree.refuse_others(user, parent, id, path)?;
         match (&self.tree.inodes[&id].body, only) {
             (Body::Directory { .. }, Only::NoDirectory) => return refuse(Code::IsADirectory, path),
             (Body::Directory { entries: 1.., .. }, _) if !recursive => return refuse(Code::NotEmpty, path),

@@ -15,7 +15,9 @@ use bincode::{Decode, Encode};
 use common::limits::{NAME_BYTES_MAX, SNAPSHOTS_MAX};
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::StoreReply;
-use common::wire::client_master::{Attr, FileKind, MasterReply, Mutation, SNAPSHOT_DIR, SnapshotInfo};
+use common::wire::client_master::{
+    Attr, FileKind, MasterReply, Mutation, NameChange, SNAPSHOT_DIR, SnapshotInfo,
+};
 use common::wire::path::Route;
 use common::{ChunkHandle, Code, Epoch, FileId, Refusal, StoreId};
 
@@ -84,6 +86,7 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
         | Mutation::Publish { path, .. }
         | Mutation::SetAttr { path, .. }
         | Mutation::Unlink { path, .. }
+        | Mutation::ByUser { change: NameChange::Unlink { path, .. }, .. }
         | Mutation::Symlink { path, .. }
         | Mutation::MakeSpecial { path, .. }
         | Mutation::SetXattr { path, .. }
@@ -92,8 +95,12 @@ fn changed(mutation: &Mutation) -> Vec<&[u8]> {
         | Mutation::Snapshot { path, .. }
         | Mutation::DeleteSnapshot { path, .. } => vec![path],
         Mutation::CreateUnnamed { like, .. } => vec![like],
-        Mutation::Rename { from, to, .. } | Mutation::Link { from, to } => vec![from, to],
-        Mutation::Exchange { a, b } => vec![a, b],
+        Mutation::Rename { from, to, .. }
+        | Mutation::ByUser { change: NameChange::Rename { from, to, .. }, .. }
+        | Mutation::Link { from, to } => vec![from, to],
+        Mutation::Exchange { a, b } | Mutation::ByUser { change: NameChange::Exchange { a, b }, .. } => {
+            vec![a, b]
+        }
         Mutation::Undelete { to, .. } => vec![to],
         Mutation::AddChunk { .. }
         | Mutation::AddHole { .. }

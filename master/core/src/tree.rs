@@ -36,6 +36,9 @@ fn default_policy() -> Policy {
     }
 }
 
+/// The permission bit by which a directory's names are safe from whom they do not belong to.
+const STICKY: u16 = 0o1000;
+
 pub(crate) fn refuse<T>(code: Code, path: &[u8]) -> Answer<T> {
     Err(Refusal::new(code, String::from_utf8_lossy(path)))
 }
@@ -86,6 +89,19 @@ impl Tree {
             }
         }
         Ok(at)
+    }
+
+    /// A user who is not privileged takes nothing away that is another's from a directory with the sticky bit, unless that
+    /// is his own. Nothing is refused to others (`user` is none). The path is for the refusal.
+    pub fn refuse_others(&self, user: Option<u32>, dir: FileId, id: FileId, path: &[u8]) -> Answer<()> {
+        let (of_dir, of_it) = (&self.inodes[&dir], &self.inodes[&id]);
+        let is_sticky = of_dir.mode & STICKY != 0;
+        match user {
+            Some(user) if is_sticky && of_dir.uid != user && of_it.uid != user => {
+                refuse(Code::NotYours, path)
+            }
+            _ => Ok(()),
+        }
     }
 
     pub fn is_directory(&self, id: FileId) -> bool {

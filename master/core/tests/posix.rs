@@ -3,8 +3,8 @@
 mod driver;
 
 use common::wire::client_master::{
-    Attr, ChunkInfo, FileKind, MasterReply, Mutation, Only, Owner, Policy, Quota, Report, SNAPSHOT_DIR,
-    SetTime,
+    Attr, ChunkInfo, FileKind, MasterReply, Mutation, NameChange, Only, Owner, Policy, Quota, Report,
+    SNAPSHOT_DIR, SetTime,
 };
 use common::wire::path::{at, name_in};
 use common::*;
@@ -542,4 +542,54 @@ fn where_there_is_no_trash_what_is_deleted_goes_when_nobody_has_it_open() {
     assert_eq!(d.state.counts().0, before);
     d.state.check();
     d.reread();
+}
+
+/// Everybody whose a directory and what is in it can be, and everybody who takes it away, in each way.
+#[test]
+fn who_takes_what_away_from_a_directory_with_the_sticky_bit() {
+    const ROOT: u32 = 0;
+    let users = [ROOT, 1, 2];
+    for (sticky, dir, of, by) in users
+        .into_iter()
+        .flat_map(|dir| users.into_iter().flat_map(move |of| users.into_iter().map(move |by| (dir, of, by))))
+        .flat_map(|(dir, of, by)| [(false, dir, of, by), (true, dir, of, by)])
+    {
+        let changes = |d: &mut Driver| {
+            let owned = |uid| Owner { uid, gid: 0 };
+            let mode = if sticky { 0o1777 } else { 0o777 };
+            d.mutate(Mutation::Mkdir { path: b"/d".into(), parents: false, mode, owner: owned(dir) });
+            d.mutate(Mutation::Mkdir { path: b"/free".into(), parents: false, mode: 0o777, owner: ME });
+            let make = |path: &str, uid| Mutation::MakeSpecial {
+                path: path.into(),
+                kind: FileKind::Fifo,
+                device: 0,
+                mode: 0o600,
+                owner: owned(uid),
+            };
+            for (path, uid) in [("/d/his", of), ("/d/by", by), ("/free/by", by)] {
+                d.mutate(make(path, uid));
+            }
+            let (his, out) = (b"/d/his".to_vec(), b"/free/out".to_vec());
+            let (near, far) = (b"/d/by".to_vec(), b"/free/by".to_vec());
+            [
+                NameChange::Unlink { path: his.clone(), only: Only::NoDirectory },
+                NameChange::Rename { from: his.clone(), to: out, replace: true },
+                NameChange::Rename { from: near, to: his.clone(), replace: true },
+                NameChange::Rename { from: far.clone(), to: his.clone(), replace: true },
+                NameChange::Exchange { a: his.clone(), b: far.clone() },
+                NameChange::Exchange { a: far, b: his },
+            ]
+        };
+        let may = !sticky || dir == by || of == by;
+        for n in 0..6 {
+            let mut d = Driver::new();
+            let change = changes(&mut d)[n].clone();
+            let before = d.state.stat(b"/d/his").unwrap();
+            let refused = code(&d.mutate(Mutation::ByUser { user: by, change: change.clone() }));
+            assert_eq!(refused, (!may).then_some(Code::NotYours), "{sticky} {dir} {of} {by}: {change:?}");
+            let is_there = d.state.stat(b"/d/his").is_ok_and(|now| now.file == before.file);
+            assert_eq!(is_there, !may, "{sticky} {dir} {of} {by}: {change:?}");
+            d.state.check();
+        }
+    }
 }

@@ -3,7 +3,7 @@
 mod driver;
 
 use common::wire::chunk_master::{CutsHeard, StoreReply};
-use common::wire::client_master::{FileKind, MasterReply, Mutation, Only, Owner, Quota, SetTime};
+use common::wire::client_master::{FileKind, MasterReply, Mutation, NameChange, Only, Owner, Quota, SetTime};
 use common::*;
 use driver::{Driver, code, create, image};
 use master_core::{Before, Command, Reply};
@@ -415,6 +415,7 @@ fn a_snapshot_is_never_changed() {
     let file = d.state.stat(b"/a/.snapshot/s/f").unwrap().file;
     let inside = || b"/a/.snapshot/s/f".to_vec();
     let new = || b"/a/.snapshot/s/g".to_vec();
+    let by = |change| Mutation::ByUser { user: 1, change };
     let refused = [
         create("/a/.snapshot/s/g", true),
         create("/a/.snapshot", false),
@@ -423,6 +424,10 @@ fn a_snapshot_is_never_changed() {
         Mutation::Unlink { path: b"/a/.snapshot".to_vec(), recursive: true, only: Only::Anything },
         Mutation::Rename { from: inside(), to: b"/g".to_vec(), replace: true },
         Mutation::Rename { from: b"/a/f".to_vec(), to: new(), replace: true },
+        by(NameChange::Unlink { path: inside(), only: Only::Anything }),
+        by(NameChange::Rename { from: inside(), to: b"/g".to_vec(), replace: true }),
+        by(NameChange::Rename { from: b"/a/f".to_vec(), to: new(), replace: true }),
+        by(NameChange::Exchange { a: b"/a/f".to_vec(), b: inside() }),
         Mutation::SetAttr {
             path: inside(),
             mode: Some(0),

@@ -6,7 +6,7 @@ use common::limits::{CLAIM_RANGES_MAX, LIST_PAGE_MAX, NAME_BYTES_MAX, SESSION_MS
 use common::wire::ChunkConfig;
 use common::wire::chunk_master::StoreReply;
 use common::wire::client_master::{
-    HOLD_FILES_MAX, MasterReply, MasterRequest, Mutation, REPORT_FILES_MAX, SnapshotInfo,
+    HOLD_FILES_MAX, MasterReply, MasterRequest, Mutation, NameChange, REPORT_FILES_MAX, SnapshotInfo,
 };
 use common::{ChunkHandle, Code, Epoch, Refusal, RequestId};
 use master_core::{Command, Metadata, Reply};
@@ -49,6 +49,7 @@ fn grows(mutation: &Mutation) -> bool {
     !matches!(
         mutation,
         Mutation::Unlink { .. }
+            | Mutation::ByUser { change: NameChange::Unlink { .. }, .. }
             | Mutation::Truncate { .. }
             | Mutation::Empty { .. }
             | Mutation::ReportLength { .. }
