@@ -101,6 +101,21 @@ fn what_was_replaced_elsewhere_is_not_what_a_name_leads_to() {
             assert_eq!(fs::read_to_string(again).unwrap(), "old", "who has it open can open it again");
         }
 
+        // It was moved away, and another one made.
+        fs::write(two.here(&name("log")), "old").unwrap();
+        let open = File::open(two.there(&name("log"))).unwrap();
+        let believed_only = name("other-log");
+        fs::write(two.here(&believed_only), "old").unwrap();
+        fs::metadata(two.there(&believed_only)).unwrap();
+        for log in [name("log"), believed_only] {
+            fs::rename(two.here(&log), two.here(&format!("{log}.1"))).unwrap();
+            fs::write(two.here(&log), "new").unwrap();
+            assert_eq!(fs::read_to_string(two.there(&log)).unwrap(), "new", "{log}");
+            assert_eq!(fs::read_to_string(two.there(&format!("{log}.1"))).unwrap(), "old", "{log}");
+        }
+        let again = format!("/proc/self/fd/{}", open.as_raw_fd());
+        assert_eq!(fs::read_to_string(again).unwrap(), "old");
+
         let believed = |what: &str| {
             fs::write(two.here(&name(what)), "old").unwrap();
             fs::metadata(two.there(&name(what))).unwrap();

@@ -397,7 +397,7 @@ fn what_is_looked_at_again_is_as_it_is_then() {
     };
     let expect = |c: &Running, file, bytes: &[u8]| {
         let read = async {
-            let seen = reader.exactly(reader.look_again(file).await?).await?;
+            let seen = reader.exactly(reader.look_again(&common::wire::path::at(file), file).await?).await?;
             let length = seen.attr.length;
             let parts = client::OpenFile::new(&reader, &seen).read(0, 1 << 20).await?;
             client::Result::Ok((length, parts.concat()))

@@ -2,8 +2,8 @@
 //! beside each other: nobody need be told first who that is.
 
 use crate::{Client, Known, Result};
+use common::wire::ChunkConfig;
 use common::wire::client_master::ChunkInfo;
-use common::wire::{ChunkConfig, path};
 use common::{FileId, Serial};
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -40,15 +40,14 @@ impl Looks {
 }
 
 impl Client {
-    /// As `look`, at a file that was looked at before. The primary of its last chunk is asked for the length meanwhile. What it
+    /// As `look`, at a path that led to a file before. The primary of its last chunk is asked for the length meanwhile. What it
     /// says counts if the masters say that it still is, and of the last chunk: both were asked after this began, so
     /// nothing is missed that was acknowledged before.
-    pub async fn look_again(&self, file: FileId) -> Result<Known> {
-        let path = path::at(file);
-        let Some(then) = self.inner.looks.take(file) else { return self.look(&path).await };
+    pub async fn look_again(&self, path: &[u8], file: FileId) -> Result<Known> {
+        let Some(then) = self.inner.looks.take(file) else { return self.look(path).await };
         let mut said = None;
         let mut asked = std::pin::pin!(self.stat_replica(&then, then.primary));
-        let mut look = std::pin::pin!(self.look(&path));
+        let mut look = std::pin::pin!(self.look(path));
         let mut known = loop {
             tokio::select! {
                 biased;

@@ -53,7 +53,7 @@ impl Names {
         self.believed.lock().expect("never poisoned").remove(&file);
     }
 
-    /// A thread opens a file that is open here and has no name any more: whether it is to look again. By a name it will not
+    /// A thread opens a file to which the name leads no more that did: whether it is to look again. By a name it will not
     /// come to this file another time. If it does, at once, it came by a descriptor (`/proc/self/fd`), and shall have it.
     pub fn is_sent(&self, thread: u32, file: FileId, now: Instant) -> bool {
         let mut sent = self.sent.lock().expect("never poisoned");

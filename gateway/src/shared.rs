@@ -184,6 +184,25 @@ impl Shared {
         if self.is_gone(&attr) { Err(Errno::ESTALE) } else { Ok(attr) }
     }
 
+    /// What is known of a file that is opened. If the name that led to it leads there no more, the kernel is told so (`ESTALE`), and
+    /// looks again; if the thread then comes to the same file, it came by a descriptor.
+    async fn look_by_name(&self, id: FileId, thread: u32) -> Outcome<Known> {
+        let path = match self.names.believed(id, Instant::now()) {
+            Some((directory, name)) => self.name_in(directory, &name)?,
+            None => at(id),
+        };
+        match self.client.look_again(&path, id).await {
+            Ok(known) if known.attr.file == id && known.attr.links > 0 => return Ok(known),
+            Ok(_) | Err(Error::Refused(_)) => {}
+            Err(e) => return Err(errno(&e)),
+        }
+        if self.names.is_sent(thread, id, Instant::now()) {
+            return Err(Errno::ESTALE);
+        }
+        let known = self.client.look(&at(id)).await.map_err(|e| errno(&e))?;
+        if self.is_gone(&known.attr) { Err(Errno::ESTALE) } else { Ok(known) }
+    }
+
     /// What a file that was locked is now. Whoever had it locked before may have taken its name away, and programs look
     /// whether it is still the file that they meant: then the kernel must not lead them to it by that name.
     async fn see_by_name(&self, id: FileId) -> Outcome<Seen> {
@@ -337,20 +356,16 @@ impl Shared {
 
     /// Opens a file for a thread of a program.
     pub async fn open(&self, ino: INodeNo, thread: u32) -> Outcome<FopenFlags> {
-        let since = match self.handles.get(self.id(ino)) {
+        let id = self.id(ino);
+        let since = match self.handles.get(id) {
             Some(file) => Some(file.moment().await),
             None => None,
         };
         let asked = Instant::now();
-        let known = self.client.look_again(self.id(ino)).await.map_err(|e| errno(&e))?;
+        let known = self.look_by_name(id, thread).await?;
         let seen = self.exactly(known, asked).await?;
         if seen.attr.kind != FileKind::File {
             return Err(Errno::EINVAL);
-        }
-        let id = seen.attr.file;
-        if self.is_gone(&seen.attr) || seen.attr.links == 0 && self.names.is_sent(thread, id, Instant::now())
-        {
-            return Err(Errno::ESTALE);
         }
         Ok(self.open_file(seen, since, false).await)
     }
