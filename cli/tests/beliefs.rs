@@ -11,6 +11,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Two mounts: what the second believes, the first changes.
 struct Two {
@@ -187,4 +189,38 @@ fn what_is_anothers_stays_in_a_directory_with_the_sticky_bit() {
         }
         assert!(does(0, "rm $1", &here), "root may");
     }
+}
+
+/// The kernel looks again once for a program: of a name that changes all the time no open may fail for that.
+#[test]
+fn a_name_that_changes_all_the_time_is_always_opened() {
+    if !can_mount() {
+        return;
+    }
+    let two = Two::start();
+    fs::write(two.here("f"), "first").unwrap();
+    let end = Instant::now() + Duration::from_secs(3);
+    let (two, opened) = (&two, &AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for n in 0..2 {
+            scope.spawn(move || {
+                let new = two.here(&format!("new{n}"));
+                while Instant::now() < end {
+                    fs::write(&new, "newer").unwrap();
+                    fs::rename(&new, two.here("f")).unwrap();
+                }
+            });
+        }
+        for path in [two.here("f"), two.here("f"), two.there("f"), two.there("f")] {
+            scope.spawn(move || {
+                while Instant::now() < end {
+                    let text = fs::read_to_string(&path).unwrap();
+                    assert!(text == "first" || text == "newer", "{text}");
+                    fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+                    opened.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    println!("opened {} times", opened.load(Ordering::Relaxed));
 }

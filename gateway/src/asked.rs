@@ -141,12 +141,13 @@ impl Filesystem for Gateway {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if self.shared.absent.is_absent(self.shared.id(parent), name.as_bytes(), Instant::now()) {
+            self.shared.names.arrived(req.pid());
             return reply.error(Errno::ENOENT);
         }
-        let name = name.as_bytes().to_vec();
-        self.entry(reply, async move |shared| shared.lookup(parent, name).await);
+        let (name, thread) = (name.as_bytes().to_vec(), req.pid());
+        self.entry(reply, async move |shared| shared.lookup(parent, name, thread).await);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
@@ -163,7 +164,7 @@ impl Filesystem for Gateway {
         self.spawn(async move |shared| {
             let id = shared.id(ino);
             let asked = shared.directories.asked(id, Instant::now());
-            match shared.get_attr(ino).await {
+            match shared.stat(&at(id)).await {
                 Ok(attr) => {
                     if attr.kind == FileKind::Directory {
                         shared.directories.told(id, asked, &attr);
@@ -194,8 +195,8 @@ impl Filesystem for Gateway {
         reply: ReplyAttr,
     ) {
         let changes = Changes { mode, uid, gid, atime: set_time(atime), mtime: set_time(mtime) };
-        let has_right = keeps_set_ids(req);
-        self.spawn(async move |shared| match shared.set_attr(ino, size, changes, has_right).await {
+        let (has_right, thread) = (keeps_set_ids(req), req.pid());
+        self.spawn(async move |shared| match shared.set_attr(ino, size, changes, has_right, thread).await {
             Ok(attr) => reply.attr(&shared.cache.ttl(), &attr),
             Err(e) => reply.error(e),
         });
@@ -297,14 +298,17 @@ impl Filesystem for Gateway {
         });
     }
 
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let newname = newname.as_bytes().to_vec();
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let (newname, thread) = (newname.as_bytes().to_vec(), req.pid());
         self.entry(reply, async move |shared| {
             let (from, to) = (at(shared.id(ino)), shared.name_in(newparent, &newname)?);
             // The name that led to it is one no more, perhaps.
-            if shared.client.lookup(&from).await.map_err(|e| errno(&e))?.links == 0 {
-                return Err(Errno::ESTALE);
+            let attr = shared.client.lookup(&from).await.map_err(|e| errno(&e))?;
+            if attr.links == 0 {
+                let is_sent = shared.names.is_sent(thread, attr.file, Instant::now());
+                return Err(if is_sent { Errno::ESTALE } else { Errno::ENOENT });
             }
+            shared.names.arrived(thread);
             let asked = Instant::now();
             let linked = shared.client.link(from, to).await;
             shared.made(newparent, &newname, &linked, |known| name_changed(&known.attr));

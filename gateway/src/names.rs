@@ -24,8 +24,8 @@ pub type Place = (INodeNo, Vec<u8>);
 pub struct Names {
     /// Of each file the one that was told last.
     believed: Mutex<HashMap<FileId, (Place, Instant)>>,
-    /// Threads that were sent to look again, and for which file, with when.
-    sent: Mutex<HashMap<(u32, FileId), Instant>>,
+    /// Threads that were sent to look again: from which file, or to which they have come since, and when they were sent.
+    sent: Mutex<HashMap<u32, (FileId, Instant)>>,
 }
 
 impl Names {
@@ -53,11 +53,25 @@ impl Names {
         self.believed.lock().expect("never poisoned").remove(&file);
     }
 
-    /// A thread opens a file to which the name leads no more that did: whether it is to look again. By a name it will not
-    /// come to this file another time. If it does, at once, it came by a descriptor (`/proc/self/fd`), and shall have it.
+    /// A thread has been led to this by a name, as that is now.
+    pub fn looked(&self, thread: u32, file: FileId) {
+        if let Some((to, _)) = self.sent.lock().expect("never poisoned").get_mut(&thread) {
+            *to = file;
+        }
+    }
+
+    /// A thread has found what it was looking for, or that there is no such name: it is sent anew if another name is old.
+    pub fn arrived(&self, thread: u32) {
+        self.sent.lock().expect("never poisoned").remove(&thread);
+    }
+
+    /// A thread opens a file to which the name that led there leads no more: whether it is to look again. It need not if it was
+    /// sent to look just now, and came to this file by what it saw then, or by a descriptor (`/proc/self/fd`), which led it
+    /// here twice: names can change faster than anybody opens them.
     pub fn is_sent(&self, thread: u32, file: FileId, now: Instant) -> bool {
         let mut sent = self.sent.lock().expect("never poisoned");
-        if let Some(at) = sent.remove(&(thread, file))
+        if let Some((to, at)) = sent.remove(&thread)
+            && to == file
             && now.duration_since(at) < BELIEVED
         {
             return false;
@@ -65,7 +79,7 @@ impl Names {
         if sent.len() >= SENT_MAX {
             sent.clear();
         }
-        sent.insert((thread, file), now);
+        sent.insert(thread, (file, now));
         true
     }
 }
@@ -102,11 +116,28 @@ mod tests {
     }
 
     #[test]
+    fn who_was_sent_is_let_in_to_what_the_name_led_to_then() {
+        let (names, now) = (Names::default(), Instant::now());
+        names.looked(1, FileId(6));
+        assert!(names.is_sent(1, FileId(6), now), "nobody had sent it");
+        names.looked(1, FileId(3));
+        names.looked(2, FileId(9));
+        names.looked(1, FileId(8));
+        assert!(!names.is_sent(1, FileId(8), now), "that has been replaced, too");
+        assert!(names.is_sent(1, FileId(7), now));
+        assert!(names.is_sent(1, FileId(9), now), "there was nothing of that name; this is another open");
+        names.looked(1, FileId(5));
+        names.arrived(1);
+        names.looked(1, FileId(4));
+        assert!(names.is_sent(1, FileId(4), now), "that is another open");
+    }
+
+    #[test]
     fn there_are_bounds() {
         let (names, now) = (Names::default(), Instant::now());
         for n in 0..=FILES_MAX as u64 {
             names.told(FileId(n), place("a"), now);
-            names.is_sent(1, FileId(n), now);
+            names.is_sent(n as u32, FileId(n), now);
         }
         assert!(names.believed.lock().unwrap().len() <= FILES_MAX);
         assert!(names.sent.lock().unwrap().len() <= SENT_MAX);

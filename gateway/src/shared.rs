@@ -141,7 +141,8 @@ impl Shared {
         self.exactly(known, asked).await
     }
 
-    pub async fn lookup(self: Arc<Self>, parent: INodeNo, name: Vec<u8>) -> Outcome<Attr> {
+    /// Looks for a name, for a thread of a program.
+    pub async fn lookup(self: Arc<Self>, parent: INodeNo, name: Vec<u8>, thread: u32) -> Outcome<Attr> {
         let directory = self.id(parent);
         let asked = Instant::now();
         match self.client.look(&self.name_in(parent, &name)?).await {
@@ -151,9 +152,11 @@ impl Shared {
                 }
                 let attr = self.exactly(known, asked).await?.attr;
                 self.leads_to((parent, name), &attr);
+                self.names.looked(thread, attr.file);
                 Ok(attr)
             }
             Err(e) => {
+                self.names.arrived(thread);
                 let (now, is_missed) = (Instant::now(), e.code() == Some(Code::NotFound));
                 let remembers = self.cache != Cache::Strict;
                 if remembers && is_missed && self.absent.missed(directory, now) == Missed::List {
@@ -172,35 +175,36 @@ impl Shared {
         }
     }
 
-    /// Whether a file has no name any more, and nobody has it open here: who comes to it was led by a name that the kernel
-    /// still believes, and which was unlinked or replaced elsewhere. Told so (`ESTALE`), the kernel looks again.
-    fn is_gone(&self, attr: &Attr) -> bool {
-        attr.kind == FileKind::File && attr.links == 0 && self.handles.get(attr.file).is_none()
-    }
-
-    /// The attributes of what the kernel knows.
-    pub async fn get_attr(&self, ino: INodeNo) -> Outcome<Attr> {
-        let attr = self.stat(&at(self.id(ino))).await?;
-        if self.is_gone(&attr) { Err(Errno::ESTALE) } else { Ok(attr) }
+    /// A thread wants something of a file that has no name any more, and nobody has it open here: it was led there by a name that
+    /// the kernel still believes, and which was unlinked or replaced elsewhere. Told so (`ESTALE`), the kernel looks again, once.
+    pub fn refuse_gone(&self, attr: &Attr, thread: u32) -> Outcome<()> {
+        let is_gone = attr.links == 0 && self.handles.get(attr.file).is_none();
+        if is_gone && self.names.is_sent(thread, attr.file, Instant::now()) {
+            return Err(Errno::ESTALE);
+        }
+        self.names.arrived(thread);
+        Ok(())
     }
 
     /// What is known of a file that is opened. If the name that led to it leads there no more, the kernel is told so (`ESTALE`), and
-    /// looks again; if the thread then comes to the same file, it came by a descriptor.
+    /// looks again, once: so often does it for a program.
     async fn look_by_name(&self, id: FileId, thread: u32) -> Outcome<Known> {
         let path = match self.names.believed(id, Instant::now()) {
             Some((directory, name)) => self.name_in(directory, &name)?,
             None => at(id),
         };
         match self.client.look_again(&path, id).await {
-            Ok(known) if known.attr.file == id && known.attr.links > 0 => return Ok(known),
+            Ok(known) if known.attr.file == id && known.attr.links > 0 => {
+                self.names.arrived(thread);
+                return Ok(known);
+            }
             Ok(_) | Err(Error::Refused(_)) => {}
             Err(e) => return Err(errno(&e)),
         }
         if self.names.is_sent(thread, id, Instant::now()) {
             return Err(Errno::ESTALE);
         }
-        let known = self.client.look(&at(id)).await.map_err(|e| errno(&e))?;
-        if self.is_gone(&known.attr) { Err(Errno::ESTALE) } else { Ok(known) }
+        self.client.look(&at(id)).await.map_err(|e| errno(&e))
     }
 
     /// What a file that was locked is now. Whoever had it locked before may have taken its name away, and programs look
@@ -549,6 +553,7 @@ impl Shared {
         size: Option<u64>,
         mut changes: Changes,
         has_right: bool,
+        thread: u32,
     ) -> Outcome<FileAttr> {
         let id = self.id(ino);
         self.lose_set_ids(ino, has_right || size.is_none()).await?;
@@ -556,7 +561,7 @@ impl Shared {
             changes.mode = changes.mode.or_else(|| self.set_ids.left(id));
         }
         let cut = match size {
-            Some(size) => Some(self.cut(id, size).await?),
+            Some(size) => Some(self.cut(id, size, thread).await?),
             None => {
                 if let Some(file) = self.handles.get(id) {
                     // Mostly all is written by now; it is durable by the close, and on its way meanwhile.
@@ -571,7 +576,7 @@ impl Shared {
         if nothing && mode.is_none() && uid.is_none() && gid.is_none() {
             let attr = match cut {
                 Some(seen) => seen.attr,
-                None => self.get_attr(ino).await?,
+                None => self.stat(&at(id)).await?,
             };
             return Ok(self.attr(&attr));
         }
@@ -585,20 +590,19 @@ impl Shared {
         let changed = self.client.change(at(id), changes).await;
         self.directories.forget(id);
         let known = changed.map_err(|e| errno(&e))?;
-        if self.is_gone(&known.attr) {
-            return Err(Errno::ESTALE);
+        if known.attr.kind == FileKind::File {
+            self.refuse_gone(&known.attr, thread)?;
         }
         Ok(self.attr(&self.exactly(known, asked).await?.attr))
     }
 
     /// Cuts a file. Of one that is open here - also by `O_TRUNC`, which comes after the open - bytes are written again, mostly.
-    async fn cut(&self, id: FileId, length: u64) -> Outcome<Seen> {
+    async fn cut(&self, id: FileId, length: u64, thread: u32) -> Outcome<Seen> {
         let cut = match self.handles.get(id) {
             Some(file) => file.truncate(length, true).await,
             None => {
-                if self.is_gone(&self.client.lookup(&at(id)).await.map_err(|e| errno(&e))?) {
-                    return Err(Errno::ESTALE);
-                }
+                let attr = self.client.lookup(&at(id)).await.map_err(|e| errno(&e))?;
+                self.refuse_gone(&attr, thread)?;
                 self.client.forget_mtime(id).await;
                 self.client.truncate(&at(id), length).await
             }
