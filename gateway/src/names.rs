@@ -2,14 +2,13 @@
 //! a name for a second (`Cache::ttl`), which it counts from when it takes the answer; whatever others did to that name, it asks
 //! for the file that it knows.
 
+use crate::shown::BELIEVED;
 use common::FileId;
 use fuser::INodeNo;
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// For so long it may believe a name.
-const BELIEVED: Duration = Duration::from_secs(2);
 /// With so many more files those are forgotten that it does not believe any more ...
 const FILES: usize = 4096;
 /// ... and with more than this, all: their names are believed to the end.

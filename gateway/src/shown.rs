@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// For so long the kernel may believe what it was told: for a second (`Cache::ttl`), which it counts from when it takes
+/// For so long the kernel may believe what it was told, names and lengths: for a second (`Cache::ttl`), which it counts from when it takes
 /// the answer, and that can be later.
-const BELIEVED: Duration = Duration::from_secs(2);
+pub const BELIEVED: Duration = Duration::from_secs(2);
 /// With more files than this, those are forgotten that it does not believe any more ...
 const FILES: usize = 4096;
 /// ... and with more than this, all: then it may believe anything for a while.
