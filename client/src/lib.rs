@@ -107,6 +107,12 @@ pub struct Known {
     said: Option<looks::Said>,
 }
 
+impl From<Attr> for Known {
+    fn from(attr: Attr) -> Known {
+        Known { attr, chunk: None, said: None }
+    }
+}
+
 impl Known {
     /// Of a file that is new, or was just emptied: nobody has written to it.
     fn into_new(self) -> Seen {
@@ -128,7 +134,7 @@ pub struct Found {
 
 impl From<Entry> for Found {
     fn from(Entry { name, attr }: Entry) -> Found {
-        Found { name, known: Known { attr, chunk: None, said: None }, may_have_xattrs: true }
+        Found { name, known: Known::from(attr), may_have_xattrs: true }
     }
 }
 

@@ -142,12 +142,11 @@ impl Filesystem for Gateway {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if self.shared.absent.is_absent(self.shared.id(parent), name.as_bytes(), Instant::now()) {
-            self.shared.names.arrived(req.pid());
-            return reply.error(Errno::ENOENT);
-        }
         let (name, thread) = (name.as_bytes().to_vec(), req.pid());
-        self.entry(reply, async move |shared| shared.lookup(parent, name, thread).await);
+        self.spawn(async move |shared| match shared.clone().lookup(parent, name, thread).await {
+            Ok((attr, ttl)) => reply.entry(&ttl, &shared.attr(&attr), Generation(0)),
+            Err(e) => reply.error(e),
+        });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
@@ -229,7 +228,7 @@ impl Filesystem for Gateway {
                 Some(kind) => shared.client.make_special(path, kind, rdev, bits, owner).await,
                 None => return Err(Errno::EINVAL),
             };
-            shared.made(parent, &name, &made, name_changed);
+            shared.named(parent, &name, &made, name_changed);
             let made = made.map_err(|e| errno(&e))?;
             shared.leads_to((parent, name), &made);
             Ok(made)
@@ -242,10 +241,10 @@ impl Filesystem for Gateway {
             let path = shared.name_in(parent, &name)?;
             let began = Instant::now();
             let made = shared.client.make_directory(path, mode, owner).await;
-            shared.made(parent, &name, &made, name_changed);
+            shared.named(parent, &name, &made, name_changed);
             let made = made.map_err(|e| errno(&e))?;
             if shared.cache != Cache::Strict {
-                shared.absent.made_directory(made.file, began);
+                shared.contents.made_directory(made.file, began);
             }
             Ok(made)
         });
@@ -256,7 +255,7 @@ impl Filesystem for Gateway {
         self.empty(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
             let removed = shared.client.remove(path, Only::NoDirectory, user).await;
-            shared.changed(parent, &removed, |parent| Some(parent.mtime_ns));
+            shared.named(parent, &name, &removed, |parent| Some(parent.mtime_ns));
             removed.map(drop).map_err(|e| errno(&e))
         });
     }
@@ -266,7 +265,7 @@ impl Filesystem for Gateway {
         self.empty(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
             let removed = shared.client.remove(path, Only::Directory, user).await;
-            shared.changed(parent, &removed, |_| None);
+            shared.named(parent, &name, &removed, |_| None);
             removed.map(drop).map_err(|e| errno(&e))
         });
     }
@@ -277,7 +276,7 @@ impl Filesystem for Gateway {
         self.entry(reply, async move |shared| {
             let path = shared.name_in(parent, &name)?;
             let made = shared.client.make_symlink(path, &target, owner).await;
-            shared.made(parent, &name, &made, name_changed);
+            shared.named(parent, &name, &made, name_changed);
             made.map_err(|e| errno(&e))
         });
     }
@@ -305,13 +304,13 @@ impl Filesystem for Gateway {
             // The name that led to it is one no more, perhaps.
             let attr = shared.client.lookup(&from).await.map_err(|e| errno(&e))?;
             if attr.links == 0 {
-                let is_sent = shared.names.is_sent(thread, attr.file, Instant::now());
+                let is_sent = shared.is_sent(thread, attr.file);
                 return Err(if is_sent { Errno::ESTALE } else { Errno::ENOENT });
             }
             shared.names.arrived(thread);
             let asked = Instant::now();
             let linked = shared.client.link(from, to).await;
-            shared.made(newparent, &newname, &linked, |known| name_changed(&known.attr));
+            shared.named(newparent, &newname, &linked, |known| name_changed(&known.attr));
             match linked {
                 Err(Error::Refused(r)) if r.code == Code::IsADirectory => Err(Errno::EPERM),
                 Ok(known) => {
@@ -355,7 +354,7 @@ impl Filesystem for Gateway {
                     // It is there all the same; room for its bytes is made when they come.
                     made = shared.client.make_file(path.clone(), mode, owner, false).await;
                 }
-                shared.made(parent, &name, &made, |seen| name_changed(&seen.attr));
+                shared.named(parent, &name, &made, |seen| name_changed(&seen.attr));
                 match made {
                     Ok(seen) => {
                         shared.leads_to((parent, name), &seen.attr);

@@ -6,11 +6,11 @@
 //! before, on any machine; `fsync` returns when everything is durable on every replica; errors are told by
 //! `fsync` and `close`.
 
-mod absent;
 mod asked;
 mod attr;
 mod bare;
 mod caller;
+mod contents;
 mod directories;
 mod errno;
 mod handles;

@@ -1,8 +1,8 @@
 //! What the threads of a mount share, and what each question of the kernel comes to: attributes, opens, writes, names.
 
-use crate::absent::{Absent, Missed};
 use crate::attr::{file_attr, nanos};
 use crate::bare::Bare;
+use crate::contents::{Contents, Listed, is_plain};
 use crate::directories::Directories;
 use crate::errno::errno;
 use crate::handles::Handles;
@@ -45,7 +45,7 @@ pub struct Shared {
     pub name: String,
     /// What the bytes of a file were when the kernel last opened it.
     pub told: Mutex<HashMap<FileId, Version>>,
-    pub absent: Absent,
+    pub contents: Contents,
     pub bare: Bare,
     habit: Habit,
     pub directories: Directories,
@@ -91,7 +91,7 @@ impl Shared {
             locks_everywhere: !options.local_locks,
             name,
             told: Mutex::default(),
-            absent: Absent::default(),
+            contents: Contents::default(),
             bare: Bare::default(),
             habit: Habit::default(),
             directories: Directories::default(),
@@ -141,31 +141,55 @@ impl Shared {
         self.exactly(known, asked).await
     }
 
-    /// Looks for a name, for a thread of a program.
-    pub async fn lookup(self: Arc<Self>, parent: INodeNo, name: Vec<u8>, thread: u32) -> Outcome<Attr> {
-        let directory = self.id(parent);
-        let asked = Instant::now();
-        match self.client.look(&self.name_in(parent, &name)?).await {
-            Ok(known) => {
-                if known.attr.open.is_some() {
-                    self.habit.looked(directory, asked);
-                }
-                let attr = self.exactly(known, asked).await?.attr;
-                self.leads_to((parent, name), &attr);
-                self.names.looked(thread, attr.file);
-                Ok(attr)
-            }
-            Err(e) => {
+    /// Looks for a name, for a thread of a program: what it leads to, and for how long the kernel may believe that.
+    pub async fn lookup(
+        self: Arc<Self>,
+        parent: INodeNo,
+        name: Vec<u8>,
+        thread: u32,
+    ) -> Outcome<(Attr, Duration)> {
+        let now = Instant::now();
+        let (known, asked, ttl) = match self.contents.at(self.id(parent), &name, now) {
+            Listed::Absent => {
                 self.names.arrived(thread);
-                let (now, is_missed) = (Instant::now(), e.code() == Some(Code::NotFound));
-                let remembers = self.cache != Cache::Strict;
-                if remembers && is_missed && self.absent.missed(directory, now) == Missed::List {
-                    let shared = self.clone();
-                    tokio::spawn(async move { shared.absent.list(&shared.client, directory, now).await });
-                }
-                Err(errno(&e))
+                return Err(Errno::ENOENT);
             }
+            Listed::Leads(attr, at) if !self.shown.told_since(attr.file, at) => {
+                (Known::from(*attr), at, self.cache.ttl().saturating_sub(now - at))
+            }
+            _ => match self.ask_for(parent, &name, now).await {
+                Ok(known) => (known, now, self.cache.ttl()),
+                Err(e) => {
+                    self.names.arrived(thread);
+                    return Err(e);
+                }
+            },
+        };
+        let attr = self.exactly(known, asked).await?.attr;
+        self.leads_to((parent, name), &attr);
+        self.names.looked(thread, attr.file);
+        Ok((attr, ttl))
+    }
+
+    /// Asks the masters for a name; where many are asked for, the directory is listed, behind the asker's back.
+    async fn ask_for(self: &Arc<Self>, parent: INodeNo, name: &[u8], asked: Instant) -> Outcome<Known> {
+        let directory = self.id(parent);
+        let found = self.client.look(&self.name_in(parent, name)?).await;
+        let would_be_known = match &found {
+            Ok(known) => is_plain(&known.attr),
+            Err(e) => e.code() == Some(Code::NotFound),
+        };
+        if matches!(&found, Ok(known) if known.attr.open.is_some()) {
+            self.habit.looked(directory, asked);
         }
+        if would_be_known
+            && self.cache != Cache::Strict
+            && let Some(wish) = self.contents.looked(directory, found.is_ok(), Instant::now())
+        {
+            let shared = self.clone();
+            tokio::spawn(async move { shared.contents.list(&shared.client, wish).await });
+        }
+        found.map_err(|e| errno(&e))
     }
 
     /// The kernel will be told that a name leads to this.
@@ -179,11 +203,26 @@ impl Shared {
     /// the kernel still believes, and which was unlinked or replaced elsewhere. Told so (`ESTALE`), the kernel looks again, once.
     pub fn refuse_gone(&self, attr: &Attr, thread: u32) -> Outcome<()> {
         let is_gone = attr.links == 0 && self.handles.get(attr.file).is_none();
-        if is_gone && self.names.is_sent(thread, attr.file, Instant::now()) {
+        if is_gone && self.is_sent(thread, attr.file) {
             return Err(Errno::ESTALE);
         }
         self.names.arrived(thread);
         Ok(())
+    }
+
+    /// Whether a thread, which a name has led to a file that has it no more, is to look again.
+    pub fn is_sent(&self, thread: u32, file: FileId) -> bool {
+        self.touched(file);
+        self.names.is_sent(thread, file, Instant::now())
+    }
+
+    /// What was listed of a file is not so any more.
+    fn touched(&self, file: FileId) {
+        let now = Instant::now();
+        match self.names.believed(file, now) {
+            Some((directory, name)) => self.contents.changed(self.id(directory), &name, now),
+            None => self.contents.forget(),
+        }
     }
 
     /// What is known of a file that is opened. If the name that led to it leads there no more, the kernel is told so (`ESTALE`), and
@@ -201,7 +240,7 @@ impl Shared {
             Ok(_) | Err(Error::Refused(_)) => {}
             Err(e) => return Err(errno(&e)),
         }
-        if self.names.is_sent(thread, id, Instant::now()) {
+        if self.is_sent(thread, id) {
             return Err(Errno::ESTALE);
         }
         self.client.look(&at(id)).await.map_err(|e| errno(&e))
@@ -332,7 +371,7 @@ impl Shared {
 
     /// A file that is open here was locked, and others may have changed it before: programs see what is there now.
     pub async fn see_again(&self, id: FileId) -> Outcome<()> {
-        self.absent.forget();
+        self.contents.forget();
         self.bare.forget();
         let Some(file) = self.handles.get(id) else { return Ok(()) };
         let since = file.moment().await;
@@ -459,7 +498,9 @@ impl Shared {
             && !has_right
         {
             let changes = Changes { mode: Some(left), ..Changes::default() };
-            self.client.change(at(id), changes).await.map_err(|e| errno(&e))?;
+            let changed = self.client.change(at(id), changes).await;
+            self.touched(id);
+            changed.map_err(|e| errno(&e))?;
             self.set_ids.told(id, left);
         }
         Ok(())
@@ -486,6 +527,7 @@ impl Shared {
         self.bare.changed(id);
         let set = self.client.set_xattr(at(id), name, value, there).await;
         self.bare.changed(id);
+        self.touched(id);
         set.map_err(|e| errno(&e))
     }
 
@@ -501,20 +543,15 @@ impl Shared {
         Ok(cloned)
     }
 
-    /// A name was made here, or may have been; if it is no directory's, at this time.
-    pub fn made<T>(
+    /// A name was made or removed here, or may have been; if it is no directory's, at this time.
+    pub fn named<T>(
         &self,
         parent: INodeNo,
         name: &[u8],
         outcome: &client::Result<T>,
         time: impl Fn(&T) -> Option<i64>,
     ) {
-        self.absent.made(self.id(parent), name);
-        self.changed(parent, outcome, time);
-    }
-
-    /// The names of a directory were changed here, or may have been; if none of them is a directory's, at this time.
-    pub fn changed<T>(&self, parent: INodeNo, outcome: &client::Result<T>, time: impl Fn(&T) -> Option<i64>) {
+        self.contents.changed(self.id(parent), name, Instant::now());
         match outcome {
             Err(Error::Refused(_)) => {}
             Ok(done) if let Some(time) = time(done) => self.directories.changed(self.id(parent), time),
@@ -627,11 +664,8 @@ impl Shared {
             _ => return Err(Errno::EINVAL),
         };
         let time = |moved: &Option<Attr>| moved.as_ref().and_then(name_changed);
-        self.made(newparent, &newname, &renamed, time);
-        self.changed(parent, &renamed, time);
-        if flags == RenameFlags::RENAME_EXCHANGE {
-            self.absent.made(self.id(parent), &name);
-        }
+        self.named(newparent, &newname, &renamed, time);
+        self.named(parent, &name, &renamed, time);
         if let Ok(Some(moved)) = &renamed {
             self.leads_to((newparent, newname), moved);
         }

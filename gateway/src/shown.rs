@@ -45,6 +45,13 @@ impl Shown {
         }
     }
 
+    /// Whether it may have been told something of a file since then, within the time for which it believes that.
+    pub fn told_since(&self, file: FileId, since: Instant) -> bool {
+        let state = self.0.lock().expect("never poisoned");
+        let told = state.lengths.get(&file).map(|(_, at)| *at);
+        told.max(state.forgot).is_some_and(|at| at >= since)
+    }
+
     /// A file is opened here, of which it was told that length.
     pub fn opened(&self, file: FileId, length: u64) {
         self.0.lock().expect("never poisoned").open.entry(file).or_insert(length);
@@ -145,6 +152,20 @@ mod tests {
         assert_eq!(shown.open_length(file), Some(3), "it was cut, and is opened again");
         shown.closed(file, || false);
         assert_eq!(shown.open_length(file), None);
+    }
+
+    #[test]
+    fn what_was_told_or_forgotten_since_is_known() {
+        let (shown, now) = (Shown::default(), Instant::now());
+        let (before, after) = (now - BELIEVED / 2, now + BELIEVED / 2);
+        assert!(!shown.told_since(FileId(1), before));
+        shown.told(FileId(1), 5, now);
+        assert!(shown.told_since(FileId(1), before) && shown.told_since(FileId(1), now));
+        assert!(!shown.told_since(FileId(1), after) && !shown.told_since(FileId(2), before));
+        for n in 0..=FILES_MAX as u64 {
+            shown.told(FileId(1000 + n), 5, now);
+        }
+        assert!(shown.told_since(FileId(2), before) && !shown.told_since(FileId(2), after));
     }
 
     #[test]
