@@ -1,6 +1,7 @@
 //! Names that one machine changes while the kernel of another still believes what it was told of them. Needs root and
 //! `/dev/fuse`; without them, says so.
 
+mod listings;
 mod mounted;
 
 use mounted::{Again, Mounted, can_mount};
