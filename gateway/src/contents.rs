@@ -20,19 +20,19 @@ const LOOKS: usize = 8;
 const MISSES: usize = 32;
 /// So many in one second keep it so for the next.
 const MISSES_MORE: usize = 8;
-/// A listing may be of so many names for each that was looked for: it costs about as much as four questions for one of eight.
-/// One that would be longer is given up, and tried again when twice as many are looked for.
+/// A directory is listed anew when one of so many of its names was looked for within `VALID`, and a listing that gets longer than twice
+/// so many for each look is given up, and tried again with twice as many looks: 500 names cost about as much as ten questions.
 const NAMES_A_LOOK: usize = 32;
 /// Directories with more names are not listed.
 const NAMES_MAX: usize = 10_000;
 /// Names of a page.
 const PAGE: u32 = 1024;
 /// Directories of which something is known at a time; with more, all is forgotten.
-const DIRECTORIES_MAX: usize = 64;
+const DIRECTORIES_MAX: usize = 1024;
 /// Names that are known at a time, of all directories; with more, all is forgotten.
 const ALL_NAMES_MAX: usize = 32 * 1024;
 
-/// Where each leads, if that is known: to a file that has no other name, and to which nobody writes.
+/// Where each leads, if a listing can say that (`is_plain`).
 type Names = HashMap<Vec<u8>, Option<Box<Attr>>>;
 
 #[derive(Default)]
@@ -140,7 +140,6 @@ impl Contents {
                 return None;
             }
             known.listing = Some((now, vec![]));
-            // It may have grown since it was listed last.
             let limit = (2 * NAMES_A_LOOK * known.looks.max(LOOKS)).min(NAMES_MAX);
             Some(Wish { directory, began: now, limit })
         })
