@@ -76,6 +76,26 @@ pub fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
+/// An empty file, for tests.
+#[cfg(test)]
+pub const ATTR: Attr = Attr {
+    file: common::FileId(1),
+    kind: FileKind::File,
+    mode: 0,
+    uid: 0,
+    gid: 0,
+    mtime_ns: 0,
+    length: 0,
+    count: 0,
+    open: None,
+    target: vec![],
+    chunk_bytes: 0,
+    atime_ns: 0,
+    ctime_ns: 0,
+    links: 1,
+    device: 0,
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,24 +111,6 @@ mod tests {
         }
         assert_eq!(blocks(&Attr { kind: FileKind::Symlink, length: 600, ..ATTR }), 2);
     }
-
-    const ATTR: Attr = Attr {
-        file: common::FileId(1),
-        kind: FileKind::File,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime_ns: 0,
-        length: 0,
-        count: 0,
-        open: None,
-        target: vec![],
-        chunk_bytes: 0,
-        atime_ns: 0,
-        ctime_ns: 0,
-        links: 1,
-        device: 0,
-    };
 
     #[test]
     fn times_come_back_as_they_went() {

@@ -1,13 +1,14 @@
 //! Files that have no extended attributes, as far as whoever lists their directory is told. `ls -l` and `cp -a` then ask for
 //! two or three of each.
 
+use crate::TTL;
 use common::FileId;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// For so long that holds, as the kernel may believe attributes (`Cache::ttl`).
-const VALID: Duration = Duration::from_secs(1);
+const VALID: Duration = TTL;
 /// Files of which something is known at a time; with more, all is forgotten.
 const FILES_MAX: usize = 16 * 1024;
 

@@ -2,6 +2,7 @@
 //! name is over: where many are looked for, the directory is listed once a second instead, and what was listed answers. It is
 //! believed to the end of that second, so nothing is believed longer than if each had been asked for.
 
+use crate::TTL;
 use client::{Attr, Client, FileKind, Result};
 use common::FileId;
 use common::limits::NAME_BYTES_MAX;
@@ -12,7 +13,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// For so long a listing answers: as long as the kernel may believe a name.
-const VALID: Duration = Duration::from_secs(1);
+const VALID: Duration = TTL;
 /// So many names of a directory that are looked for within `VALID` are worth a first listing.
 const LOOKS: usize = 8;
 /// So many that are not found mean that names are being made: then a listing answers for names, too, that it does not have. Else
@@ -231,27 +232,12 @@ async fn names_of(client: &Client, wish: &Wish) -> Result<Option<Names>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attr::ATTR;
 
     const DIR: FileId = FileId(7);
 
     fn attr(file: u64) -> Attr {
-        Attr {
-            file: FileId(file),
-            kind: FileKind::File,
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime_ns: 0,
-            length: 0,
-            count: 0,
-            open: None,
-            target: vec![],
-            chunk_bytes: 0,
-            atime_ns: 0,
-            ctime_ns: 0,
-            links: 1,
-            device: 0,
-        }
+        Attr { file: FileId(file), ..ATTR }
     }
 
     /// Names that lead to files with these numbers.

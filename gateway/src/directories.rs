@@ -3,6 +3,7 @@
 //! What is changed here is known here, with the time that the masters have given it; what others change can be as old
 //! as the kernel may believe attributes.
 
+use crate::TTL;
 use client::Attr;
 use common::FileId;
 use std::collections::HashMap;
@@ -10,7 +11,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// For so long attributes hold, as the kernel may believe them (`Cache::ttl`).
-const VALID: Duration = Duration::from_secs(1);
+const VALID: Duration = TTL;
 /// Directories of which something is known at a time; with more, all is forgotten.
 const DIRECTORIES_MAX: usize = 1024;
 
@@ -105,28 +106,14 @@ impl Directories {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attr::ATTR;
     use client::FileKind;
 
     const DIR: FileId = FileId(3);
 
     fn attr(mode: u32, time: i64) -> Attr {
-        Attr {
-            file: DIR,
-            kind: FileKind::Directory,
-            mode,
-            uid: 0,
-            gid: 0,
-            mtime_ns: time,
-            length: 0,
-            count: 0,
-            open: None,
-            target: vec![],
-            chunk_bytes: 0,
-            atime_ns: 5,
-            ctime_ns: time,
-            links: 2,
-            device: 0,
-        }
+        let kind = FileKind::Directory;
+        Attr { file: DIR, kind, mode, mtime_ns: time, ctime_ns: time, links: 2, ..ATTR }
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()
 }
 
+/// For so long the kernel may believe names and attributes.
+const TTL: Duration = Duration::from_secs(1);
+
 /// What the kernel may remember.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
@@ -75,7 +78,7 @@ pub enum Cache {
 impl Cache {
     fn ttl(self) -> Duration {
         match self {
-            Cache::CloseToOpen => Duration::from_secs(1),
+            Cache::CloseToOpen => TTL,
             Cache::Strict => Duration::ZERO,
         }
     }
